@@ -1,0 +1,1 @@
+//! What the namespace tests share: running a lab and asserting the path that it found.

@@ -1,0 +1,1 @@
+//! The signaling service: WebSocket over TLS, records kept in memory by key and fanned out.

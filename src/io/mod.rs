@@ -1,0 +1,1 @@
+//! Sockets, relay connections and the packet loop.

@@ -1,0 +1,1 @@
+//! The lab: an internet, NATs and nodes in network namespaces of this machine.

@@ -1,0 +1,5 @@
+//! The `wice` binary.
+
+fn main() -> std::process::ExitCode {
+    wice::cli::main()
+}
