@@ -1,3 +1,8 @@
 //! Sans-IO: no sockets, clock, RNG or environment. Time and seeds are passed in.
 
+pub mod credentials;
+pub mod ice;
+pub mod policy;
+pub mod stun;
+pub mod timing;
 pub mod turn;
