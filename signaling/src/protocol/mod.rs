@@ -4,9 +4,36 @@
 mod advert;
 mod candidate;
 mod key;
+mod network;
+#[cfg(test)]
+mod network_tests;
+mod overlay;
+mod prefix;
+mod receipt;
+#[cfg(test)]
+mod record_tests;
+mod revocation;
+mod routes;
+mod seal;
+#[cfg(test)]
+pub(crate) mod testing;
+mod wire;
+pub mod xeddsa;
 
-pub use advert::{Advert, Session};
+pub use advert::{Advert, MAX_ADVERT_LEN, MAX_ADVERT_LEN_BARE, MAX_NAME_LEN, Session};
 pub use candidate::{
-    Candidate, CandidateKind, Filtering, Mapping, MAX_CANDIDATES, NatBehavior, RelayTransport,
+    Candidate, CandidateKind, Filtering, MAX_CANDIDATES, Mapping, NatBehavior, RelayTransport,
+    normalize_candidates,
 };
-pub use key::PublicKey;
+pub use key::{KEY_HASH_LEN, KeyParseError, PrivateKey, PublicKey};
+pub use network::{
+    AdminKey, Invite, InviteCertificate, InviteId, MAX_INVITE_PREFIXES, MAX_LABEL_LEN,
+    MAX_MEMBERSHIP_LEN, Membership, NetworkId,
+};
+pub use overlay::{OVERLAY_IPV4, OVERLAY_IPV6, may_claim_overlay, overlay_ipv4, overlay_ipv6};
+pub use prefix::{IpPrefix, PrefixParseError};
+pub use receipt::{JoinReceipt, ServiceSecret};
+pub use revocation::{MAX_REVOCATION_LEN, MAX_REVOCATIONS, RevocationList};
+pub use routes::{MAX_ROUTES, MAX_ROUTES_LEN, Routes};
+pub use seal::{MAX_SEALED_LEN, NetworkKey, OpenError, RecordKind, SEAL_NONCE_LEN};
+pub use wire::RecordError;
