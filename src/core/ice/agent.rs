@@ -1,6 +1,7 @@
 //! The agent's state: bases and candidates in, pairs kept, timeouts, events out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha12Rng;
@@ -67,6 +68,7 @@ pub struct Agent {
     remotes: Vec<RemoteCandidate>,
     pub(super) pairs: BTreeMap<PairKey, Pair>,
     pub(super) triggered: VecDeque<PairKey>,
+    permitted: BTreeSet<(BaseId, IpAddr)>,
     /// Whether the owner has traffic for this peer: failed pairs are then tried again.
     pub(super) has_traffic: bool,
     rng: ChaCha12Rng,
@@ -92,6 +94,7 @@ impl Agent {
             remotes: Vec::new(),
             pairs: BTreeMap::new(),
             triggered: VecDeque::new(),
+            permitted: BTreeSet::new(),
             has_traffic: false,
             rng,
             events: VecDeque::new(),
@@ -137,6 +140,7 @@ impl Agent {
     /// The base is gone: its pairs fail now.
     pub fn remove_base(&mut self, id: BaseId) {
         self.bases.retain(|base| base.id != id);
+        self.permitted.retain(|(base, _)| *base != id);
         let gone: Vec<PairKey> = self
             .pairs
             .keys()
@@ -190,6 +194,34 @@ impl Agent {
                 self.add_pair(*base, candidate, true);
             }
         }
+    }
+
+    /// The relay behind `base` lets `peer` through: pairs that waited for it may be checked.
+    pub fn permit(&mut self, base: BaseId, peer: IpAddr) {
+        self.permitted.insert((base, peer));
+        for pair in self.pairs.values_mut() {
+            if pair.key.base == base && pair.key.remote.ip() == peer {
+                pair.held = false;
+            }
+        }
+    }
+
+    /// The relay behind `base` refuses `peer`: its pairs fail, no others.
+    pub fn forbid(&mut self, base: BaseId, peer: IpAddr, now: Instant) {
+        self.permitted.remove(&(base, peer));
+        let of_peer = |key: &&PairKey| key.base == base && key.remote.ip() == peer;
+        let keys: Vec<PairKey> = self.pairs.keys().filter(of_peer).copied().collect();
+        for key in keys {
+            self.set_failed(key, Failure::RelayForbids, now);
+        }
+    }
+
+    /// The peer addresses that the relay behind `base` has to let through.
+    pub fn wanted_permissions(&self, base: BaseId) -> impl Iterator<Item = IpAddr> + '_ {
+        self.pairs
+            .keys()
+            .filter(move |key| key.base == base)
+            .map(|key| key.remote.ip())
     }
 
     /// What the owner uses a pair for; decides how it is kept alive.
@@ -403,6 +435,8 @@ impl Agent {
         let local_priority = candidate_priority(known.host_kind(), known.preference);
         let mut pair = Pair::new(key, known.kind, local_priority, remote, advertised);
         pair.priority = pair_priority(self.role, local_priority, remote.priority);
+        let relayed = pair.relay_transport().is_some();
+        pair.held = relayed && advertised && !self.permitted.contains(&(base, remote.address.ip()));
         if self.pairs.len() >= MAX_PAIRS && !self.make_room(pair.priority) {
             return;
         }

@@ -165,6 +165,7 @@ impl Agent {
             return;
         };
         pair.note_received();
+        pair.held = false;
         let repeated = pair.last_trigger == Some(request.id());
         pair.last_trigger = Some(request.id());
         let silent = pair.unanswered_since.is_some();

@@ -77,6 +77,8 @@ pub struct Pair {
     pub(super) mapped: Option<SocketAddr>,
     pub(super) priority: u64,
     pub(super) state: PairState,
+    /// Waits for the relay's permission: nothing is sent before it (RFC 8445 §7.2.1).
+    pub(super) held: bool,
     pub(super) used: Use,
     pub(super) nominated: Option<u32>,
     /// Controlled: USE-CANDIDATE came before the pair was valid.
@@ -119,6 +121,7 @@ impl Pair {
             mapped: None,
             priority: 0,
             state: PairState::Waiting,
+            held: false,
             used: Use::None,
             nominated: None,
             nomination_wanted: None,
@@ -157,6 +160,11 @@ impl Pair {
     /// RFC 8445 §6.1.2.3, in our present role.
     pub fn priority(&self) -> u64 {
         self.priority
+    }
+
+    /// Whether it waits for the relay's permission.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// What our side of it is known as: the base, or how the other side sees it.
@@ -216,6 +224,11 @@ impl Pair {
     /// Answered among the last eight checks that have had their time: (answered, of).
     pub fn recent(&self) -> (u32, u32) {
         (self.history.count_ones(), self.history_len)
+    }
+
+    /// Whether it may be checked for the first time.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state == PairState::Waiting && !self.held
     }
 
     pub(super) fn note_started(&mut self, now: Instant) {
