@@ -39,11 +39,7 @@ impl Agent {
     /// When [`Self::poll_check`] has something to send; a time in the past while pairs wait.
     pub fn check_due(&self, now: Instant) -> Option<Instant> {
         self.remote.as_ref()?;
-        let waiting = || {
-            self.pairs
-                .values()
-                .any(|pair| pair.state == PairState::Waiting)
-        };
+        let waiting = || self.pairs.values().any(Pair::is_waiting);
         if !self.triggered.is_empty() || self.nominate.is_some() || waiting() {
             return Some(now);
         }
@@ -103,10 +99,7 @@ impl Agent {
                 .any(|pair| pair.checks().0 > 0)
         };
         let (direct_tried, relayed_tried) = (tried(false), tried(true));
-        let waiting = self
-            .pairs
-            .values()
-            .filter(|pair| pair.state == PairState::Waiting);
+        let waiting = self.pairs.values().filter(|pair| pair.is_waiting());
         waiting
             .map(|pair| {
                 let first_of_class = match pair.relays() {
