@@ -483,7 +483,7 @@ impl Agent {
     }
 
     /// The failed pairs that are tried again, best first.
-    fn best_failed(&self) -> Vec<PairKey> {
+    pub(super) fn best_failed(&self) -> Vec<PairKey> {
         let failed = |pair: &&Pair| matches!(pair.state, PairState::Failed(_));
         let mut best: Vec<(u64, PairKey)> = self
             .pairs

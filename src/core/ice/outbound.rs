@@ -60,6 +60,28 @@ impl Agent {
         }
     }
 
+    /// Whether the nomination of this pair is on its way.
+    pub fn is_nominating(&self, key: PairKey) -> bool {
+        let nominates = |transaction: &Transaction| {
+            matches!(transaction.purpose, Purpose::Nominate(value) if value == self.last_nomination)
+                && !transaction.settled
+        };
+        self.nominate == Some(key)
+            || self
+                .pairs
+                .get(&key)
+                .is_some_and(|pair| pair.open.iter().any(nominates))
+    }
+
+    /// Tries the best failed pairs again now, once.
+    pub fn recheck(&mut self, now: Instant) {
+        for key in self.best_failed() {
+            if let Some(pair) = self.pairs.get_mut(&key) {
+                pair.next_check = Some(now);
+            }
+        }
+    }
+
     /// The next check, if one is due. `rto` is the first retransmission's delay, at least 500 ms
     /// (RFC 8445 §14.3).
     pub fn poll_check(&mut self, rto: Duration, now: Instant) -> Option<Outgoing> {
@@ -181,7 +203,7 @@ impl Agent {
                 let has_traffic = self.has_traffic;
                 let pair = self.pairs.get_mut(&key)?;
                 pair.next_check = match pair.state {
-                    PairState::Failed(_) => Some(now + RECHECK.mul_f64(jitter)),
+                    PairState::Failed(_) => has_traffic.then(|| now + RECHECK.mul_f64(jitter)),
                     PairState::Succeeded => {
                         keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter))
                     }
