@@ -182,7 +182,8 @@ impl Allocation {
             if matches!(self.phase, Phase::Failed | Phase::Closed) {
                 return;
             }
-            match self.stream.next(&mut data) {
+            let known = |number| self.channels.known(number);
+            match self.stream.next(&mut data, known) {
                 Ok(Some(frame)) => {
                     if let Some(received) = self.handle_frame(&frame, now) {
                         deliver(received);

@@ -99,6 +99,11 @@ impl Channels {
         self.active.contains_key(peer).then_some(*peer)
     }
 
+    /// Whether the server may use a number at all, wanted or not.
+    pub(super) fn known(&self, number: u16) -> bool {
+        self.numbers.contains_key(&number)
+    }
+
     pub(super) fn any_to(&self, ip: IpAddr) -> bool {
         let range = SocketAddr::new(ip, 0)..=SocketAddr::new(ip, u16::MAX);
         self.active.range(range).next().is_some()

@@ -238,9 +238,9 @@ impl Allocation {
         }
     }
 
-    /// 401. Without credentials in the request it is the challenge. With them it means that they are
-    /// wrong, except in two cases: another realm, and a request on an existing
-    /// allocation, whose credentials were right before (a restarted server's new nonce).
+    /// Answers 401. Without credentials in the request it is the challenge. With them it means that
+    /// they are wrong, except in two cases: another realm, and a request on an existing allocation,
+    /// whose credentials were right before (a restarted server's new nonce).
     fn handle_unauthenticated(
         &mut self,
         transaction: Transaction,

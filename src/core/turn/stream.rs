@@ -22,13 +22,15 @@ pub(super) struct StreamBuffer {
 
 impl StreamBuffer {
     /// Takes the next whole frame off `input`, or keeps what there is of it and returns `None`.
-    /// Only a frame that was split between reads is owned.
+    /// Only a frame that was split between reads is owned. `known`: whether a channel number was ever
+    /// asked for; ChannelData on another shows a stream out of step (`HT` of `HTTP` is a number too).
     pub(super) fn next<'a>(
         &mut self,
         input: &mut &'a [u8],
+        known: impl Fn(u16) -> bool,
     ) -> Result<Option<Cow<'a, [u8]>>, Desynchronized> {
         if self.partial.is_empty() {
-            return match frame_length(input)? {
+            return match frame_length(input, &known)? {
                 Some(length) if length <= input.len() => {
                     let (frame, rest) = input.split_at(length);
                     *input = rest;
@@ -43,7 +45,7 @@ impl StreamBuffer {
         }
         loop {
             // A header byte at a time at most eight times, then the whole rest at once.
-            let missing = match frame_length(&self.partial)? {
+            let missing = match frame_length(&self.partial, &known)? {
                 Some(length) if length <= self.partial.len() => {
                     return Ok(Some(Cow::Owned(std::mem::take(&mut self.partial))));
                 }
@@ -65,7 +67,10 @@ impl StreamBuffer {
 }
 
 /// The length of the frame that `bytes` starts, padding included, once enough of it is there to tell.
-fn frame_length(bytes: &[u8]) -> Result<Option<usize>, Desynchronized> {
+fn frame_length(
+    bytes: &[u8],
+    known: impl Fn(u16) -> bool,
+) -> Result<Option<usize>, Desynchronized> {
     let Some(&first) = bytes.first() else {
         return Ok(None);
     };
@@ -74,11 +79,14 @@ fn frame_length(bytes: &[u8]) -> Result<Option<usize>, Desynchronized> {
     if !stun && first & 0xf0 != 0x40 {
         return Err(Desynchronized);
     }
-    let Some(&[_, _, a, b]) = bytes.first_chunk::<4>() else {
+    let Some(&[a, b, c, d]) = bytes.first_chunk::<4>() else {
         return Ok(None);
     };
-    let length = usize::from(u16::from_be_bytes([a, b]));
+    let length = usize::from(u16::from_be_bytes([c, d]));
     if !stun {
+        if !known(u16::from_be_bytes([a, b])) {
+            return Err(Desynchronized);
+        }
         return Ok(Some(CHANNEL_DATA_HEADER + length.next_multiple_of(4)));
     }
     if length % 4 != 0 {
@@ -99,7 +107,7 @@ mod tests {
 
     fn frames(buffer: &mut StreamBuffer, mut input: &[u8]) -> Result<Vec<Vec<u8>>, Desynchronized> {
         let mut out = Vec::new();
-        while let Some(frame) = buffer.next(&mut input)? {
+        while let Some(frame) = buffer.next(&mut input, |number| number != 0x4854)? {
             out.push(frame.into_owned());
         }
         Ok(out)
