@@ -93,10 +93,11 @@ impl Channels {
         channel.expires.map(|_| channel.number)
     }
 
-    /// Whose data arrives on a number; `None` if no wanted channel has it.
-    pub(super) fn peer(&self, number: u16) -> Option<SocketAddr> {
+    /// Whose data arrives on a number, and whether the channel is still wanted: the server goes on
+    /// to use one that is not.
+    pub(super) fn peer(&self, number: u16) -> Option<(SocketAddr, bool)> {
         let peer = self.numbers.get(&number)?;
-        self.active.contains_key(peer).then_some(*peer)
+        Some((*peer, self.active.contains_key(peer)))
     }
 
     /// Whether the server may use a number at all, wanted or not.
@@ -261,7 +262,7 @@ mod tests {
         channels.retire(peer(1));
         assert_eq!(channels.peer(0x4000), None);
         assert!(channels.want(peer(1), start));
-        assert_eq!(channels.peer(0x4000), Some(peer(1)));
+        assert_eq!(channels.peer(0x4000), Some((peer(1), true)));
         assert!(channels.any_to(peer(9).ip()));
     }
 

@@ -54,8 +54,7 @@ impl Allocation {
                     self.counters.ignored += 1;
                     return None;
                 };
-                self.channels
-                    .peer(number)
+                self.channel_peer(number)
                     .map(|peer| Received { peer, payload })
             }
             Some(0x00..=0x3f) => return self.handle_message(frame, now),
