@@ -118,9 +118,21 @@ impl World {
     }
 
     fn reach(&self, x: Chain, y: Chain) -> bool {
+        let fixed = |c: Chain| c.mapping == Dependence::Endpoint;
         let one_way = |x: Chain, y: Chain| {
-            y.mapping == Dependence::Endpoint
-                && (y.filtering != Dependence::AddressPort || x.mapping == Dependence::Endpoint)
+            // What x sends to where STUN has seen y comes in …
+            let comes_in = match y.filtering {
+                Dependence::Endpoint => true,
+                Dependence::Address => fixed(y),
+                Dependence::AddressPort => fixed(y) && fixed(x),
+            };
+            // … and what y sends back does, though it may be from another port: then no answer is
+            // from where the check went to, and both have to keep to one port a remote address.
+            let answers = fixed(y)
+                || x.filtering != Dependence::AddressPort
+                    && (x.mapping != Dependence::AddressPort
+                        || y.mapping != Dependence::AddressPort);
+            comes_in && answers
         };
         !x.blocked && !y.blocked && (one_way(x, y) || one_way(y, x))
     }

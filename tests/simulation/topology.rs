@@ -139,15 +139,15 @@ struct Drawing {
 
 impl Drawing {
     fn draw_host(&mut self, world: &mut World) {
-        let mut interfaces = vec![self.draw_interface(world)];
+        let mut interfaces = vec![self.draw_interface(world, true)];
         if world.random.chance(0.08) {
-            interfaces.push(self.draw_interface(world));
+            interfaces.push(self.draw_interface(world, false));
         }
         world.add_host(interfaces);
     }
 
-    fn draw_interface(&mut self, world: &mut World) -> (RealmId, Vec<IpAddr>) {
-        if !self.homes.is_empty() && world.random.chance(0.12) {
+    fn draw_interface(&mut self, world: &mut World, may_join: bool) -> (RealmId, Vec<IpAddr>) {
+        if may_join && !self.homes.is_empty() && world.random.chance(0.12) {
             let index = world.random.below(self.homes.len());
             let (realm, site) = self.homes[index];
             return (realm, self.addresses_in(world, realm, site));

@@ -260,7 +260,7 @@ mod tests {
         let mut channels = Channels::default();
         assert!(channels.want(peer(1), start) && channels.want(peer(2), start));
         channels.retire(peer(1));
-        assert_eq!(channels.peer(0x4000), None);
+        assert_eq!(channels.peer(0x4000), Some((peer(1), false)));
         assert!(channels.want(peer(1), start));
         assert_eq!(channels.peer(0x4000), Some((peer(1), true)));
         assert!(channels.any_to(peer(9).ip()));
