@@ -76,7 +76,9 @@ impl World {
                 let possible = match (&found, expected) {
                     (None, _) => true,
                     (Some(_), None) => false,
-                    (Some(path), Some(Kind::Relayed)) => path.pair.relays > 0 || self.hides(&path.pair),
+                    (Some(path), Some(Kind::Relayed)) => {
+                        path.pair.relays > 0 || self.hides(&path.pair)
+                    }
                     (Some(_), Some(Kind::Direct)) => true,
                 };
                 assert!(possible, "{}", self.describe());
@@ -98,10 +100,18 @@ impl World {
         for (id, router) in self.network.routers.iter().enumerate() {
             let (inner, outer, external) = (router.inner, router.outer, router.external);
             let behavior = router.behavior;
-            writeln!(out, "router {id}: {inner} -> {outer} {external:?} {behavior:?}").unwrap();
+            writeln!(
+                out,
+                "router {id}: {inner} -> {outer} {external:?} {behavior:?}"
+            )
+            .unwrap();
         }
         for host in &self.hosts {
-            let at: Vec<_> = host.interfaces.iter().map(|i| (i.realm, &i.addresses)).collect();
+            let at: Vec<_> = host
+                .interfaces
+                .iter()
+                .map(|i| (i.realm, &i.addresses))
+                .collect();
             writeln!(out, "host {} {:?} at {at:?}", host.id, host.traffic).unwrap();
             let Some(node) = &host.node else { continue };
             let snapshot = node.snapshot(self.now);
@@ -110,14 +120,29 @@ impl World {
             writeln!(out, "  {:?}", snapshot.counters).unwrap();
             for peer in snapshot.peers {
                 let other = host.peers[&peer.id];
-                let path = peer.path.map(|p| (p.pair.local, p.pair.mapped, p.pair.remote, p.up));
-                writeln!(out, "  to {other} {:?}: {path:?}, {} changes", peer.role, peer.changes).unwrap();
+                let path = peer
+                    .path
+                    .map(|p| (p.pair.local, p.pair.mapped, p.pair.remote, p.up));
+                writeln!(
+                    out,
+                    "  to {other} {:?}: {path:?}, {} changes",
+                    peer.role, peer.changes
+                )
+                .unwrap();
                 for p in peer.pairs {
                     writeln!(
                         out,
                         "    {:?} {} as {:?} -> {:?} {}: {:?} {:?} held {} checks {:?} rtt {:?}",
-                        p.local_kind, p.local, p.mapped, p.remote_kind, p.remote, p.state, p.used,
-                        p.held, p.checks, p.rtt
+                        p.local_kind,
+                        p.local,
+                        p.mapped,
+                        p.remote_kind,
+                        p.remote,
+                        p.state,
+                        p.used,
+                        p.held,
+                        p.checks,
+                        p.rtt
                     )
                     .unwrap();
                 }
@@ -125,7 +150,11 @@ impl World {
         }
         for (a, b) in self.pairs() {
             let (expected, agreed, up) = (self.expected(a, b), self.agreed(a, b), self.is_up(a, b));
-            writeln!(out, "{a}-{b}: oracle {expected:?}, agreed {agreed:?}, up {up}").unwrap();
+            writeln!(
+                out,
+                "{a}-{b}: oracle {expected:?}, agreed {agreed:?}, up {up}"
+            )
+            .unwrap();
         }
         out
     }

@@ -104,7 +104,8 @@ impl Host {
             seed,
         };
         let mut node = Node::new(config, now);
-        self.known.extend(servers.0.iter().map(|server| server.address));
+        self.known
+            .extend(servers.0.iter().map(|server| server.address));
         self.peers.clear();
         self.tunnels.clear();
         for (host, key) in others {

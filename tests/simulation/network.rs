@@ -115,7 +115,9 @@ impl Network {
         });
         self.realms[inner].uplink = Some(id);
         if let Some(external) = external {
-            self.realms[outer].at.insert(external.into(), Attached::Router(id));
+            self.realms[outer]
+                .at
+                .insert(external.into(), Attached::Router(id));
         }
         id
     }
@@ -130,7 +132,9 @@ impl Network {
             if self.routers[router].external.is_some() && address.is_ipv4() {
                 return;
             }
-            self.realms[outer].at.insert(address, Attached::Router(router));
+            self.realms[outer]
+                .at
+                .insert(address, Attached::Router(router));
             inner = outer;
         }
     }
@@ -238,7 +242,13 @@ impl Router {
 
     fn pass(&mut self, from: SocketAddr, now: Instant) -> SocketAddr {
         let key = (from, None, None);
-        self.mappings.insert(key, Mapped { external: from, used: now });
+        self.mappings.insert(
+            key,
+            Mapped {
+                external: from,
+                used: now,
+            },
+        );
         self.by_external.insert(from, key);
         from
     }
@@ -271,11 +281,21 @@ impl Router {
             && !self.avoid_preserved
             && self.behavior.mapping == Dependence::Endpoint;
         let mut port = if keep { from.port() } else { 0 };
-        while port == 0 || self.by_external.contains_key(&SocketAddr::new(external.into(), port)) {
+        while port == 0
+            || self
+                .by_external
+                .contains_key(&SocketAddr::new(external.into(), port))
+        {
             port = 10_000 + u16::try_from(random.below(50_000)).unwrap();
         }
         let external = SocketAddr::new(external.into(), port);
-        self.mappings.insert(key, Mapped { external, used: now });
+        self.mappings.insert(
+            key,
+            Mapped {
+                external,
+                used: now,
+            },
+        );
         self.by_external.insert(external, key);
         external
     }

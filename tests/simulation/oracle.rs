@@ -69,7 +69,9 @@ impl World {
         let v4 = x.1.is_ipv4();
         for (inner, outer) in [(x, y), (y, x)] {
             let reaches = self.network.chain(inner.0, outer.0).is_some();
-            if reaches && !self.compose(inner.0, outer.0, v4).blocked && !self.shadowed(inner, outer)
+            if reaches
+                && !self.compose(inner.0, outer.0, v4).blocked
+                && !self.shadowed(inner, outer)
             {
                 return true;
             }
@@ -98,7 +100,10 @@ impl World {
                 return false;
             }
         }
-        self.reach(self.compose(x.0, INTERNET, v4), self.compose(y.0, INTERNET, v4))
+        self.reach(
+            self.compose(x.0, INTERNET, v4),
+            self.compose(y.0, INTERNET, v4),
+        )
     }
 
     /// Whether somebody else has `to`'s address on the way out.

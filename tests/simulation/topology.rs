@@ -90,8 +90,7 @@ pub(crate) fn draw(seed: u64, start: Instant) -> World {
     let mut world = World::new(seed, start);
     let v6_internet = world.random.chance(0.35);
     servers(&mut world, v6_internet);
-    world.network.realms[INTERNET].delay =
-        Duration::from_millis(2 + world.random.below(80) as u64);
+    world.network.realms[INTERNET].delay = Duration::from_millis(2 + world.random.below(80) as u64);
     draw_conditions(&mut world);
     let count = if world.random.chance(0.1) {
         3 + world.random.below(4)
@@ -212,8 +211,9 @@ impl Drawing {
     fn addresses_in(&self, world: &mut World, realm: RealmId, site: u16) -> Vec<IpAddr> {
         let mut last = 2 + u8::try_from(world.random.below(2)).unwrap();
         let free = |last: u8| {
+            let at = &world.network.realms[realm].at;
             let v4 = IpAddr::from([192, 168, 1, last]);
-            !world.network.realms[realm].at.contains_key(&v4)
+            !at.contains_key(&v4) && !at.contains_key(&v6_address(site, last.into()))
         };
         while !free(last) {
             last += 1;

@@ -116,7 +116,9 @@ impl TurnServer {
         let kind = MessageType::from_class_method(MessageClass::Indication, DATA);
         let id = u128::from(self.refused + 1).into();
         let mut writer = Message::builder(kind, id, MessageWriteVec::new());
-        writer.add_attribute(&XorPeerAddress::new(from, id)).unwrap();
+        writer
+            .add_attribute(&XorPeerAddress::new(from, id))
+            .unwrap();
         writer.add_attribute(&Data::new(payload)).unwrap();
         Some((client, writer.finish()))
     }
@@ -203,7 +205,9 @@ impl TurnServer {
         };
         self::grant(allocation, method, message, now);
         if method == REFRESH {
-            let wanted = message.attribute::<Lifetime>().map_or(LIFETIME, |l| l.seconds());
+            let wanted = message
+                .attribute::<Lifetime>()
+                .map_or(LIFETIME, |l| l.seconds());
             let lifetime = wanted.min(LIFETIME);
             return self.answer(message, &[&Lifetime::new(lifetime)], true);
         }
@@ -265,7 +269,9 @@ impl TurnServer {
 
 impl Allocation {
     fn permits(&self, peer: IpAddr, now: Instant) -> bool {
-        self.permissions.get(&peer).is_some_and(|until| now < *until)
+        self.permissions
+            .get(&peer)
+            .is_some_and(|until| now < *until)
     }
 }
 
@@ -296,7 +302,9 @@ fn grant(allocation: &mut Allocation, method: Method, message: &Message<'_>, now
             allocation.channels.insert(number, (peer, now + CHANNEL));
         }
     } else if method == REFRESH {
-        let wanted = message.attribute::<Lifetime>().map_or(LIFETIME, |l| l.seconds());
+        let wanted = message
+            .attribute::<Lifetime>()
+            .map_or(LIFETIME, |l| l.seconds());
         allocation.expires = now + Duration::from_secs(wanted.min(LIFETIME).into());
     }
 }
@@ -310,6 +318,8 @@ pub(crate) fn binding_success(request: &[u8], seen: SocketAddr) -> Option<Vec<u8
     let id = request.transaction_id();
     let kind = MessageType::from_class_method(MessageClass::Success, BINDING);
     let mut writer = Message::builder(kind, id, MessageWriteVec::new());
-    writer.add_attribute(&XorMappedAddress::new(seen, id)).unwrap();
+    writer
+        .add_attribute(&XorMappedAddress::new(seen, id))
+        .unwrap();
     Some(writer.finish())
 }

@@ -152,5 +152,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(WireGuardPacket, HostId, HostId)> 
         _ => return None,
     };
     let number = |low: u8, high: u8| usize::from(low) + 256 * usize::from(high);
-    Some((packet, number(bytes[4], bytes[5]), number(bytes[6], bytes[7])))
+    Some((
+        packet,
+        number(bytes[4], bytes[5]),
+        number(bytes[6], bytes[7]),
+    ))
 }

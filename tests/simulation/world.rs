@@ -164,7 +164,8 @@ impl World {
         let mut host = Host::new(id, secret, session, self.now);
         for (index, (realm, addresses)) in (1..).zip(interfaces) {
             for address in &addresses {
-                self.network.attach(realm, *address, Attached::Host(id, index));
+                self.network
+                    .attach(realm, *address, Attached::Host(id, index));
             }
             host.interfaces.push(Interface {
                 realm,
@@ -250,7 +251,9 @@ impl World {
     ) {
         let elapsed = (self.now - self.start).as_nanos();
         (elapsed, origin, from, to, payload).hash(&mut self.trace);
-        let Self { network, random, .. } = self;
+        let Self {
+            network, random, ..
+        } = self;
         let Some(hop) = network.depart(realm, from, to, self.now, random) else {
             return;
         };
@@ -260,7 +263,11 @@ impl World {
             duplication,
             jitter,
         } = self.conditions;
-        let copies = if far && random.chance(duplication) { 2 } else { 1 };
+        let copies = if far && random.chance(duplication) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             if far && self.random.chance(loss) {
                 continue;
