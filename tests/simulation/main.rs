@@ -3,6 +3,7 @@
 
 mod checks;
 mod daemon;
+mod events;
 mod host;
 mod network;
 mod oracle;
