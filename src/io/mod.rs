@@ -1,1 +1,3 @@
 //! Sockets, relay connections and the packet loop.
+
+pub mod relay;
