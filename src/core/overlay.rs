@@ -22,7 +22,9 @@ impl Owned {
     /// All of it, as WireGuard's allowed IPs.
     pub fn allowed_ips(&self) -> Vec<IpPrefix> {
         let host = self.ipv4.and_then(|v4| IpPrefix::host(IpAddr::V4(v4)));
-        host.into_iter().chain(self.prefixes.iter().copied()).collect()
+        host.into_iter()
+            .chain(self.prefixes.iter().copied())
+            .collect()
     }
 }
 
@@ -66,12 +68,22 @@ impl Overlay {
     /// Only ourselves, at the address of `counter`. `accepted`: routes taken without a grant.
     pub fn new(own: PublicKey, counter: u8, accepted: Vec<IpPrefix>) -> Self {
         let pinned = BTreeMap::from([(overlay_ipv4(&own, counter), own)]);
-        Self { own, counter, accepted, members: BTreeMap::new(), pinned, refused: 0 }
+        Self {
+            own,
+            counter,
+            accepted,
+            members: BTreeMap::new(),
+            pinned,
+            refused: 0,
+        }
     }
 
     /// Our own overlay addresses.
     pub fn own_addresses(&self) -> (Ipv4Addr, std::net::Ipv6Addr) {
-        (overlay_ipv4(&self.own, self.counter), overlay_ipv6(&self.own))
+        (
+            overlay_ipv4(&self.own, self.counter),
+            overlay_ipv6(&self.own),
+        )
     }
 
     /// A peer has come: its addresses are pinned to it.
@@ -114,7 +126,9 @@ impl Overlay {
         let membership = membership(&key);
         let granted = |prefix: &IpPrefix| {
             !overlaps_overlay(prefix)
-                && (membership.as_ref().is_some_and(|grant| grant.may_route(prefix))
+                && (membership
+                    .as_ref()
+                    .is_some_and(|grant| grant.may_route(prefix))
                     || self.accepted.iter().any(|accepted| accepted.covers(prefix)))
         };
         let (prefixes, refused): (Vec<IpPrefix>, Vec<IpPrefix>) =
@@ -131,7 +145,9 @@ impl Overlay {
 
     fn claim(&mut self, key: PublicKey) -> Owned {
         self.pinned.retain(|_, owner| *owner != key);
-        let Some(member) = self.members.get_mut(&key) else { return Owned::default() };
+        let Some(member) = self.members.get_mut(&key) else {
+            return Owned::default();
+        };
         let wanted = overlay_ipv4(&key, member.counter);
         let taken = self.pinned.contains_key(&wanted);
         if taken {
@@ -140,8 +156,14 @@ impl Overlay {
             self.pinned.insert(wanted, key);
         }
         let ipv6 = IpPrefix::host(IpAddr::V6(overlay_ipv6(&key)));
-        let prefixes = ipv6.into_iter().chain(member.prefixes.iter().copied()).collect();
-        member.owned = Owned { ipv4: (!taken).then_some(wanted), prefixes };
+        let prefixes = ipv6
+            .into_iter()
+            .chain(member.prefixes.iter().copied())
+            .collect();
+        member.owned = Owned {
+            ipv4: (!taken).then_some(wanted),
+            prefixes,
+        };
         member.owned.clone()
     }
 }
@@ -162,8 +184,12 @@ mod tests {
 
     fn routes(of: &PrivateKey, sequence: u64, counter: u8, prefixes: &[&str]) -> Vec<u8> {
         let prefixes = prefixes.iter().map(|p| p.parse().unwrap()).collect();
-        let record =
-            Routes { key: of.public_key(), sequence, overlay_counter: counter, prefixes };
+        let record = Routes {
+            key: of.public_key(),
+            sequence,
+            overlay_counter: counter,
+            prefixes,
+        };
         record.encode_signed(of, &[7; 64]).unwrap()
     }
 
@@ -177,7 +203,9 @@ mod tests {
         // Another peer that comes to the same address by its counter gets nothing of it.
         let thief = key(3);
         overlay.join(thief.public_key());
-        overlay.pinned.insert(overlay_ipv4(&thief.public_key(), 9), peer);
+        overlay
+            .pinned
+            .insert(overlay_ipv4(&thief.public_key(), 9), peer);
         let record = routes(&thief, 1, 9, &[]);
         let (_, owned) = overlay.handle_routes(&record, |_| None).unwrap();
         assert_eq!(owned.ipv4, None);
@@ -196,9 +224,16 @@ mod tests {
         let consent = "10.9.0.0/16".parse().unwrap();
         let mut overlay = Overlay::new(key(1).public_key(), 0, vec![consent]);
         overlay.join(peer.public_key());
-        let announced = ["10.1.0.0/16", "10.9.3.0/24", "100.91.0.0/24", "192.168.7.128/25"];
+        let announced = [
+            "10.1.0.0/16",
+            "10.9.3.0/24",
+            "100.91.0.0/24",
+            "192.168.7.128/25",
+        ];
         let record = routes(&peer, 1, 0, &announced);
-        let (_, owned) = overlay.handle_routes(&record, |_| Some(member.clone())).unwrap();
+        let (_, owned) = overlay
+            .handle_routes(&record, |_| Some(member.clone()))
+            .unwrap();
         let texts: Vec<String> = owned.prefixes[1..].iter().map(|p| p.to_string()).collect();
         assert_eq!(texts, ["10.9.3.0/24", "192.168.7.128/25"]);
         assert_eq!(overlay.refused(), 2);

@@ -298,7 +298,7 @@ impl Netlink {
         let mut routes = self.handle.route().get(all).execute();
         let what = || format!("look for route {prefix}");
         while let Some(found) = routes.try_next().await.map_err(|e| classify(what(), e))? {
-            let same = found.header.destination_prefix_length == prefix.len()
+            let same = found.header.destination_prefix_length == prefix.prefix_len()
                 && found.header.table == wanted.header.table
                 && output(&found) == Some(index)
                 && destination(&found) == destination(&wanted);
@@ -491,12 +491,12 @@ fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
 fn route(prefix: IpPrefix, index: u32) -> RouteMessage {
     match prefix.address() {
         IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(v4, prefix.len())
+            .destination_prefix(v4, prefix.prefix_len())
             .output_interface(index)
             .scope(rtnetlink::packet_route::route::RouteScope::Link)
             .build(),
         IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(v6, prefix.len())
+            .destination_prefix(v6, prefix.prefix_len())
             .output_interface(index)
             .build(),
     }

@@ -69,7 +69,10 @@ impl PacketLoop {
         if let Some(tunnel) = self.tunnels.find(&key) {
             self.tunnels.set_allowed_ips(tunnel, owned.allowed_ips());
         }
-        self.notify(Notice::Owned { key, prefixes: owned.prefixes.clone() });
+        self.notify(Notice::Owned {
+            key,
+            prefixes: owned.prefixes.clone(),
+        });
     }
 
     pub(super) fn handle_event(&mut self, event: Event, now: Instant) {
@@ -86,10 +89,19 @@ impl PacketLoop {
                     self.tunnels.remove_peer(tunnel);
                     self.ways.routes.remove(&tunnel);
                 }
-                self.notify(Notice::Owned { key, prefixes: Vec::new() });
+                self.notify(Notice::Owned {
+                    key,
+                    prefixes: Vec::new(),
+                });
             }
-            Event::Bind { peer, routes, handshake } => {
-                let Some(tunnel) = self.numbers.get(&peer).copied() else { return };
+            Event::Bind {
+                peer,
+                routes,
+                handshake,
+            } => {
+                let Some(tunnel) = self.numbers.get(&peer).copied() else {
+                    return;
+                };
                 self.ways.routes.insert(tunnel, (peer, routes));
                 if handshake {
                     self.tunnels.start_handshake(tunnel, now, &mut self.ways);
@@ -115,7 +127,10 @@ impl PacketLoop {
             Ok(tunnel) => {
                 self.numbers.insert(peer, tunnel);
                 self.ways.routes.insert(tunnel, (peer, Vec::new()));
-                self.notify(Notice::Owned { key, prefixes: owned.prefixes });
+                self.notify(Notice::Owned {
+                    key,
+                    prefixes: owned.prefixes,
+                });
             }
             Err(error) => tracing::warn!(event = "peer-refused", %error),
         }
@@ -140,7 +155,9 @@ impl PacketLoop {
                 let _runtime = self.runtime.enter();
                 let id = u64::from(relay.0);
                 let connection = RelayConnection::open(id, endpoint, self.relay_events.clone());
-                self.ways.relays.insert(relay, RelayLink::Stream(connection));
+                self.ways
+                    .relays
+                    .insert(relay, RelayLink::Stream(connection));
             }
         }
     }
@@ -152,7 +169,8 @@ impl PacketLoop {
         };
         let socket = UdpSocket::connect(local, server, None).map_err(|e| e.to_string())?;
         let token = TOKEN_RELAYS + u64::from(relay.0);
-        self.watch(std::os::fd::AsFd::as_fd(&socket), token).map_err(|e| e.to_string())?;
+        self.watch(std::os::fd::AsFd::as_fd(&socket), token)
+            .map_err(|e| e.to_string())?;
         Ok(socket)
     }
 
@@ -161,7 +179,9 @@ impl PacketLoop {
         self.transmit();
         if let Some(RelayLink::Stream(connection)) = self.ways.relays.remove(&relay) {
             connection.close();
-            self.ways.relays.insert(relay, RelayLink::Closing(connection));
+            self.ways
+                .relays
+                .insert(relay, RelayLink::Closing(connection));
         }
     }
 
@@ -171,9 +191,10 @@ impl PacketLoop {
             RelayEvent::Connected { .. } => self.node.handle_relay_connected(relay, now),
             RelayEvent::Data(bytes) => {
                 let mut data: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
-                self.node.handle_relay_stream(relay, &bytes, now, |from, payload| {
-                    data.push((from, payload.to_vec()));
-                });
+                self.node
+                    .handle_relay_stream(relay, &bytes, now, |from, payload| {
+                        data.push((from, payload.to_vec()));
+                    });
                 for (from, payload) in data {
                     self.wireguard(Arrival::Relay { relay, from }, &payload, now);
                 }

@@ -43,7 +43,9 @@ pub(super) struct Ways {
 impl Ways {
     /// Sends one datagram from a shared socket.
     pub(super) fn send_host(&mut self, destination: Destination, payload: &[u8]) {
-        let Self { v4, v6, failures, .. } = self;
+        let Self {
+            v4, v6, failures, ..
+        } = self;
         let socket = if destination.remote.is_ipv4() { v4 } else { v6 };
         if let Some(socket) = socket {
             Coalescer::new(socket, failures).push(destination, None, payload);
@@ -52,7 +54,9 @@ impl Ways {
 
     /// Sends a message of TURN to a server.
     pub(super) fn send_relay(&mut self, relay: RelayId, message: Vec<u8>, droppable: bool) {
-        let Self { relays, failures, .. } = self;
+        let Self {
+            relays, failures, ..
+        } = self;
         match relays.get(&relay) {
             Some(RelayLink::Udp(socket)) => {
                 if let Some(destination) = server(socket) {
@@ -68,10 +72,22 @@ impl Ways {
 
     fn send_route(&mut self, route: &Route, segments: &[u8], segment_size: usize) {
         match route {
-            Route::Host { local, interface, remote } => {
-                let source = Some(Source { ip: *local, ifindex: *interface });
-                let destination = Destination { remote: *remote, source };
-                let Self { v4, v6, failures, .. } = self;
+            Route::Host {
+                local,
+                interface,
+                remote,
+            } => {
+                let source = Some(Source {
+                    ip: *local,
+                    ifindex: *interface,
+                });
+                let destination = Destination {
+                    remote: *remote,
+                    source,
+                };
+                let Self {
+                    v4, v6, failures, ..
+                } = self;
                 let socket = if remote.is_ipv4() { v4 } else { v6 };
                 if let Some(socket) = socket {
                     Coalescer::new(socket, failures).push_segments(
@@ -84,10 +100,14 @@ impl Ways {
             }
             Route::Relayed { relay, channel } => {
                 let header = |payload: &[u8]| channel_data_header(*channel, payload.len() as u16);
-                let Self { relays, failures, .. } = self;
+                let Self {
+                    relays, failures, ..
+                } = self;
                 match relays.get(relay) {
                     Some(RelayLink::Udp(socket)) => {
-                        let Some(destination) = server(socket) else { return };
+                        let Some(destination) = server(socket) else {
+                            return;
+                        };
                         Coalescer::new(socket, failures).push_segments(
                             destination,
                             |payload| Some(header(payload)),
@@ -112,7 +132,9 @@ impl Ways {
     }
 
     fn note(&mut self, peer: PeerId, packet: &[u8]) {
-        let Some(packet) = kind_of(packet) else { return };
+        let Some(packet) = kind_of(packet) else {
+            return;
+        };
         if self.sent.last() != Some(&(peer, packet)) {
             self.sent.push((peer, packet));
         }
@@ -121,7 +143,9 @@ impl Ways {
 
 impl Egress for Ways {
     fn send(&mut self, peer: inprocess::PeerId, segments: &[u8], segment_size: usize) {
-        let Some((id, routes)) = self.routes.get(&peer) else { return };
+        let Some((id, routes)) = self.routes.get(&peer) else {
+            return;
+        };
         let id = *id;
         // At most two, and cheap to copy.
         let routes = routes.clone();
@@ -136,9 +160,22 @@ impl Egress for Ways {
 
     fn reply(&mut self, packet: &[u8]) {
         match self.arrival {
-            Some(Arrival::Host { local, interface, from }) => {
-                let source = Some(Source { ip: local, ifindex: interface });
-                self.send_host(Destination { remote: from, source }, packet);
+            Some(Arrival::Host {
+                local,
+                interface,
+                from,
+            }) => {
+                let source = Some(Source {
+                    ip: local,
+                    ifindex: interface,
+                });
+                self.send_host(
+                    Destination {
+                        remote: from,
+                        source,
+                    },
+                    packet,
+                );
             }
             Some(Arrival::Relay { relay, from }) => {
                 self.relay_replies.push((relay, from, packet.to_vec()));
@@ -160,5 +197,8 @@ fn kind_of(packet: &[u8]) -> Option<WireGuardPacket> {
 }
 
 fn server(socket: &UdpSocket) -> Option<Destination> {
-    Some(Destination { remote: socket.connected()?, source: None })
+    Some(Destination {
+        remote: socket.connected()?,
+        source: None,
+    })
 }

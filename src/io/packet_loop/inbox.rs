@@ -40,8 +40,17 @@ impl Inbox {
     pub(super) fn new() -> io::Result<(Self, Outlet)> {
         let (sender, receiver) = sync_channel(MAX_COMMANDS);
         let waker = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let inbox = Self { queue: sender, waker: Arc::clone(&waker) };
-        Ok((inbox, Outlet { queue: receiver, waker }))
+        let inbox = Self {
+            queue: sender,
+            waker: Arc::clone(&waker),
+        };
+        Ok((
+            inbox,
+            Outlet {
+                queue: receiver,
+                waker,
+            },
+        ))
     }
 
     /// Queues a command and wakes the loop. Never blocks.

@@ -19,7 +19,7 @@ use crate::core::node::{
 };
 use crate::core::overlay::Overlay;
 use crate::io::relay::{Endpoint, RelayConnection, RelayEvent};
-use crate::io::udp::{self, Destination, ReceiveBuffers, SLOTS, SendFailures, Source, UdpSocket};
+use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, SendFailures, Source, UdpSocket};
 use crate::wireguard::inprocess::{self, MessageKind, TunRead, Tunnels, Verdict};
 use crate::wireguard::tun::Tun;
 use egress::{RelayLink, Ways};
@@ -190,7 +190,10 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
     };
     packet_loop.watch(packet_loop.outlet.waker(), TOKEN_INBOX)?;
     packet_loop.watch(packet_loop.tun.as_fd(), TOKEN_TUN)?;
-    for (socket, token) in [(&packet_loop.ways.v4, TOKEN_V4), (&packet_loop.ways.v6, TOKEN_V6)] {
+    for (socket, token) in [
+        (&packet_loop.ways.v4, TOKEN_V4),
+        (&packet_loop.ways.v6, TOKEN_V6),
+    ] {
         if let Some(socket) = socket {
             packet_loop.watch(socket.as_fd(), token)?;
         }
@@ -209,7 +212,11 @@ impl PacketLoop {
         while !self.stopped {
             self.settle(Instant::now());
             events.clear();
-            let wait = if tun_waits { Duration::ZERO } else { self.wait(Instant::now()) };
+            let wait = if tun_waits {
+                Duration::ZERO
+            } else {
+                self.wait(Instant::now())
+            };
             let timeout = rustix::event::Timespec {
                 tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(wait.subsec_nanos()),
@@ -250,23 +257,37 @@ impl PacketLoop {
         loop {
             self.tell_core(now);
             self.transmit();
-            let Some(event) = self.node.poll_event() else { break };
+            let Some(event) = self.node.poll_event() else {
+                break;
+            };
             self.handle_event(event, now);
         }
     }
 
     fn wait(&self, now: Instant) -> Duration {
         let core = self.node.poll_timeout().map(|(at, _)| at);
-        let next = [core, self.tunnels.poll_timeout()].into_iter().flatten().min();
-        next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now)).min(MAX_WAIT)
+        let next = [core, self.tunnels.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min();
+        next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now))
+            .min(MAX_WAIT)
     }
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.node.poll_transmit() {
             match transmit.via {
-                Via::Host { local, interface, remote } => {
-                    let source = Some(Source { ip: local, ifindex: interface });
-                    self.ways.send_host(Destination { remote, source }, &transmit.payload);
+                Via::Host {
+                    local,
+                    interface,
+                    remote,
+                } => {
+                    let source = Some(Source {
+                        ip: local,
+                        ifindex: interface,
+                    });
+                    self.ways
+                        .send_host(Destination { remote, source }, &transmit.payload);
                 }
                 Via::Relay { relay, droppable } => {
                     self.ways.send_relay(relay, transmit.payload, droppable);
@@ -294,7 +315,11 @@ impl PacketLoop {
 
     fn receive(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
         for _ in 0..MAX_RECEIVES {
-            let socket = if token == TOKEN_V4 { &self.ways.v4 } else { &self.ways.v6 };
+            let socket = if token == TOKEN_V4 {
+                &self.ways.v4
+            } else {
+                &self.ways.v6
+            };
             let Some(socket) = socket else { return };
             while let Some(error) = socket.next_error() {
                 tracing::trace!(?error, "path error");
@@ -302,8 +327,11 @@ impl PacketLoop {
             let slots = socket.receive(buffers).unwrap_or(0);
             for run in buffers.arrivals() {
                 let Some(local) = run.local else { continue };
-                let arrival =
-                    Arrival::Host { local, interface: run.ifindex, from: run.remote };
+                let arrival = Arrival::Host {
+                    local,
+                    interface: run.ifindex,
+                    from: run.remote,
+                };
                 for datagram in run.datagrams() {
                     self.dispatch(arrival, datagram.payload, now);
                 }
@@ -316,16 +344,22 @@ impl PacketLoop {
     }
 
     fn receive_relay(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
-        let Some(number) = token.checked_sub(TOKEN_RELAYS) else { return };
+        let Some(number) = token.checked_sub(TOKEN_RELAYS) else {
+            return;
+        };
         let relay = RelayId(u32::try_from(number).unwrap_or(u32::MAX));
         for _ in 0..MAX_RECEIVES {
-            let Some(RelayLink::Udp(socket)) = self.ways.relays.get(&relay) else { return };
+            let Some(RelayLink::Udp(socket)) = self.ways.relays.get(&relay) else {
+                return;
+            };
             while let Some(error) = socket.next_error() {
                 tracing::trace!(?error, "relay path error");
             }
             let slots = socket.receive(buffers).unwrap_or(0);
             for datagram in buffers.datagrams() {
-                let data = self.node.handle_relay_datagram(relay, datagram.payload, now);
+                let data = self
+                    .node
+                    .handle_relay_datagram(relay, datagram.payload, now);
                 if let Some((from, payload)) = data {
                     self.wireguard(Arrival::Relay { relay, from }, payload, now);
                 }
@@ -350,10 +384,15 @@ impl PacketLoop {
         };
         self.ways.arrival = Some(arrival);
         let verdict =
-            self.tunnels.handle_datagram(source, datagram, now, &mut self.tun, &mut self.ways);
+            self.tunnels
+                .handle_datagram(source, datagram, now, &mut self.tun, &mut self.ways);
         self.ways.arrival = None;
-        let Verdict::Authenticated { peer, kind } = verdict else { return };
-        let Some((id, _)) = self.ways.routes.get(&peer) else { return };
+        let Verdict::Authenticated { peer, kind } = verdict else {
+            return;
+        };
+        let Some((id, _)) = self.ways.routes.get(&peer) else {
+            return;
+        };
         let packet = match kind {
             MessageKind::Initiation => WireGuardPacket::HandshakeInitiation,
             MessageKind::Response => WireGuardPacket::HandshakeResponse,

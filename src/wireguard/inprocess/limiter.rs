@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use crate::wireguard::prefix::mask_v6;
+use crate::wireguard::mask::mask_v6;
 
 /// Handshake messages a second before cookies are demanded: 1 % of a core.
 pub(super) const HANDSHAKES_PER_SECOND: u64 = 100;
