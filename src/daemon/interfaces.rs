@@ -8,8 +8,22 @@ use crate::wireguard::netlink::{DefaultRoutes, Interface, LinkKind};
 
 /// Beginnings of names that container networks and other meshes give their interfaces.
 const FOREIGN: [&str; 16] = [
-    "cali", "cilium", "cni", "docker", "flannel", "kilo", "kube", "lxc", "nodelocaldns", "ovn",
-    "podman", "tailscale", "virbr", "weave", "wg", "zt",
+    "cali",
+    "cilium",
+    "cni",
+    "docker",
+    "flannel",
+    "kilo",
+    "kube",
+    "lxc",
+    "nodelocaldns",
+    "ovn",
+    "podman",
+    "tailscale",
+    "virbr",
+    "weave",
+    "wg",
+    "zt",
 ];
 
 /// The ports that the node's sockets are bound to.
@@ -39,10 +53,20 @@ pub fn host_addresses(
     usable.sort_by_key(|interface| (!is_default(interface), interface.index));
     let addresses = |interface: &Interface| {
         let index = interface.index;
-        let good = interface.addresses.iter().filter(|a| !a.tentative && !a.deprecated);
+        let good = interface
+            .addresses
+            .iter()
+            .filter(|a| !a.tentative && !a.deprecated);
         good.filter_map(|address| {
-            let port = if address.ip.is_ipv4() { ports.v4 } else { ports.v6 }?;
-            Some(HostAddress { address: SocketAddr::new(address.ip, port), interface: index })
+            let port = if address.ip.is_ipv4() {
+                ports.v4
+            } else {
+                ports.v6
+            }?;
+            Some(HostAddress {
+                address: SocketAddr::new(address.ip, port),
+                interface: index,
+            })
         })
         .collect::<Vec<_>>()
     };
@@ -51,7 +75,10 @@ pub fn host_addresses(
 
 /// Whether an interface without a default route leads to a network of this machine's own.
 fn is_own_network(interface: &Interface) -> bool {
-    if FOREIGN.iter().any(|foreign| interface.name.starts_with(foreign)) {
+    if FOREIGN
+        .iter()
+        .any(|foreign| interface.name.starts_with(foreign))
+    {
         return false;
     }
     match &interface.kind {
@@ -79,7 +106,14 @@ mod tests {
             secondary: false,
         };
         let name = name.to_owned();
-        Interface { index, name, kind, running: true, mtu: 1500, addresses: vec![address] }
+        Interface {
+            index,
+            name,
+            kind,
+            running: true,
+            mtu: 1500,
+            addresses: vec![address],
+        }
     }
 
     #[test]
@@ -93,14 +127,28 @@ mod tests {
             interface(6, "wice0", LinkKind::Tun, "100.91.0.1"),
             interface(7, "veth1234", LinkKind::Veth, "10.9.0.1"),
             interface(8, "bond0", LinkKind::Other("bond".into()), "10.5.0.1"),
-            interface(9, "vxlan.calico", LinkKind::Other("vxlan".into()), "10.6.0.1"),
+            interface(
+                9,
+                "vxlan.calico",
+                LinkKind::Other("vxlan".into()),
+                "10.6.0.1",
+            ),
         ];
-        let routes = DefaultRoutes { v4: Some(3), v6: None };
-        let ports = Ports { v4: Some(51821), v6: None };
+        let routes = DefaultRoutes {
+            v4: Some(3),
+            v6: None,
+        };
+        let ports = Ports {
+            v4: Some(51821),
+            v6: None,
+        };
         let found: Vec<String> = host_addresses(&interfaces, routes, 6, ports)
             .iter()
             .map(|host| host.address.to_string())
             .collect();
-        assert_eq!(found, ["192.168.1.2:51821", "10.0.0.5:51821", "10.5.0.1:51821"]);
+        assert_eq!(
+            found,
+            ["192.168.1.2:51821", "10.0.0.5:51821", "10.5.0.1:51821"]
+        );
     }
 }

@@ -23,7 +23,9 @@ const SERVERS: &str = "servers.json";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// A file or the folder itself cannot be read or written.
-    #[error("cannot use {path}: {source}\n  it must be on a writable disk and belong to the daemon's user (see --state-dir)")]
+    #[error(
+        "cannot use {path}: {source}\n  it must be on a writable disk and belong to the daemon's user (see --state-dir)"
+    )]
     Io {
         /// Which.
         path: String,
@@ -31,7 +33,9 @@ pub enum StateError {
         source: io::Error,
     },
     /// Another daemon has it.
-    #[error("the state folder {0} is in use by another wice\n  stop that one first (wice down), or give this one its own --state-dir and --interface")]
+    #[error(
+        "the state folder {0} is in use by another wice\n  stop that one first (wice down), or give this one its own --state-dir and --interface"
+    )]
     InUse(String),
     /// A file's content makes no sense.
     #[error("{path} is damaged: {why}\n  restore it from a backup, or remove it to start afresh")]
@@ -109,16 +113,25 @@ impl State {
             .recursive(true)
             .mode(0o700)
             .create(folder)
-            .map_err(|source| StateError::Io { path: at(folder), source })?;
+            .map_err(|source| StateError::Io {
+                path: at(folder),
+                source,
+            })?;
         let path = folder.join("lock");
         let lock = private_file(OpenOptions::new().write(true).create(true).truncate(false))
             .open(&path)
-            .map_err(|source| StateError::Io { path: at(&path), source })?;
+            .map_err(|source| StateError::Io {
+                path: at(&path),
+                source,
+            })?;
         let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         if rustix::fs::flock(&lock, operation).is_err() {
             return Err(StateError::InUse(at(folder)));
         }
-        Ok(Self { folder: folder.to_owned(), _lock: lock })
+        Ok(Self {
+            folder: folder.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// The WireGuard private key, made of `fresh` if there is none yet.
@@ -185,11 +198,15 @@ impl State {
     }
 
     fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {
-        let Some(bytes) = self.read(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StateError::Damaged {
-            path: self.folder.join(name).display().to_string(),
-            why: error.to_string(),
-        })
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StateError::Damaged {
+                path: self.folder.join(name).display().to_string(),
+                why: error.to_string(),
+            })
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
@@ -205,12 +222,20 @@ impl State {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(StateError::Io { path: path.display().to_string(), source }),
+            Err(source) => {
+                return Err(StateError::Io {
+                    path: path.display().to_string(),
+                    source,
+                });
+            }
         };
         let mut bytes = Vec::new();
         file.take(MAX_FILE)
             .read_to_end(&mut bytes)
-            .map_err(|source| StateError::Io { path: path.display().to_string(), source })?;
+            .map_err(|source| StateError::Io {
+                path: path.display().to_string(),
+                source,
+            })?;
         Ok(Some(bytes))
     }
 
@@ -225,7 +250,10 @@ impl State {
                 file.sync_data()
             })
             .and_then(|()| fs::rename(&beside, &path));
-        written.map_err(|source| StateError::Io { path: path.display().to_string(), source })
+        written.map_err(|source| StateError::Io {
+            path: path.display().to_string(),
+            source,
+        })
     }
 }
 
@@ -251,16 +279,29 @@ mod tests {
         let key = state.key([7; 32]).unwrap().public_key();
         assert_eq!(state.key([8; 32]).unwrap().public_key(), key);
         assert_eq!(state.node().unwrap(), None);
-        let node =
-            NodeState { session: [3; 16], sequence: 9, routes_sequence: 1, overlay_counter: 0 };
+        let node = NodeState {
+            session: [3; 16],
+            sequence: 9,
+            routes_sequence: 1,
+            overlay_counter: 0,
+        };
         state.set_node(&node).unwrap();
         assert!(matches!(State::open(&folder), Err(StateError::InUse(_))));
         drop(state);
         let state = State::open(&folder).unwrap();
         assert_eq!(state.node().unwrap(), Some(node));
-        let mode = |name| fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777;
+        let mode = |name| {
+            fs::metadata(folder.join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
         assert_eq!(mode(KEY), 0o600);
-        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         fs::write(folder.join(NODE), b"{").unwrap();
         assert!(matches!(state.node(), Err(StateError::Damaged { .. })));
         fs::remove_dir_all(&folder).unwrap();
