@@ -153,17 +153,27 @@ impl WebSocketBackend {
         // Anew each time: files may have been mended meanwhile.
         let tls = Tls::new(config.pin, config.ca_file.as_deref()).map_err(lost)?;
         let (proxy, hook) = (config.proxy.as_ref(), config.socket_hook.as_ref());
-        let connected = connect::connect(&config.url, &tls, proxy, hook);
+        let before = outbox.borrow().network_changes;
         let Upgraded {
             mut socket,
             challenge,
             servers: addresses,
-        } = connected.await.map_err(lost)?;
+        } = tokio::select! {
+            connected = connect::connect(&config.url, &tls, proxy, hook) => {
+                connected.map_err(lost)?
+            }
+            () = network_changed(outbox, before) => {
+                return Err(End::Lost("the network changed while connecting".to_owned()));
+            }
+        };
 
         let hello = self.hello(&challenge)?;
-        let mut sent = Outbox::default();
         feed(&mut socket, &ClientFrame::Hello(hello)).await?;
         let wanted = outbox.borrow_and_update().clone();
+        let mut sent = Outbox {
+            network_changes: wanted.network_changes,
+            ..Outbox::default()
+        };
         push_records(&mut socket, &wanted, &mut sent).await?;
         flush(&mut socket).await?;
         if !addresses.is_empty() {
@@ -356,9 +366,17 @@ impl WebSocketBackend {
 async fn wait_for_retry(outbox: &mut watch::Receiver<Outbox>, until: Instant) -> bool {
     let before = outbox.borrow().network_changes;
     tokio::select! {
-        () = sleep_until(until) => true,
-        changed = outbox.wait_for(|outbox| outbox.network_changes != before) => changed.is_ok(),
+        () = sleep_until(until) => {}
+        () = network_changed(outbox, before) => {}
     }
+    outbox.has_changed().is_ok()
+}
+
+/// Ends when the count of changes is no longer `before`, or the daemon is gone.
+async fn network_changed(outbox: &mut watch::Receiver<Outbox>, before: u64) {
+    let _ = outbox
+        .wait_for(|outbox| outbox.network_changes != before)
+        .await;
 }
 
 async fn push_records(socket: &mut Socket, wanted: &Outbox, sent: &mut Outbox) -> Result<(), End> {

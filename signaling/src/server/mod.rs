@@ -8,6 +8,8 @@ mod http;
 mod identity;
 mod metrics;
 mod registry;
+#[cfg(test)]
+mod registry_tests;
 mod stun;
 mod turn;
 
