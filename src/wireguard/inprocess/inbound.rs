@@ -14,6 +14,12 @@ use super::{Peer, PeerId, SESSION_BITS, Tunnels};
 
 /// A cookie reply's length (WireGuard paper §5.4.7).
 const COOKIE_LEN: usize = 64;
+/// Where the counter of a transport message stands, and from which value on a session is dead (§6.1): `Tunn`'s
+/// replay window would overflow.
+const COUNTER: std::ops::Range<usize> = 8..16;
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// The shortest IP header.
+const IPV4_HEADER: usize = 20;
 /// Packets that `Tunn` queues while there is no session.
 const MAX_QUEUED: usize = 256;
 
@@ -244,6 +250,12 @@ impl Tunnels {
         device: &mut impl Device,
         egress: &mut impl Egress,
     ) -> Verdict {
+        let counter = datagram
+            .get(COUNTER)
+            .and_then(|bytes| bytes.try_into().ok());
+        if counter.is_none_or(|bytes| u64::from_le_bytes(bytes) >= REJECT_AFTER_MESSAGES) {
+            return Verdict::Dropped(DropReason::Unauthenticated);
+        }
         if !self.coalescer.has_room(datagram.len()) {
             self.coalescer.flush(device);
         }
@@ -276,7 +288,10 @@ impl Tunnels {
             peer.last_handshake = Some(now);
         }
         if let Some((len, inner_source)) = inner {
-            if self.allowed_ips.find(inner_source) == Some(id) {
+            // `Tunn` cuts a packet to the length in its header, whatever that says.
+            if len < IPV4_HEADER {
+                self.counters.bad_inner += 1;
+            } else if self.allowed_ips.find(inner_source) == Some(id) {
                 self.coalescer.push(len, device.offload());
             } else {
                 self.counters.wrong_source += 1;
