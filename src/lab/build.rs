@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::config::{CarrierConfig, HomeConfig, Ipv6, LabConfig, NatKind};
@@ -71,6 +72,7 @@ impl Builder {
         let doing = || "making the lab's directory".to_string();
         let directory = Directory::create(config.keep).doing(doing)?;
         let overlays = Overlays {
+            directory: Arc::new(directory.path().to_path_buf()),
             hosts: directory.path().join("hosts"),
             resolv: directory.path().join("resolv.conf"),
         };

@@ -97,7 +97,9 @@ impl Lab {
         relays.push(format!("stun:{}:{STUN_PORT}", super::plan::STUN_2));
         self.start_service(ADMIN, "signaling", &[Ready::Tcp(listen)], |ns| {
             let mut command = ns.command(binary);
-            command.arg("signal").args(["--listen", &listen.to_string()]);
+            command
+                .arg("signal")
+                .args(["--listen", &listen.to_string()]);
             command.arg("--state-dir").arg(state);
             command.args(["--turn-secret", TURN_SECRET]);
             for relay in relays {
@@ -146,15 +148,22 @@ impl Lab {
     pub fn peers(&self, node: &str) -> Result<Vec<PeerStatus>, LabError> {
         let machine = self.node(node)?;
         let mut command = machine.ns().command(self.binary()?);
-        command.args(["status", "--json", "--run-dir"]).arg(machine.run_dir());
-        let output = command.output().doing(|| format!("asking {node} for its status"))?;
+        command
+            .args(["status", "--json", "--run-dir"])
+            .arg(machine.run_dir());
+        let output = command
+            .output()
+            .doing(|| format!("asking {node} for its status"))?;
         let status = serde_json::from_slice::<Status>(&output.stdout);
         Ok(status.map(|status| status.peers).unwrap_or_default())
     }
 
     /// The overlay address of a node: what its kernel has on the overlay interface.
     pub fn overlay_address(&self, node: &str) -> Result<Option<Ipv4Addr>, LabError> {
-        self.node(node)?.ns().run(|| interface_address(INTERFACE))?.doing(|| node.to_string())
+        self.node(node)?
+            .ns()
+            .run(|| interface_address(INTERFACE))?
+            .doing(|| node.to_string())
     }
 
     /// Pings one node's overlay address from another; `None` is silence.
@@ -164,7 +173,9 @@ impl Lab {
         to: &str,
         patience: Duration,
     ) -> Result<Option<Duration>, LabError> {
-        let Some(address) = self.overlay_address(to)? else { return Ok(None) };
+        let Some(address) = self.overlay_address(to)? else {
+            return Ok(None);
+        };
         probe::ping(self.node(from)?.ns(), address, patience)
     }
 
@@ -174,9 +185,15 @@ impl Lab {
         let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
         let mut command = ns.command(shell);
         if let Ok(node) = self.node(machine) {
-            command.env("WICE_RUN_DIR", node.run_dir()).env("WICE_STATE_DIR", node.state_dir());
+            command
+                .env("WICE_RUN_DIR", node.run_dir())
+                .env("WICE_STATE_DIR", node.state_dir());
         }
-        let folder = self.binary()?.parent().map(PathBuf::from).unwrap_or_default();
+        let folder = self
+            .binary()?
+            .parent()
+            .map(PathBuf::from)
+            .unwrap_or_default();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::iter::once(folder).chain(std::env::split_paths(&path));
         if let Ok(path) = std::env::join_paths(folders) {
@@ -189,14 +206,21 @@ impl Lab {
         let machine: &Node = self.node(ADMIN)?;
         let ns: &NetNs = machine.ns();
         let mut command = ns.command(self.binary()?);
-        command.args(arguments).arg("--state-dir").arg(machine.state_dir());
+        command
+            .args(arguments)
+            .arg("--state-dir")
+            .arg(machine.state_dir());
         let program = format!("wice {}", arguments.join(" "));
         let output = command.output().doing(|| format!("running {program}"))?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_string();
-        Err(LabError::Tool { program, namespace: ADMIN.into(), stderr })
+        Err(LabError::Tool {
+            program,
+            namespace: ADMIN.into(),
+            stderr,
+        })
     }
 }
 
@@ -206,7 +230,12 @@ fn interface_address(name: &str) -> io::Result<Option<Ipv4Addr>> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     // SAFETY: `ifreq` is plain data, for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .take(libc::IFNAMSIZ - 1)
+        .zip(name.bytes())
+    {
         *to = from as libc::c_char;
     }
     // SAFETY: SIOCGIFADDR reads and writes one `ifreq`, which outlives the call.
@@ -242,11 +271,14 @@ mod tests {
             {"name":"home-c","path":{"kind":"none","local":null,"remote":null}}]}"#;
         let peers = serde_json::from_str::<Status>(text).unwrap().peers;
         assert_eq!(peers[0].path.relay_transport.as_deref(), Some("udp"));
-        assert_eq!(peers[1].path, PathStatus {
-            kind: "none".into(),
-            local: None,
-            remote: None,
-            relay_transport: None
-        });
+        assert_eq!(
+            peers[1].path,
+            PathStatus {
+                kind: "none".into(),
+                local: None,
+                remote: None,
+                relay_transport: None
+            }
+        );
     }
 }

@@ -2,12 +2,15 @@
 //! left is found and removed by the next.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// `wice-lab.PID.STARTTIME.N`: a number that came to another process has another start time.
 const PREFIX: &str = "wice-lab.";
+/// Environment variable of everything that runs in a lab: the lab's directory.
+pub(super) const MARK: &str = "WICE_LAB";
 /// Where the start time stands after the program's name in `/proc/PID/stat` (proc(5), field 22).
 const STARTTIME_AFTER_NAME: usize = 19;
 
@@ -41,22 +44,11 @@ impl Directory {
     pub(super) fn log(&self, name: &str) -> PathBuf {
         self.path.join("logs").join(format!("{name}.log"))
     }
-
-    /// Notes a program, so that the next lab ends it if this one cannot.
-    pub(super) fn remember_process(&self, pid: u32) {
-        let Some(start) = start_time(pid) else { return };
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path.join(PROCESSES));
-        if let Ok(mut file) = file {
-            let _ = writeln!(file, "{pid} {start}");
-        }
-    }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
+        end_processes(&self.path);
         if self.keep {
             // Links to namespaces that are gone would only mislead.
             let _ = fs::remove_dir_all(self.path.join("ns"));
@@ -65,8 +57,6 @@ impl Drop for Directory {
         }
     }
 }
-
-const PROCESSES: &str = "processes";
 
 /// Ends the programs and removes the directories of labs whose process is gone. A directory that
 /// was kept on purpose has no `ns` any more and stays.
@@ -88,21 +78,29 @@ fn remove_stale() {
         if start_time(pid) == Some(start) || !path.join("ns").is_dir() {
             continue;
         }
-        end_processes(&path.join(PROCESSES));
+        end_processes(&path);
         let _ = fs::remove_dir_all(&path);
     }
 }
 
-fn end_processes(list: &Path) {
-    for line in fs::read_to_string(list).unwrap_or_default().lines() {
-        let Some((pid, start)) = line.split_once(' ') else {
+/// Ends what was started in a lab and has outlived whoever started it: the environment, which
+/// children inherit, says whose they are.
+fn end_processes(lab: &Path) {
+    let mark = [MARK.as_bytes(), b"=", lab.as_os_str().as_bytes()].concat();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok());
+        let Some(pid) = pid.filter(|&pid| pid != std::process::id()) else {
             continue;
         };
-        let (Ok(pid), Ok(start)) = (pid.parse::<u32>(), start.parse::<u64>()) else {
-            continue;
-        };
-        if start_time(pid) == Some(start) {
-            // SAFETY: sends a signal; the start time says that the process is the lab's.
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment
+            .split(|&byte| byte == 0)
+            .any(|variable| variable == mark)
+        {
+            // SAFETY: sends a signal.
             unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
         }
     }

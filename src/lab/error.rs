@@ -1,7 +1,6 @@
 //! What can go wrong with a lab: what happened, why, and what to do next.
 
 use std::io;
-use std::path::PathBuf;
 
 /// Why a lab could not be built, changed or asked.
 #[derive(Debug, thiserror::Error)]
@@ -52,14 +51,14 @@ pub enum LabError {
         stderr: String,
     },
     /// A service did not answer in time, or ended.
-    #[error("{service} {what}\n  its log: {}", log.display())]
+    #[error("{service} {what}; it said last:\n{said}")]
     Service {
         /// The service.
         service: String,
         /// What it did.
         what: String,
-        /// Its log.
-        log: PathBuf,
+        /// The end of its log, which goes with the lab.
+        said: String,
     },
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
+use super::directory::MARK;
 use super::error::{Doing as _, LabError};
 
 /// A network namespace and the mount namespace that goes with it.
@@ -20,11 +21,14 @@ pub struct NetNs {
     name: String,
     net: Arc<OwnedFd>,
     mnt: Arc<OwnedFd>,
+    directory: Arc<PathBuf>,
 }
 
 /// Files of the lab that every namespace sees instead of the host's.
 #[derive(Clone, Debug)]
 pub(super) struct Overlays {
+    /// The lab's directory.
+    pub(super) directory: Arc<PathBuf>,
     /// Shown as `/etc/hosts`.
     pub(super) hosts: PathBuf,
     /// Shown as `/etc/resolv.conf`: the lab has no resolver, and the host's would time out.
@@ -59,10 +63,12 @@ impl NetNs {
                 mnt.doing(|| name.to_string())?,
             ))
         })?;
+        let (net, mnt) = (Arc::new(made.0), Arc::new(made.1));
         Ok(Self {
             name: name.to_string(),
-            net: Arc::new(made.0),
-            mnt: Arc::new(made.1),
+            net,
+            mnt,
+            directory: overlays.directory.clone(),
         })
     }
 
@@ -94,6 +100,7 @@ impl NetNs {
     /// A command that will run inside the namespace.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
+        command.env(MARK, &*self.directory);
         let (net, mnt) = (self.net.clone(), self.mnt.clone());
         // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
         unsafe {

@@ -15,6 +15,8 @@ use super::error::{Doing as _, LabError};
 
 /// What a program has after SIGTERM before it is killed: several round trips of a slow lab.
 const TERM_GRACE: Duration = Duration::from_secs(3);
+/// Lines of a log that an error quotes: an error of ours has three, a panic some more.
+const LAST_LINES: usize = 10;
 /// How often an ending is looked for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -47,6 +49,23 @@ impl Process {
     pub fn output(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// An error that says what it did, and the last lines that it wrote.
+    pub fn failed(&self, what: String) -> LabError {
+        let output = self.output();
+        let lines: Vec<&str> = output.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LAST_LINES)..];
+        let said = tail
+            .iter()
+            .map(|line| format!("  {line}"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        LabError::Service {
+            service: self.name.clone(),
+            what,
+            said,
+        }
     }
 
     /// How it ended, if it did.
@@ -168,7 +187,6 @@ impl Spawner {
             .map_err(|_| gone())
             .doing(doing)?
             .doing(doing)?;
-        directory.remember_process(child.id());
         Ok(Process {
             child,
             name: name.to_string(),

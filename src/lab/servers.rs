@@ -118,25 +118,17 @@ pub(super) fn wait_ready(
     ready: &[Ready],
 ) -> Result<(), LabError> {
     let deadline = Instant::now() + READY_TIMEOUT;
-    let failed = |process: &Process, what: String| LabError::Service {
-        service: process.name().to_string(),
-        what,
-        log: process.log().to_path_buf(),
-    };
     for &sign in ready {
         while !ns.run(|| answers(sign))? {
             if let Some(status) = process.status() {
-                return Err(failed(
-                    process,
-                    format!("ended before it was ready ({status})"),
-                ));
+                return Err(process.failed(format!("ended before it was ready ({status})")));
             }
             if tools::interrupted() {
                 return Err(LabError::Interrupted);
             }
             if Instant::now() >= deadline {
                 let what = format!("did not answer within {READY_TIMEOUT:?} ({sign:?})");
-                return Err(failed(process, what));
+                return Err(process.failed(what));
             }
             std::thread::sleep(READY_POLL);
         }

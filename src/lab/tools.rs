@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -87,6 +87,21 @@ pub fn catch_interrupts() {
             action.sa_flags = libc::SA_RESETHAND;
             libc::sigaction(signal, &action, std::ptr::null_mut());
         }
+    }
+}
+
+/// Runs a program that has the terminal: Ctrl-C is for it alone while it runs.
+pub fn run_in_foreground(command: &mut Command) -> io::Result<ExitStatus> {
+    // SAFETY: `signal` is safe to call before exec, and the handlers are plain constants.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        });
+        let before = libc::signal(libc::SIGINT, libc::SIG_IGN);
+        let status = command.status();
+        libc::signal(libc::SIGINT, before);
+        status
     }
 }
 
