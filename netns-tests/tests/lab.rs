@@ -1,6 +1,7 @@
 //! The lab itself: each NAT does what its name says, links have the delay and loss that they should.
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -51,11 +52,20 @@ fn coturns_client_finds_the_same() -> Result<()> {
         ],
     ];
     let lab = lab(LabConfig::of_kinds(kinds))?;
-    for (home, words) in lab.config().homes.iter().zip(words) {
+    // All at once: the client waits for seconds where a NAT answers nothing.
+    let mut clients = Vec::new();
+    for home in &lab.config().homes {
         let mut command = lab.command(&home.name, "turnutils_natdiscovery")?;
-        let output = command
-            .args(["-m", "-f", &wice::lab::TURN.to_string()])
-            .output()?;
+        command.args(["-m", "-f", &wice::lab::TURN.to_string()]);
+        clients.push(
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()?,
+        );
+    }
+    for ((home, words), client) in lab.config().homes.iter().zip(words).zip(clients) {
+        let output = client.wait_with_output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         for word in words {
             assert!(text.contains(word), "{}: no {word:?} in\n{text}", home.nat);

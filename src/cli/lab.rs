@@ -1,13 +1,16 @@
 //! `wice lab`: builds a lab, runs daemons of this program in it, and shows which paths they find.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    self, Expected, Lab, LabConfig, LabError, MAX_SITES, NatKind, PeerStatus, Process, ground_truth,
+    self, Expected, Lab, LabConfig, LabError, MAX_SITES, NatKind, PeerStatus, Pong, Process,
+    ground_truth,
 };
 
 /// Version of the JSON lines.
@@ -28,10 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const STAYS: Duration = Duration::from_secs(1);
 /// How often the daemons are asked.
 const POLL: Duration = Duration::from_millis(50);
-/// How long one overlay ping may take; short, because pairs wait for each other.
-const PING: Duration = Duration::from_secs(1);
 /// The longest delay that may be asked for: past it handshakes would time out.
-const MAX_DELAY_MS: u64 = 4_000;
+const MAX_DELAY_MS: u64 = 2_000;
 /// The most loss that may be asked for: past it nothing can be told from silence.
 const MAX_LOSS_PERCENT: f64 = 50.0;
 
@@ -108,12 +109,16 @@ fn run(args: &LabArgs, show: &Show) -> Result<u8, LabError> {
 fn find_paths(lab: &mut Lab, args: &LabArgs, show: &Show) -> Result<u8, LabError> {
     lab.start_signal()?;
     let token = lab.network_token()?;
-    let start = Instant::now();
     let mut daemons = Vec::new();
+    // Time is counted from the last daemon's start: before it there is nobody to find.
+    let mut start = Instant::now();
     for home in &lab.config().homes {
+        start = Instant::now();
         daemons.push(lab.start_daemon(&home.name, Some(&token), &[])?);
     }
-    // Time is counted from the last daemon's start: before it there is nobody to find.
+    if let Some(last) = daemons.last() {
+        show.started(last);
+    }
     let pairs = watch(lab, &mut daemons, start, show)?;
     let code = show.verdict(&pairs);
     if let Some(node) = &args.shell {
@@ -130,7 +135,7 @@ struct Pair {
     expected: Expected,
     path: Option<PeerStatus>,
     since: Instant,
-    pinged: Option<Duration>,
+    pinged: Option<Pong>,
 }
 
 impl Pair {
@@ -166,41 +171,64 @@ fn watch(
     show: &Show,
 ) -> Result<Vec<Pair>, LabError> {
     let mut pairs = pairs_of(lab);
-    while start.elapsed() < PATIENCE && !pairs.iter().all(Pair::is_settled) {
-        for daemon in daemons.iter_mut() {
-            if let Some(status) = daemon.status() {
-                return Err(daemon.failed(format!("ended ({status})")));
-            }
+    let names: Vec<_> = pairs
+        .iter()
+        .map(|p| (p.first.clone(), p.second.clone()))
+        .collect();
+    let is_over = AtomicBool::new(false);
+    let (pongs, arrivals) = channel();
+    std::thread::scope(|scope| {
+        // Each pair is pinged by a thread of its own, so that none waits for another.
+        for (index, (first, second)) in names.iter().enumerate() {
+            let (pongs, is_over) = (pongs.clone(), &is_over);
+            scope.spawn(move || {
+                let go_on = || !is_over.load(Ordering::Relaxed);
+                let _ = pongs.send((index, lab.first_overlay_ping(first, second, go_on)));
+            });
         }
-        for pair in &mut pairs {
-            if lab::interrupted() {
-                return Err(LabError::Interrupted);
-            }
-            look(lab, pair, start, show)?;
-        }
-        std::thread::sleep(POLL);
-    }
+        let result = settle(lab, daemons, &mut pairs, &arrivals, start, show);
+        is_over.store(true, Ordering::Relaxed);
+        result
+    })?;
     for pair in &pairs {
         show.settled(start.elapsed(), pair);
     }
     Ok(pairs)
 }
 
-fn look(lab: &Lab, pair: &mut Pair, start: Instant, show: &Show) -> Result<(), LabError> {
-    if pair.pinged.is_none() {
-        let patience = if pair.kind() == "none" { POLL } else { PING };
-        pair.pinged = lab.overlay_ping(&pair.first, &pair.second, patience)?;
-        if let Some(ping) = pair.pinged {
-            show.pinged(start.elapsed(), pair, ping);
+type Arrival = (usize, Result<Option<Pong>, LabError>);
+
+fn settle(
+    lab: &Lab,
+    daemons: &mut [Process],
+    pairs: &mut [Pair],
+    arrivals: &Receiver<Arrival>,
+    start: Instant,
+    show: &Show,
+) -> Result<(), LabError> {
+    while start.elapsed() < PATIENCE && !pairs.iter().all(Pair::is_settled) {
+        if lab::interrupted() {
+            return Err(LabError::Interrupted);
         }
-    }
-    let peers = lab.peers(&pair.first)?;
-    let found = peers.into_iter().find(|peer| peer.name == pair.second);
-    let changed = described(found.as_ref()) != described(pair.path.as_ref());
-    pair.path = found;
-    if changed {
-        pair.since = Instant::now();
-        show.path(start.elapsed(), pair);
+        for daemon in daemons.iter_mut() {
+            if let Some(status) = daemon.status() {
+                return Err(daemon.failed(format!("ended ({status})")));
+            }
+        }
+        for pair in pairs.iter_mut() {
+            let peers = lab.peers(&pair.first)?;
+            let found = peers.into_iter().find(|peer| peer.name == pair.second);
+            if described(found.as_ref()) != described(pair.path.as_ref()) {
+                pair.path = found;
+                pair.since = Instant::now();
+                show.path(start.elapsed(), pair);
+            }
+        }
+        while let Ok((index, pong)) = arrivals.try_recv() {
+            pairs[index].pinged = pong?;
+            show.pinged(start, &pairs[index]);
+        }
+        std::thread::sleep(POLL);
     }
     Ok(())
 }
@@ -280,6 +308,14 @@ impl Show {
         }
     }
 
+    fn started(&self, daemon: &Process) {
+        if self.json {
+            self.line(json!({"event": "started", "at_ms": 0.0, "node": daemon.name()}));
+        } else {
+            println!("{} {} started", seconds(Duration::ZERO), daemon.name());
+        }
+    }
+
     fn path(&self, at: Duration, pair: &Pair) {
         if self.json {
             let path = pair.path.as_ref();
@@ -291,20 +327,27 @@ impl Show {
                 "relay_transport": path.and_then(|p| p.path.relay_transport.as_ref()),
             }));
         }
-        self.text(at, pair, &described(pair.path.as_ref()));
+        // Before the first ping a path is a promise; with it, it is shown.
+        if pair.pinged.is_some() {
+            self.text(at, pair, &described(pair.path.as_ref()));
+        }
     }
 
-    fn pinged(&self, at: Duration, pair: &Pair, ping: Duration) {
+    fn pinged(&self, start: Instant, pair: &Pair) {
+        let Some(pong) = pair.pinged else { return };
+        let at = pong.at - start;
         if self.json {
             return self.line(json!({
                 "event": "ping", "at_ms": millis(at), "first": pair.first, "second": pair.second,
-                "rtt_ms": millis(ping),
+                "rtt_ms": millis(pong.rtt),
             }));
         }
+        let path = described(pair.path.as_ref());
+        let rtt = millis(pong.rtt);
         self.text(
             at,
             pair,
-            &format!("first ping answered, {:.0} ms", millis(ping)),
+            &format!("{path}   first ping answered, {rtt:.0} ms"),
         );
     }
 
@@ -402,7 +445,7 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
-/// `0.141 s` below a second, `1.2 s` above.
+/// `0.141 s` below a second, `1.2 s` above, in a column.
 fn seconds(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 1.0 {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::error::{Doing as _, LabError};
 use super::netns::NetNs;
 use super::plan::SIGNAL;
-use super::probe;
+use super::probe::{self, Pong};
 use super::process::Process;
 use super::servers::{Ready, STUN_PORT, TURN_SECRET, TURNS_PORT, WEB_TLS_PORT};
 use super::world::{Lab, Node};
@@ -21,6 +21,10 @@ use super::world::{Lab, Node};
 pub const INTERFACE: &str = "wice0";
 /// Where the signaling service listens: a port that every home lets out.
 pub const SIGNAL_PORT: u16 = 443;
+/// How often a path's first ping is tried: what is measured is right to this.
+const PING_INTERVAL: Duration = Duration::from_millis(10);
+/// How often a new node's address is looked for.
+const ADDRESS_POLL: Duration = Duration::from_millis(2);
 /// The name of the lab's network.
 const NETWORK: &str = "lab";
 /// The machine that has the network's admin key.
@@ -166,17 +170,22 @@ impl Lab {
             .doing(|| node.to_string())
     }
 
-    /// Pings one node's overlay address from another; `None` is silence.
-    pub fn overlay_ping(
+    /// Pings one node's overlay address from another, every 10 ms from when the address is there,
+    /// for as long as `go_on` says so, and gives the first answer.
+    pub fn first_overlay_ping(
         &self,
         from: &str,
         to: &str,
-        patience: Duration,
-    ) -> Result<Option<Duration>, LabError> {
-        let Some(address) = self.overlay_address(to)? else {
-            return Ok(None);
-        };
-        probe::ping(self.node(from)?.ns(), address, patience)
+        go_on: impl Fn() -> bool + Send,
+    ) -> Result<Option<Pong>, LabError> {
+        let from = self.node(from)?.ns();
+        while go_on() {
+            if let Some(address) = self.overlay_address(to)? {
+                return probe::ping(from, address, PING_INTERVAL, go_on);
+            }
+            std::thread::sleep(ADDRESS_POLL);
+        }
+        Ok(None)
     }
 
     /// A shell on a machine, in which `wice status` asks that machine's daemon.

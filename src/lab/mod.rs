@@ -34,7 +34,9 @@ pub use daemon::{EndStatus, INTERFACE, PathStatus, PeerStatus, SIGNAL_PORT};
 pub use error::LabError;
 pub use netns::NetNs;
 pub use plan::{SIGNAL, SIGNAL_V6, STUN_2, STUN_2_V6, TURN, TURN_V6};
-pub use probe::{Discovery, Meeting, StunServers, binding, discover, ping, punch, round_trip};
+pub use probe::{
+    Discovery, Meeting, Pong, StunServers, binding, discover, ping, punch, round_trip,
+};
 pub use process::Process;
 pub use proxy::PROXY_PORT;
 pub use servers::{Ready, STUN_PORT, TURN_REALM, TURN_SECRET, TURNS_PORT, WEB_TLS_PORT};

@@ -30,6 +30,9 @@ const PUNCH_INTERVAL: Duration = Duration::from_millis(10);
 /// How often the punching loop looks at its sockets.
 const PUNCH_POLL: Duration = Duration::from_micros(500);
 
+/// Pings whose answers are still waited for: ten seconds of them, one every 10 ms.
+const PINGS_IN_FLIGHT: usize = 1000;
+
 /// The STUN servers to ask: the first must answer on two addresses and two ports (RFC 5780).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StunServers {
@@ -77,30 +80,25 @@ pub fn round_trip(
     asked.doing(|| format!("asking {server} from {}", ns.name()))
 }
 
-/// One ICMP echo (RFC 792) from a namespace, answered by the other end's kernel; `None` is silence.
-pub fn ping(ns: &NetNs, to: Ipv4Addr, patience: Duration) -> Result<Option<Duration>, LabError> {
-    let asked = ns.run(|| -> io::Result<Option<Duration>> {
-        let socket = UdpSocket::from(rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            Some(rustix::net::ipproto::ICMP),
-        )?);
-        socket.set_read_timeout(Some(patience))?;
-        // The kernel writes identifier and checksum of such a socket.
-        let echo = [8u8, 0, 0, 0, 0, 0, 0, 1];
-        let start = Instant::now();
-        // Without a route or a tunnel yet, sending fails: that is silence too.
-        if socket
-            .send_to(&echo, SocketAddr::new(to.into(), 0))
-            .is_err()
-        {
-            return Ok(None);
-        }
-        let answered = socket.recv_from(&mut [0u8; 64]).is_ok();
-        Ok(answered.then(|| start.elapsed()))
-    })?;
-    asked.doing(|| format!("pinging {to} from {}", ns.name()))
+/// An answered ping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pong {
+    /// When the answer came.
+    pub at: Instant,
+    /// Round trip.
+    pub rtt: Duration,
+}
+
+/// The first ICMP echo (RFC 792) that is answered, by the other end's kernel, of those sent from a
+/// namespace every `interval` for as long as `go_on` says so.
+pub fn ping(
+    ns: &NetNs,
+    to: Ipv4Addr,
+    interval: Duration,
+    go_on: impl Fn() -> bool + Send,
+) -> Result<Option<Pong>, LabError> {
+    ns.run(|| ping_here(to, interval, go_on))?
+        .doing(|| format!("pinging {to} from {}", ns.name()))
 }
 
 /// What a STUN server says about a socket; `None` is silence.
@@ -231,6 +229,50 @@ impl End {
             }
         }
     }
+}
+
+fn ping_here(
+    to: Ipv4Addr,
+    interval: Duration,
+    go_on: impl Fn() -> bool,
+) -> io::Result<Option<Pong>> {
+    let socket = UdpSocket::from(rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(rustix::net::ipproto::ICMP),
+    )?);
+    // Answers are told apart by their sequence numbers; older ones than these count no more.
+    let mut sent = [Instant::now(); PINGS_IN_FLIGHT];
+    let mut sequence: u16 = 0;
+    let mut packet = [0u8; 64];
+    while go_on() {
+        let next_send = Instant::now() + interval;
+        sequence = sequence.wrapping_add(1);
+        sent[usize::from(sequence) % PINGS_IN_FLIGHT] = Instant::now();
+        // The kernel writes identifier and checksum of such a socket.
+        let mut echo = [8u8, 0, 0, 0, 0, 0, 0, 0];
+        echo[6..].copy_from_slice(&sequence.to_be_bytes());
+        // Without a route yet, sending fails: that is silence too.
+        let _ = socket.send_to(&echo, SocketAddr::new(to.into(), 0));
+        loop {
+            let wait = next_send.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                break;
+            }
+            socket.set_read_timeout(Some(wait))?;
+            let Ok((8.., _)) = socket.recv_from(&mut packet) else {
+                continue;
+            };
+            let answered = u16::from_be_bytes([packet[6], packet[7]]);
+            if usize::from(sequence.wrapping_sub(answered)) < PINGS_IN_FLIGHT {
+                let at = Instant::now();
+                let rtt = at - sent[usize::from(answered) % PINGS_IN_FLIGHT];
+                return Ok(Some(Pong { at, rtt }));
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn discover_here(servers: &StunServers, patience: Duration) -> io::Result<Discovery> {

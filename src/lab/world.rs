@@ -223,9 +223,8 @@ impl Lab {
         router.generation = router.generation.wrapping_add(1);
         let new = plan::wan(router.site, router.generation);
         router.ruleset.wan = Some(new);
-        let lan = Lan::public(router.site);
         let prefixes = match &home {
-            Some(home) => home_prefixes(home, &lan, new, router.site),
+            Some(home) => home_prefixes(home, &lan_of(home, router.site), new, router.site),
             None => vec![super::switch::Prefix::host(new.into())],
         };
         let batch = format!(

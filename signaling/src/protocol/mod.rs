@@ -7,6 +7,6 @@ mod key;
 
 pub use advert::{Advert, Session};
 pub use candidate::{
-    Candidate, CandidateKind, Filtering, MAX_CANDIDATES, Mapping, NatBehavior, RelayTransport,
+    Candidate, CandidateKind, Filtering, Mapping, MAX_CANDIDATES, NatBehavior, RelayTransport,
 };
 pub use key::PublicKey;
