@@ -217,6 +217,25 @@ fn ipv6_homes_have_a_stateful_firewall_or_none_or_a_black_hole() -> Result<()> {
 }
 
 #[test]
+fn a_wire_that_is_pulled_and_plugged_carries_both_families_again() -> Result<()> {
+    let mut homes = LabConfig::of_kinds([NatKind::PortRestricted]).homes;
+    homes[0].ipv6 = Ipv6::Firewalled;
+    let lab = lab(LabConfig {
+        homes,
+        ..LabConfig::default()
+    })?;
+    let servers = [lab.stun_servers().primary, lab.stun_servers_v6().primary];
+    for (up, answers) in [(true, true), (false, false), (true, true)] {
+        lab.set_lan_up("home-a", up)?;
+        for server in servers {
+            let answer = round_trip(lab.node("home-a")?.ns(), server, SILENCE)?;
+            assert_eq!(answer.is_some(), answers, "{server}, wire {up}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn where_udp_is_blocked_tcp_goes_as_far_as_its_policy() -> Result<()> {
     let mut homes = LabConfig::of_kinds([NatKind::UdpBlocked; 3]).homes;
     homes[1].tcp = TcpPolicy::Any;

@@ -312,7 +312,7 @@ impl Show {
         if self.json {
             self.line(json!({"event": "started", "at_ms": 0.0, "node": daemon.name()}));
         } else {
-            println!("{} {} started", seconds(Duration::ZERO), daemon.name());
+            println!("{:<8} {} started", seconds(Duration::ZERO), daemon.name());
         }
     }
 
@@ -445,7 +445,7 @@ fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
-/// `0.141 s` below a second, `1.2 s` above, in a column.
+/// `0.141 s` below a second, `1.2 s` above.
 fn seconds(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 1.0 {

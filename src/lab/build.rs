@@ -271,16 +271,10 @@ impl Builder {
             .cloned()
             .collect();
         for node in members {
-            let mut batch = String::from("link set lo up\nlink set eth0 up\n");
-            for address in node.addresses() {
-                let (length, gateway) = match address {
-                    IpAddr::V4(_) => (lan.length, IpAddr::V4(lan.router)),
-                    IpAddr::V6(_) => (Lan::LENGTH6, IpAddr::V6(lan.router6)),
-                };
-                let _ = writeln!(batch, "addr add {address}/{length} dev eth0");
-                let _ = writeln!(batch, "route add default via {gateway}");
-            }
-            ip(node.ns(), &batch)?;
+            ip(
+                node.ns(),
+                &format!("link set lo up\n{}", eth0_up(node.addresses(), lan)),
+            )?;
         }
         if home.proxy {
             let ns = self.lab.node(&format!("{}.proxy", home.name))?.ns().clone();
@@ -378,6 +372,21 @@ pub(super) fn home_prefixes(home: &HomeConfig, lan: &Lan, wan: Ipv4Addr, site: u
         prefixes.push(Prefix::new(lan.router6.into(), Lan::LENGTH6));
     }
     prefixes
+}
+
+/// Commands that bring a LAN member's interface up, for the first time or again: the kernel forgets
+/// routes and IPv6 addresses of a device that goes down.
+pub(super) fn eth0_up(addresses: &[IpAddr], lan: &Lan) -> String {
+    let mut batch = String::from("link set eth0 up\n");
+    for address in addresses {
+        let (length, gateway) = match address {
+            IpAddr::V4(_) => (lan.length, IpAddr::V4(lan.router)),
+            IpAddr::V6(_) => (Lan::LENGTH6, IpAddr::V6(lan.router6)),
+        };
+        let _ = writeln!(batch, "addr replace {address}/{length} dev eth0");
+        let _ = writeln!(batch, "route replace default via {gateway}");
+    }
+    batch
 }
 
 /// The carrier that a home is behind.

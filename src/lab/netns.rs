@@ -178,7 +178,9 @@ fn mount_overlays(overlays: &Overlays) -> io::Result<()> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     let _ = mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None);
-    let _ = mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None);
+    if !overlays.directory.starts_with("/run") {
+        let _ = mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None);
+    }
     let _ = mount_bind(&overlays.hosts, "/etc/hosts");
     let _ = mount_bind(&overlays.resolv, "/etc/resolv.conf");
     Ok(())

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::build::{carrier_of, home_prefixes, ip};
+use super::build::{carrier_of, eth0_up, home_prefixes, ip};
 use super::config::{HomeConfig, LabConfig};
 use super::directory::Directory;
 use super::error::{Doing as _, LabError};
@@ -251,12 +251,20 @@ impl Lab {
     /// Pulls or plugs the wire between a home's node and its LAN.
     pub fn set_lan_up(&self, node: &str, up: bool) -> Result<(), LabError> {
         let node = self.node(node)?;
-        let state = if up { "up" } else { "down" };
-        let mut batch = format!("link set eth0 {state}\n");
-        // The kernel forgets routes, and IPv6 addresses, of a device that goes down.
-        for gateway in self.gateways(node).filter(|_| up) {
-            batch.push_str(&format!("route replace default via {gateway}\n"));
-        }
+        let home = self
+            .config
+            .homes
+            .iter()
+            .find(|home| Some(home.name.as_str()) == node.home());
+        let router = node.home().and_then(|home| self.routers.get(home));
+        let (Some(home), Some(router)) = (home, router) else {
+            return Err(LabError::Config(format!("{} is on no LAN", node.name)));
+        };
+        let batch = if up {
+            eth0_up(&node.addresses, &lan_of(home, router.site))
+        } else {
+            "link set eth0 down\n".to_string()
+        };
         ip(&node.ns, &batch)
     }
 
@@ -301,28 +309,6 @@ impl Lab {
             wait_ready(&ns, self.service(&name)?, &ready)?;
         }
         Ok(())
-    }
-
-    fn gateways(&self, node: &Node) -> impl Iterator<Item = IpAddr> {
-        let home = self
-            .config
-            .homes
-            .iter()
-            .find(|home| Some(&home.name) == node.home.as_ref());
-        let site = node
-            .home
-            .as_ref()
-            .and_then(|home| self.routers.get(home))
-            .map(|r| r.site);
-        let lan = home.zip(site).map(|(home, site)| lan_of(home, site));
-        let addresses = node.addresses.clone();
-        lan.into_iter().flat_map(move |lan| {
-            let gateway = move |address: &IpAddr| match address {
-                IpAddr::V4(_) => IpAddr::V4(lan.router),
-                IpAddr::V6(_) => IpAddr::V6(lan.router6),
-            };
-            addresses.iter().map(gateway).collect::<Vec<_>>()
-        })
     }
 
     fn attachment(&self, name: &str) -> Result<AttachmentId, LabError> {
