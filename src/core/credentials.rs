@@ -4,40 +4,21 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hkdf::Hkdf;
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 
 use super::ice::Credentials;
-use wice_signaling::protocol::{PublicKey, Session};
+use wice_signaling::protocol::{KEY_HASH_LEN, PublicKey, Session};
 
 /// Label of the derivation; a new version gets a new one.
 const LABEL: &[u8] = b"wice-ice-v1";
-/// Label of the key's short hash.
-const HASH_LABEL: &[u8] = b"wice-ufrag-v1";
 /// Bytes of password: 192 bits, 32 characters (RFC 8445 §5.3 asks for 128 bits).
 const PASSWORD: usize = 24;
-/// Bytes of the key's hash in a ufrag: enough to find one of thousands of peers, and base64 of six
-/// bytes needs no padding.
-const KEY_HASH: usize = 6;
-/// Characters of [`KEY_HASH`] bytes in base64.
+/// Characters of a key's hash in base64: six bytes need no padding.
 const KEY_HASH_CHARS: usize = 8;
 
-/// The short name of a key inside a ufrag. Not a secret; collisions cost a peer its self-described
-/// checks, nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KeyHash([u8; KEY_HASH]);
-
-impl KeyHash {
-    /// The first bytes of SHA-256 over a label and the key.
-    pub fn of(key: &PublicKey) -> Self {
-        let digest = Sha256::new()
-            .chain_update(HASH_LABEL)
-            .chain_update(key.0)
-            .finalize();
-        let mut hash = [0; KEY_HASH];
-        hash.copy_from_slice(&digest[..KEY_HASH]);
-        Self(hash)
-    }
-}
+/// The short name of a key inside a ufrag ([`PublicKey::key_hash`]). Not a secret; a collision costs
+/// a peer its self-described checks, nothing else.
+pub type KeyHash = [u8; KEY_HASH_LEN];
 
 /// One end of a pair of nodes.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +32,7 @@ pub struct End {
 impl End {
     /// `base64(hash of key) ‖ base64(session)`: 30 characters of ice-char (RFC 8445 §5.3).
     pub fn ufrag(&self) -> String {
-        let mut ufrag = STANDARD_NO_PAD.encode(KeyHash::of(&self.key).0);
+        let mut ufrag = STANDARD_NO_PAD.encode(self.key.key_hash());
         STANDARD_NO_PAD.encode_string(self.session.0, &mut ufrag);
         ufrag
     }
@@ -62,7 +43,7 @@ pub fn parse_ufrag(ufrag: &str) -> Option<(KeyHash, Session)> {
     let (hash, session) = ufrag.split_at_checked(KEY_HASH_CHARS)?;
     let hash = STANDARD_NO_PAD.decode(hash).ok()?.try_into().ok()?;
     let session = STANDARD_NO_PAD.decode(session).ok()?.try_into().ok()?;
-    Some((KeyHash(hash), Session(session)))
+    Some((hash, Session(session)))
 }
 
 /// Both ends' credentials for this pair: (`owner`'s, `other`'s).
@@ -118,10 +99,7 @@ mod tests {
     #[test]
     fn a_ufrag_names_its_owner() {
         let a = end(1, 7);
-        assert_eq!(
-            parse_ufrag(&a.ufrag()),
-            Some((KeyHash::of(&a.key), a.session))
-        );
+        assert_eq!(parse_ufrag(&a.ufrag()), Some((a.key.key_hash(), a.session)));
         assert_eq!(parse_ufrag("short"), None);
         assert_eq!(parse_ufrag(&format!("{}A", a.ufrag())), None);
         assert_eq!(parse_ufrag("äääääääääää"), None);

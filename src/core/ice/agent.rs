@@ -1,6 +1,7 @@
 //! The agent's state: bases and candidates in, pairs kept, timeouts, events out.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha12Rng;
@@ -70,6 +71,7 @@ pub struct Agent {
     pub(super) remotes: Vec<RemoteCandidate>,
     pub(super) pairs: BTreeMap<PairKey, Pair>,
     pub(super) triggered: VecDeque<PairKey>,
+    pub(super) permitted: BTreeSet<(BaseId, IpAddr)>,
     /// Whether the owner has traffic for this peer: failed pairs are then tried again.
     pub(super) has_traffic: bool,
     rng: ChaCha12Rng,
@@ -95,6 +97,7 @@ impl Agent {
             remotes: Vec::new(),
             pairs: BTreeMap::new(),
             triggered: VecDeque::new(),
+            permitted: BTreeSet::new(),
             has_traffic: false,
             rng,
             events: VecDeque::new(),
@@ -392,12 +395,18 @@ impl Agent {
             .map(|(_, key)| key)
     }
 
-    /// The failed pairs that are tried again while there is traffic: what has worked last among the
-    /// addresses that no advert names, then the best advertised ones.
+    /// The failed pairs that are tried again now and then: none without traffic.
     pub(super) fn rechecked(&self) -> Vec<PairKey> {
-        if !self.has_traffic {
-            return Vec::new();
+        if self.has_traffic {
+            self.best_failed()
+        } else {
+            Vec::new()
         }
+    }
+
+    /// The failed pairs that are worth another try: what has worked last among the addresses that no
+    /// advert names, then the best advertised ones.
+    pub(super) fn best_failed(&self) -> Vec<PairKey> {
         let last_learned = self.last_learned();
         let mut failed: Vec<&Pair> = self
             .pairs

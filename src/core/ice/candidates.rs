@@ -1,12 +1,13 @@
 //! Bases and remote candidates in, pairs out (RFC 8445 §6.1.2, RFC 8838 §10 to §12). A difference
 //! is applied; what stands already keeps its state.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use wice_signaling::protocol::CandidateKind;
 
 use super::agent::{Agent, AgentEvent};
-use super::pair::{Pair, PairKey, PairState};
+use super::pair::{Failure, Pair, PairKey, PairState};
 use super::priority::{candidate_priority, pair_priority};
 use super::{Base, BaseId, RemoteCandidate};
 use crate::core::policy;
@@ -71,6 +72,7 @@ impl Agent {
     /// The base is gone: its pairs fail now.
     pub fn remove_base(&mut self, id: BaseId) {
         self.bases.retain(|base| base.id != id);
+        self.permitted.retain(|(base, _)| *base != id);
         let gone: Vec<PairKey> = self
             .pairs
             .keys()
@@ -133,6 +135,43 @@ impl Agent {
         }
     }
 
+    /// The relay behind `base` lets `peer` through: pairs that waited for it may be checked.
+    pub fn permit(&mut self, base: BaseId, peer: IpAddr) {
+        if self.permitted.len() >= MAX_PAIRS {
+            let pairs = &self.pairs;
+            let paired = |(base, peer): &(BaseId, IpAddr)| {
+                pairs
+                    .keys()
+                    .any(|key| key.base == *base && key.remote.ip() == *peer)
+            };
+            self.permitted.retain(paired);
+        }
+        self.permitted.insert((base, peer));
+        for pair in self.pairs.values_mut() {
+            if pair.key.base == base && pair.key.remote.ip() == peer {
+                pair.held = false;
+            }
+        }
+    }
+
+    /// The relay behind `base` refuses `peer`: its pairs fail, no others.
+    pub fn forbid(&mut self, base: BaseId, peer: IpAddr, now: Instant) {
+        self.permitted.remove(&(base, peer));
+        let of_peer = |key: &&PairKey| key.base == base && key.remote.ip() == peer;
+        let keys: Vec<PairKey> = self.pairs.keys().filter(of_peer).copied().collect();
+        for key in keys {
+            self.set_failed(key, Failure::RelayForbids, now);
+        }
+    }
+
+    /// The peer addresses that the relay behind `base` has to let through.
+    pub fn wanted_permissions(&self, base: BaseId) -> impl Iterator<Item = IpAddr> + '_ {
+        self.pairs
+            .keys()
+            .filter(move |key| key.base == base)
+            .map(|key| key.remote.ip())
+    }
+
     /// Adds a pair, or changes the remote candidate of the pair that stands already.
     pub(super) fn add_pair(&mut self, base: BaseId, remote: RemoteCandidate, origin: Origin) {
         let key = PairKey {
@@ -169,6 +208,8 @@ impl Agent {
         }
         let mut pair = Pair::new(key, known.kind, local_priority, remote, advertised);
         pair.priority = pair_priority(self.role, local_priority, remote.priority);
+        let permitted = || self.permitted.contains(&(base, remote.address.ip()));
+        pair.held = origin == Origin::Advert && pair.relay_transport().is_some() && !permitted();
         if self.pairs.len() >= MAX_PAIRS && !self.make_room(pair.priority) {
             return;
         }

@@ -178,6 +178,7 @@ impl Agent {
             return;
         };
         pair.note_received();
+        pair.held = false;
         if pair.note_seen(request.id()) {
             match pair.state {
                 PairState::Succeeded if !pair.is_stalled() => {}

@@ -39,11 +39,7 @@ impl Agent {
     /// When [`Self::poll_check`] has something to send; a time in the past while pairs wait.
     pub fn check_due(&self, now: Instant) -> Option<Instant> {
         self.remote.as_ref()?;
-        let waiting = || {
-            self.pairs
-                .values()
-                .any(|pair| pair.state == PairState::Waiting)
-        };
+        let waiting = || self.pairs.values().any(Pair::is_waiting);
         if !self.triggered.is_empty() || self.nominate.is_some() || waiting() {
             return Some(now);
         }
@@ -64,6 +60,21 @@ impl Agent {
         let valid = self.pairs.get(&key).is_some_and(Pair::is_valid);
         if self.role == Role::Controlling && valid && !done {
             self.nominate = Some(key);
+        }
+    }
+
+    /// Whether the nomination of this pair is on its way.
+    pub fn is_nominating(&self, key: PairKey) -> bool {
+        self.nominate == Some(key) || self.pairs.get(&key).is_some_and(Pair::is_nominating)
+    }
+
+    /// Tries the best failed pairs again now, once.
+    pub fn recheck(&mut self, now: Instant) {
+        for key in self.best_failed() {
+            if let Some(pair) = self.pairs.get_mut(&key) {
+                pair.next_check = Some(now);
+                pair.recheck_asked = true;
+            }
         }
     }
 
@@ -117,10 +128,7 @@ impl Agent {
                 .any(|pair| pair.checks().0 > 0)
         };
         let (direct_tried, relayed_tried) = (tried(false), tried(true));
-        let waiting = self
-            .pairs
-            .values()
-            .filter(|pair| pair.state == PairState::Waiting);
+        let waiting = self.pairs.values().filter(|pair| pair.is_waiting());
         waiting
             .map(|pair| {
                 let first_of_class = match pair.relays() {
@@ -159,7 +167,7 @@ impl Agent {
         });
         let probe = pair.probe_due().map(|at| (at, Action::Probe));
         let is_periodic = match pair.state {
-            PairState::Failed(_) => rechecked.contains(&pair.key),
+            PairState::Failed(_) => pair.recheck_asked || rechecked.contains(&pair.key),
             PairState::Waiting | PairState::InProgress | PairState::Succeeded => true,
         };
         let periodic = pair
@@ -219,7 +227,10 @@ impl Agent {
                 let has_traffic = self.has_traffic;
                 let pair = self.pairs.get_mut(&key)?;
                 pair.next_check = match pair.state {
-                    PairState::Failed(_) => Some(now + RECHECK.mul_f64(jitter)),
+                    PairState::Failed(_) => {
+                        pair.recheck_asked = false;
+                        Some(now + RECHECK.mul_f64(jitter))
+                    }
                     PairState::Succeeded => {
                         keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter))
                     }

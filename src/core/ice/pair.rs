@@ -83,6 +83,8 @@ pub struct Pair {
     pub(super) mapped: Option<SocketAddr>,
     pub(super) priority: u64,
     pub(super) state: PairState,
+    /// Waits for the relay's permission: nothing is sent before it (RFC 8445 §7.2.1).
+    pub(super) held: bool,
     pub(super) used: Use,
     pub(super) nominated: Option<u32>,
     /// Controlled: USE-CANDIDATE came before the pair was valid.
@@ -97,6 +99,8 @@ pub struct Pair {
     pub(super) last_answer: Option<Instant>,
     pub(super) missed: u8,
     pub(super) races: usize,
+    /// To be tried again once, with or without traffic.
+    pub(super) recheck_asked: bool,
     /// Role conflicts that it was answered with in a row.
     pub(super) conflicts: u8,
     history: u8,
@@ -129,6 +133,7 @@ impl Pair {
             mapped: None,
             priority: 0,
             state: PairState::Waiting,
+            held: false,
             used: Use::None,
             nominated: None,
             nomination_wanted: None,
@@ -141,6 +146,7 @@ impl Pair {
             last_answer: None,
             missed: 0,
             races: 0,
+            recheck_asked: false,
             conflicts: 0,
             history: 0,
             history_len: 0,
@@ -168,6 +174,11 @@ impl Pair {
     /// RFC 8445 §6.1.2.3, in our present role.
     pub fn priority(&self) -> u64 {
         self.priority
+    }
+
+    /// Whether it waits for the relay's permission.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// What our side of it is known as: the base, or how the other side sees it.
@@ -228,6 +239,11 @@ impl Pair {
     /// Answered among the last eight checks that have had their time: (answered, of).
     pub fn recent(&self) -> (u32, u32) {
         (self.history.count_ones(), self.history_len)
+    }
+
+    /// Whether it may be checked for the first time.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state == PairState::Waiting && !self.held
     }
 
     pub(super) fn note_started(&mut self, now: Instant) {

@@ -2,7 +2,7 @@
 //! blocked and rewritten routes, moving sockets. It checks on every step what must always hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha8Rng;
@@ -368,6 +368,16 @@ impl Net {
         }
         let timeout = self.agents[i].poll_timeout();
         assert!(timeout.is_none_or(|at| at > now), "nothing is left due");
+        for port in self.ports.iter_mut().filter(|port| port.agent == i) {
+            let Some(permitted) = &mut port.permitted else {
+                continue;
+            };
+            let wanted: Vec<IpAddr> = self.agents[i].wanted_permissions(port.base).collect();
+            for peer in wanted {
+                self.agents[i].permit(port.base, peer);
+                permitted.insert(peer);
+            }
+        }
         let due = self.agents[i].check_due(now).is_some_and(|at| at <= now);
         if due && self.paced[i] <= now {
             self.paced[i] = now + TA_NODE;
