@@ -1,4 +1,5 @@
-//! Two nodes of in-process WireGuard in two network namespaces: real TUN devices, real sockets, real TCP.
+//! Two nodes of in-process WireGuard in two network namespaces: real TUN devices, real sockets,
+//! real TCP.
 
 #![allow(
     clippy::unwrap_used,
@@ -226,7 +227,8 @@ fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duration {
     fastest
 }
 
-/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns Mbit/s.
+/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns
+/// Mbit/s.
 fn transfer(namespaces: &[Namespace; 2], to: &str, megabytes: usize) -> f64 {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     let (ready, is_ready) = std::sync::mpsc::channel();

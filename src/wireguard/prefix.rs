@@ -12,8 +12,8 @@ pub struct IpPrefix {
 }
 
 impl IpPrefix {
-    /// The network of `address` with `len` leading bits; bits past them are cleared, as `wg` does. `None` if `len`
-    /// is over 32 (IPv4) or 128 (IPv6).
+    /// The network of `address` with `len` leading bits; bits past them are cleared, as `wg` does.
+    /// `None` if `len` is over 32 (IPv4) or 128 (IPv6).
     pub fn new(address: IpAddr, len: u8) -> Option<Self> {
         let address = match address {
             IpAddr::V4(v4) if len <= 32 => {
