@@ -187,6 +187,16 @@ async fn a_relay_that_goes_is_reported() {
 }
 
 #[tokio::test]
+async fn a_connection_stays_on_its_interface() {
+    let mut on_loopback = endpoint(echo_server().await);
+    on_loopback.device = Some("lo".to_owned());
+    let (connection, mut events) = open(on_loopback);
+    connected(&mut events).await;
+    connection.send(vec![1; 8], false);
+    assert_eq!(data(&mut events, 8).await, [1; 8]);
+}
+
+#[tokio::test]
 async fn what_prevents_a_connection_has_a_name() {
     let (listener, address) = listener().await;
     drop(listener);
