@@ -40,6 +40,9 @@ const MAX_ADDRESSES: usize = 8;
 /// Data that nobody acknowledges for so long ends the connection (RFC 5482).
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// One read: a record and some. The default of 128 KiB would be a hundredth of the daemon's memory.
+const READ_BUFFER_LEN: usize = 4 << 10;
+
 /// Prepares a socket before it connects, so that control connections stay in the underlay.
 pub type SocketHook = Arc<dyn Fn(&TcpSocket) -> io::Result<()> + Send + Sync>;
 
@@ -174,6 +177,7 @@ async fn upgrade(url: &SignalUrl, stream: Box<dyn Stream>) -> Result<Upgraded, C
         HeaderValue::from_static(SUBPROTOCOL),
     );
     let config = WsConfig::default()
+        .read_buffer_size(READ_BUFFER_LEN)
         .max_message_size(Some(MAX_FRAME_LEN))
         .max_frame_size(Some(MAX_FRAME_LEN));
     let (socket, response) = client_async_with_config(request, stream, Some(config))

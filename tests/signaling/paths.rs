@@ -209,3 +209,75 @@ async fn a_service_that_is_down_is_waited_for() {
     lab::until_connected(&mut node).await;
     server.stop().await;
 }
+
+/// As [`carry`], each byte `delay` later.
+async fn carry_late(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+) {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    tokio::spawn(async move {
+        while let Some((due, bytes)) = receiver.recv().await {
+            tokio::time::sleep_until(due.into()).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut buffer = [0; 4096];
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        if sender
+            .send((Instant::now() + delay, buffer[..len].to_vec()))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// TLS, upgrade, then Hello and records together: three round trips after TCP's own. Servers are
+/// known after two.
+#[tokio::test]
+async fn joining_takes_three_round_trips_after_tcp() {
+    const DELAY: Duration = Duration::from_millis(100);
+    let round_trips = |since: Instant| since.elapsed().as_secs_f64() / (2.0 * DELAY.as_secs_f64());
+    let lab = Lab::new("trips");
+    let server = lab.serve().await;
+    let mut other = lab.connect(&server, &lab.key(2));
+    other.publish(wice_signaling::protocol::RecordKind::Advert, vec![2]);
+    lab::until_connected(&mut other).await;
+    lab::until_records(&server, 1).await;
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let middle = listener.local_addr().unwrap();
+    let target = ("127.0.0.1", server.address.port());
+    tokio::spawn(async move {
+        let (near, _) = listener.accept().await.unwrap();
+        let far = TcpStream::connect(target).await.unwrap();
+        for stream in [&near, &far] {
+            stream.set_nodelay(true).unwrap();
+        }
+        let (near_read, near_write) = near.into_split();
+        let (far_read, far_write) = far.into_split();
+        tokio::spawn(carry_late(near_read, far_write, DELAY));
+        carry_late(far_read, near_write, DELAY).await;
+    });
+    let mut config = lab.client_config(&server, &lab.key(1));
+    config.url = format!("wss://{middle}").parse().unwrap();
+    let start = Instant::now();
+    let mut node = Signaling::start(WebSocketBackend::new(config));
+    node.publish(wice_signaling::protocol::RecordKind::Advert, vec![1]);
+    lab::next_servers(&mut node).await;
+    let servers = round_trips(start);
+    lab::next_record(&mut other).await;
+    let published = round_trips(start);
+    lab::next_record(&mut node).await;
+    let received = round_trips(start);
+    println!(
+        "round trips to servers {servers:.2}, published {published:.2}, received {received:.2}"
+    );
+    assert!(servers < 2.9 && published < 3.4 && received < 3.9);
+    server.stop().await;
+}

@@ -52,7 +52,8 @@ pub enum Transport {
 /// from one network at the cost of others.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections in total: each costs a file descriptor and some 40 KiB with TLS.
+    /// Connections in total: each costs a file descriptor and less than 55 KiB with TLS
+    /// (measured with the client in the same process).
     pub connections: usize,
     /// Connections from one address (IPv6: one /64, what one subscriber has). A NAT may hide a lab.
     pub connections_per_source: usize,
