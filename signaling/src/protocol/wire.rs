@@ -86,10 +86,6 @@ impl<'a> Reader<'a> {
         Ok(text)
     }
 
-    pub(super) fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.rest)
-    }
-
     pub(super) fn finish(self) -> Result<(), RecordError> {
         if self.rest.is_empty() {
             Ok(())
