@@ -61,10 +61,9 @@ impl World {
 
     /// Whether every pair is where the oracle wants it.
     pub(crate) fn is_settled(&self) -> bool {
-        self.pairs().into_iter().all(|(a, b)| {
-            let expected = self.expected(a, b);
-            self.agreed(a, b) == expected && (expected.is_none() || self.is_up(a, b))
-        })
+        self.pairs()
+            .into_iter()
+            .all(|(a, b)| self.pair_is_settled(a, b))
     }
 
     /// No path is better than what can be.
@@ -92,10 +91,17 @@ impl World {
         servers.iter().any(|s| s.address.ip() == pair.remote.ip())
     }
 
-    /// Everything about a world, for a failure's message.
+    fn pair_is_settled(&self, a: HostId, b: HostId) -> bool {
+        let expected = self.expected(a, b);
+        self.agreed(a, b) == expected && (expected.is_none() || self.is_up(a, b))
+    }
+
+    /// A world for a failure's message: the pairs that are not settled, or all.
     pub(crate) fn describe(&self) -> String {
         use std::fmt::Write as _;
         let mut out = String::new();
+        let mut odd = self.pairs();
+        odd.retain(|(a, b)| !self.pair_is_settled(*a, *b));
         writeln!(out, "at {:?}; {:?}", self.now - self.start, self.conditions).unwrap();
         for (id, router) in self.network.routers.iter().enumerate() {
             let (inner, outer, external) = (router.inner, router.outer, router.external);
@@ -120,6 +126,9 @@ impl World {
             writeln!(out, "  {:?}", snapshot.counters).unwrap();
             for peer in snapshot.peers {
                 let other = host.peers[&peer.id];
+                if !odd.is_empty() && !odd.contains(&(host.id.min(other), host.id.max(other))) {
+                    continue;
+                }
                 let path = peer
                     .path
                     .map(|p| (p.pair.local, p.pair.mapped, p.pair.remote, p.up));

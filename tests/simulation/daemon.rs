@@ -357,16 +357,18 @@ impl World {
         let (Some(peer), Some(tunnel)) = (host.peer_id(from), host.tunnels.get_mut(&from)) else {
             return;
         };
-        let replies = tunnel.handle(packet, now);
+        let Some(replies) = tunnel.handle(packet, now) else {
+            return;
+        };
         if let Some(node) = &mut host.node {
-            node.note_received(peer, arrival, packet, now);
+            node.note_received(peer, arrival, packet.0, now);
         }
         // The node may have bound routes by this very packet.
         self.drain(id);
         self.tunnel_send(id, from, &replies);
     }
 
-    pub(crate) fn tunnel_send(&mut self, id: HostId, peer: HostId, packets: &[WireGuardPacket]) {
+    pub(crate) fn tunnel_send(&mut self, id: HostId, peer: HostId, packets: &[wireguard::Packet]) {
         for packet in packets {
             let routes = self.hosts[id].tunnels[&peer].routes.clone();
             let Some(number) = self.hosts[id].peer_id(peer).filter(|_| !routes.is_empty()) else {
@@ -376,7 +378,7 @@ impl World {
             for route in routes {
                 self.send_by(id, route, &bytes);
             }
-            self.note_sent(id, number, *packet);
+            self.note_sent(id, number, packet.0);
         }
     }
 

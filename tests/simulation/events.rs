@@ -92,7 +92,12 @@ fn a_daemon_restarts_with_its_state_while_signaling_is_down() {
             // Both at rest on one path, and what they do not know of each other does not matter.
             world.run_for(secs(60));
             let agreed = world.agreed(A, B);
-            assert_eq!(agreed, world.expected(A, B), "{homes:?}\n{}", world.describe());
+            assert_eq!(
+                agreed,
+                world.expected(A, B),
+                "{homes:?}\n{}",
+                world.describe()
+            );
         }
     }
 }
@@ -180,7 +185,9 @@ fn roam(world: &mut World, id: HostId, behavior: Behavior) {
     for gone in before {
         world.network.detach(gone, Attached::Host(id, index));
     }
-    world.network.attach(realm, address, Attached::Host(id, index));
+    world
+        .network
+        .attach(realm, address, Attached::Host(id, index));
     let (now, addresses) = (world.now, world.hosts[id].addresses());
     let relays: Vec<_> = world.hosts[id].relays.keys().copied().collect();
     let node = world.hosts[id].node.as_mut().unwrap();
@@ -203,7 +210,12 @@ fn a_direct_path_is_cut_and_comes_back() {
         world.run_for(secs(30));
         let gap = gap(&world);
         assert!(gap <= RECOVERY, "{gap:?} {homes:?}\n{}", world.describe());
-        assert_eq!(world.agreed(A, B), Some(Kind::Relayed), "{}", world.describe());
+        assert_eq!(
+            world.agreed(A, B),
+            Some(Kind::Relayed),
+            "{}",
+            world.describe()
+        );
         world.run_for(secs(100));
         world.cuts.clear();
         world.settle(secs(60));
@@ -227,10 +239,19 @@ fn a_path_that_passes_checks_but_not_wireguard_is_left() {
         world.run_for(secs(60));
         let gap = gap(&world);
         assert!(gap <= secs(30), "{gap:?} {homes:?}\n{}", world.describe());
-        assert_eq!(world.agreed(A, B), Some(Kind::Relayed), "{}", world.describe());
+        assert_eq!(
+            world.agreed(A, B),
+            Some(Kind::Relayed),
+            "{}",
+            world.describe()
+        );
         forget_gaps(&mut world);
         world.run_for(secs(120));
-        assert!(crate::events::gap(&world) <= secs(1), "{}", world.describe());
+        assert!(
+            crate::events::gap(&world) <= secs(1),
+            "{}",
+            world.describe()
+        );
     }
 }
 
@@ -293,10 +314,19 @@ fn idle_paths_stay_and_cost_little() {
         world.run_for(secs(60));
         let (since, before) = (world.now, world.hosts[A].requests);
         world.run_for(secs(600));
-        assert_eq!(changes_since(&world, since), 0, "{homes:?}\n{}", world.describe());
+        assert_eq!(
+            changes_since(&world, since),
+            0,
+            "{homes:?}\n{}",
+            world.describe()
+        );
         let a_minute = (world.hosts[A].requests - before) / 10;
         // The selected path, two standbys, and STUN: each every 20 to 24 s, with the other side's.
-        assert!(a_minute <= 20, "{a_minute} requests a minute: {}", world.describe());
+        assert!(
+            a_minute <= 20,
+            "{a_minute} requests a minute: {}",
+            world.describe()
+        );
         for (x, y) in [(A, B), (B, A)] {
             let now = world.now;
             let tunnel = world.hosts[x].tunnels.get_mut(&y).unwrap();

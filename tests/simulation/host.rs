@@ -111,7 +111,8 @@ impl Host {
         for (host, key) in others {
             let peer = node.add_peer(*key, now).unwrap();
             self.peers.insert(peer, *host);
-            let mut tunnel = Tunnel::default();
+            let mut tunnel =
+                Tunnel::starting_from(u32::from_be_bytes([seed[0], seed[1], seed[2], 0]));
             tunnel.set_traffic(self.traffic, now);
             self.tunnels.insert(*host, tunnel);
         }

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use crate::network::{Attached, Dependence, HostId, INTERNET, RealmId, RouterId};
 use crate::world::World;
 
-/// What all routers of a chain do together.
-#[derive(Clone, Copy, Debug)]
+/// What the routers of a chain do together.
+#[derive(Clone, Debug)]
 struct Chain {
     mapping: Dependence,
-    filtering: Dependence,
+    /// Of each router, from the host outwards: how the chain up to it maps, and how it filters.
+    levels: Vec<(Dependence, Dependence)>,
     blocked: bool,
 }
 
@@ -93,7 +94,7 @@ impl World {
             if !v4 {
                 // Untranslated: they meet in the realm where their chains join.
                 let realm = self.network.routers[*first].inner;
-                return self.reach(self.compose(x.0, realm, v4), self.compose(y.0, realm, v4));
+                return self.reach(&self.compose(x.0, realm, v4), &self.compose(y.0, realm, v4));
             }
             let outermost = x_chain.last().copied();
             if !outermost.is_some_and(|router| self.network.routers[router].behavior.hairpin) {
@@ -101,8 +102,8 @@ impl World {
             }
         }
         self.reach(
-            self.compose(x.0, INTERNET, v4),
-            self.compose(y.0, INTERNET, v4),
+            &self.compose(x.0, INTERNET, v4),
+            &self.compose(y.0, INTERNET, v4),
         )
     }
 
@@ -122,30 +123,14 @@ impl World {
         false
     }
 
-    fn reach(&self, x: Chain, y: Chain) -> bool {
-        let fixed = |c: Chain| c.mapping == Dependence::Endpoint;
-        let one_way = |x: Chain, y: Chain| {
-            // What x sends to where STUN has seen y comes in …
-            let comes_in = match y.filtering {
-                Dependence::Endpoint => true,
-                Dependence::Address => fixed(y),
-                Dependence::AddressPort => fixed(y) && fixed(x),
-            };
-            // … and what y sends back does, though it may be from another port: then no answer is
-            // from where the check went to, and both have to keep to one port a remote address.
-            let answers = fixed(y)
-                || x.filtering != Dependence::AddressPort
-                    && (x.mapping != Dependence::AddressPort
-                        || y.mapping != Dependence::AddressPort);
-            comes_in && answers
-        };
+    fn reach(&self, x: &Chain, y: &Chain) -> bool {
         !x.blocked && !y.blocked && (one_way(x, y) || one_way(y, x))
     }
 
     fn compose(&self, from: RealmId, to: RealmId, v4: bool) -> Chain {
         let mut chain = Chain {
             mapping: Dependence::Endpoint,
-            filtering: Dependence::Endpoint,
+            levels: Vec::new(),
             blocked: false,
         };
         let routers: Vec<RouterId> = self.network.chain(from, to).unwrap_or_default();
@@ -155,9 +140,26 @@ impl World {
             if translates {
                 chain.mapping = chain.mapping.max(router.behavior.mapping);
             }
-            chain.filtering = chain.filtering.max(router.behavior.filtering);
+            let level = (chain.mapping, router.behavior.filtering);
+            chain.levels.push(level);
             chain.blocked |= router.behavior.udp_blocked;
         }
         chain
     }
+}
+
+/// Whether x's checks towards where STUN has seen y lead to a path.
+fn one_way(x: &Chain, y: &Chain) -> bool {
+    let fixed = |mapping: Dependence| mapping == Dependence::Endpoint;
+    // They come in where y's own checks towards x have opened the same hole …
+    let comes_in = y.levels.iter().all(|(mapping, filtering)| match filtering {
+        Dependence::Endpoint => true,
+        Dependence::Address => fixed(*mapping),
+        Dependence::AddressPort => fixed(*mapping) && fixed(x.mapping),
+    });
+    // … and what y sends back does, though it may be from another port: then no answer is from where
+    // the check went to, and one of them has to keep to one port a remote address.
+    let by_port = |level: &(Dependence, Dependence)| level.1 == Dependence::AddressPort;
+    let one_keeps = x.mapping.min(y.mapping) != Dependence::AddressPort;
+    comes_in && (fixed(y.mapping) || !x.levels.iter().any(by_port) && one_keeps)
 }

@@ -11,6 +11,9 @@ const REKEY_AFTER: Duration = Duration::from_secs(120);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const PACKET: usize = 32;
 
+/// A packet and the session that it belongs to.
+pub(crate) type Packet = (WireGuardPacket, u32);
+
 /// One end of one tunnel.
 #[derive(Default)]
 pub(crate) struct Tunnel {
@@ -18,7 +21,15 @@ pub(crate) struct Tunnel {
     /// A packet of the user's this often.
     pub(crate) traffic: Option<Duration>,
     next_data: Option<Instant>,
-    established: Option<Instant>,
+    /// The session that it sends by, and since when there is one.
+    current: Option<(u32, Instant)>,
+    /// A session that the other side has asked for and not used yet.
+    next: Option<u32>,
+    /// The session before, by which packets may still come.
+    previous: Option<u32>,
+    /// The session that it has asked for.
+    asked: Option<u32>,
+    next_session: u32,
     initiator: bool,
     retry: Option<Instant>,
     unanswered: Option<Instant>,
@@ -40,9 +51,18 @@ impl Tunnel {
         self.next_data = every.map(|_| now);
     }
 
+    /// Another program's tunnel knows other sessions.
+    pub(crate) fn starting_from(session: u32) -> Self {
+        Self {
+            next_session: session,
+            ..Self::default()
+        }
+    }
+
     /// Whether packets have come through both ways.
     pub(crate) fn is_up(&self) -> bool {
-        self.established.is_some() && self.received.is_some()
+        let session = self.current.is_some() || self.next.is_some();
+        session && self.received.is_some()
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
@@ -54,23 +74,22 @@ impl Tunnel {
     }
 
     /// What is to be sent now; the flag says that user data waits.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) -> (Vec<WireGuardPacket>, bool) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> (Vec<Packet>, bool) {
         let mut out = Vec::new();
         let mut waits = false;
         if let (Some(every), Some(at)) = (self.traffic, self.next_data)
             && at <= now
         {
             self.next_data = Some(now + every);
-            if self.established.is_some() {
-                out.push(WireGuardPacket::Data);
+            if let Some((session, since)) = self.current {
+                out.push((WireGuardPacket::Data, session));
                 self.unanswered.get_or_insert(now);
                 self.keepalive = None;
+                if self.initiator && now >= since + REKEY_AFTER {
+                    self.retry.get_or_insert(now);
+                }
             } else {
                 waits = true;
-                self.retry.get_or_insert(now);
-            }
-            let old = self.established.is_some_and(|at| now >= at + REKEY_AFTER);
-            if old && self.initiator {
                 self.retry.get_or_insert(now);
             }
         }
@@ -78,42 +97,68 @@ impl Tunnel {
             self.retry.get_or_insert(now);
         }
         if self.retry.is_some_and(|at| at <= now) {
-            out.push(WireGuardPacket::HandshakeInitiation);
+            self.next_session += 1;
+            self.asked = Some(self.next_session);
+            out.push((WireGuardPacket::HandshakeInitiation, self.next_session));
             self.retry = Some(now + REKEY_TIMEOUT);
         }
         if self.keepalive.is_some_and(|at| at <= now) {
             self.keepalive = None;
-            out.push(WireGuardPacket::Keepalive);
+            let session = self.current.map(|(session, _)| session);
+            out.extend(session.map(|session| (WireGuardPacket::Keepalive, session)));
         }
         (out, waits)
     }
 
-    pub(crate) fn handle(&mut self, packet: WireGuardPacket, now: Instant) -> Vec<WireGuardPacket> {
-        self.received = Some(now);
-        self.unanswered = None;
+    /// What is answered; `None` if it is not authentic.
+    pub(crate) fn handle(
+        &mut self,
+        (packet, session): Packet,
+        now: Instant,
+    ) -> Option<Vec<Packet>> {
+        let mut answer = Vec::new();
         match packet {
             WireGuardPacket::HandshakeInitiation => {
-                self.established = Some(now);
-                self.initiator = false;
-                return vec![WireGuardPacket::HandshakeResponse];
+                self.next = Some(session);
+                answer.push((WireGuardPacket::HandshakeResponse, session));
             }
             WireGuardPacket::HandshakeResponse => {
-                self.established = Some(now);
-                self.initiator = true;
-                self.retry = None;
-                return vec![WireGuardPacket::Keepalive];
-            }
-            WireGuardPacket::Keepalive => self.retry = None,
-            WireGuardPacket::Data => {
-                self.retry = None;
-                if let Some(last) = self.received_data {
-                    self.longest_gap = self.longest_gap.max(now - last);
+                if self.asked.take_if(|asked| *asked == session).is_none() {
+                    return None;
                 }
-                self.received_data = Some(now);
-                self.keepalive.get_or_insert(now + KEEPALIVE);
+                self.establish(session, true, now);
+                self.retry = None;
+                answer.push((WireGuardPacket::Keepalive, session));
+            }
+            WireGuardPacket::Keepalive | WireGuardPacket::Data => {
+                if self.next == Some(session) {
+                    self.establish(session, false, now);
+                }
+                let current = self.current.map(|(current, _)| current);
+                if current != Some(session) && self.previous != Some(session) {
+                    return None;
+                }
+                if packet == WireGuardPacket::Data {
+                    if let Some(last) = self.received_data {
+                        self.longest_gap = self.longest_gap.max(now - last);
+                    }
+                    self.received_data = Some(now);
+                    self.keepalive.get_or_insert(now + KEEPALIVE);
+                }
             }
         }
-        Vec::new()
+        self.received = Some(now);
+        if packet != WireGuardPacket::HandshakeInitiation {
+            self.unanswered = None;
+        }
+        Some(answer)
+    }
+
+    fn establish(&mut self, session: u32, initiator: bool, now: Instant) {
+        self.previous = self.current.map(|(current, _)| current);
+        self.current = Some((session, now));
+        self.next = None;
+        self.initiator = initiator;
     }
 
     fn rehandshake_at(&self) -> Option<Instant> {
@@ -122,7 +167,7 @@ impl Tunnel {
 }
 
 /// The bytes of a packet from one host to another.
-pub(crate) fn encode(packet: WireGuardPacket, from: HostId, to: HostId) -> Vec<u8> {
+pub(crate) fn encode((packet, session): Packet, from: HostId, to: HostId) -> Vec<u8> {
     let (kind, payload) = match packet {
         WireGuardPacket::HandshakeInitiation => (1, 0),
         WireGuardPacket::HandshakeResponse => (2, 0),
@@ -131,30 +176,24 @@ pub(crate) fn encode(packet: WireGuardPacket, from: HostId, to: HostId) -> Vec<u
     };
     let mut bytes = vec![0; PACKET];
     bytes[0] = kind;
-    bytes[4] = u8::try_from(from % 256).unwrap();
-    bytes[5] = u8::try_from(from / 256).unwrap();
-    bytes[6] = u8::try_from(to % 256).unwrap();
-    bytes[7] = u8::try_from(to / 256).unwrap();
-    bytes[8] = payload;
+    bytes[4..8].copy_from_slice(&session.to_be_bytes());
+    bytes[8..10].copy_from_slice(&u16::try_from(from).unwrap().to_be_bytes());
+    bytes[10..12].copy_from_slice(&u16::try_from(to).unwrap().to_be_bytes());
+    bytes[12] = payload;
     bytes
 }
 
-/// Kind, sender and receiver.
-pub(crate) fn decode(bytes: &[u8]) -> Option<(WireGuardPacket, HostId, HostId)> {
-    if bytes.len() != PACKET {
-        return None;
-    }
-    let packet = match (bytes[0], bytes[8]) {
+/// Packet, sender and receiver.
+pub(crate) fn decode(bytes: &[u8]) -> Option<(Packet, HostId, HostId)> {
+    let bytes: &[u8; PACKET] = bytes.try_into().ok()?;
+    let packet = match (bytes[0], bytes[12]) {
         (1, _) => WireGuardPacket::HandshakeInitiation,
         (2, _) => WireGuardPacket::HandshakeResponse,
         (4, 0) => WireGuardPacket::Keepalive,
         (4, _) => WireGuardPacket::Data,
         _ => return None,
     };
-    let number = |low: u8, high: u8| usize::from(low) + 256 * usize::from(high);
-    Some((
-        packet,
-        number(bytes[4], bytes[5]),
-        number(bytes[6], bytes[7]),
-    ))
+    let session = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    let host = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+    Some(((packet, session), host(8), host(10)))
 }
