@@ -1,3 +1,11 @@
 //! Sans-IO: no sockets, clock, RNG or environment. Time and seeds are passed in.
 
+pub mod credentials;
+pub mod gather;
+pub mod ice;
+pub mod node;
+pub mod overlay;
+pub mod policy;
+pub mod stun;
+pub mod timing;
 pub mod turn;

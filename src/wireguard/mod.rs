@@ -1,1 +1,8 @@
 //! WireGuard backends: in-process (boringtun on a TUN device), kernel, userspace by its UAPI.
+
+pub mod inprocess;
+mod mask;
+pub mod netlink;
+pub mod tun;
+
+pub use wice_signaling::protocol::IpPrefix;

@@ -1,0 +1,348 @@
+//! A candidate pair: its state, what was measured on it, and when it wants attention.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wice_signaling::protocol::{CandidateKind, RelayTransport};
+
+use super::transaction::Transaction;
+use super::{BaseId, BaseKind, RemoteCandidate};
+use crate::core::stun::TransactionId;
+use crate::core::timing::{CONSENT_EXPIRY, PROBE_INTERVAL, RELAY_RACE, SILENCE};
+
+/// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PairKey {
+    /// What it sends from.
+    pub base: BaseId,
+    /// What it sends to.
+    pub remote: SocketAddr,
+}
+
+/// RFC 8445 §6.1.2.6, without Frozen: there is one component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PairState {
+    /// Not checked yet.
+    Waiting,
+    /// A check is on its way.
+    InProgress,
+    /// A check was answered: the pair works both ways.
+    Succeeded,
+    /// It does not work, or no longer; tried again while there is traffic.
+    Failed(Failure),
+}
+
+/// Why a pair has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No check was answered in time.
+    NoAnswer,
+    /// The answer came from elsewhere, or to elsewhere (RFC 8445 §7.2.5.2.1).
+    Asymmetric,
+    /// Refused with this STUN error code.
+    Refused(u16),
+    /// The network said that the destination cannot be reached.
+    Unreachable,
+    /// The TURN server refuses this peer address (403).
+    RelayForbids,
+    /// It worked, then fell silent.
+    Silent,
+    /// Checks were answered, WireGuard's packets were not.
+    DataDead,
+    /// It worked and was not needed; nothing kept it alive.
+    Unused,
+}
+
+/// What the owner uses a valid pair for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Carries the peer's data.
+    Selected,
+    /// Kept alive to take over at once.
+    Standby,
+    /// Neither.
+    None,
+}
+
+/// A candidate pair.
+#[derive(Debug)]
+pub struct Pair {
+    pub(super) key: PairKey,
+    pub(super) base_kind: BaseKind,
+    pub(super) remote: RemoteCandidate,
+    /// Whether the other side's advert has the remote candidate (or had it when the pair worked).
+    pub(super) advertised: bool,
+    pub(super) local_kind: CandidateKind,
+    pub(super) local_priority: u32,
+    pub(super) mapped: Option<SocketAddr>,
+    pub(super) priority: u64,
+    pub(super) state: PairState,
+    /// Waits for the relay's permission: nothing is sent before it (RFC 8445 §7.2.1).
+    pub(super) held: bool,
+    pub(super) used: Use,
+    pub(super) nominated: Option<u32>,
+    /// Controlled: USE-CANDIDATE came before the pair was valid.
+    pub(super) nomination_wanted: Option<u32>,
+    pub(super) open: Vec<Transaction>,
+    pub(super) last_trigger: Option<TransactionId>,
+    pub(super) next_check: Option<Instant>,
+    pub(super) quiet_since: Option<Instant>,
+    pub(super) unanswered_since: Option<Instant>,
+    pub(super) last_probe: Option<Instant>,
+    pub(super) last_answer: Option<Instant>,
+    pub(super) missed: u8,
+    pub(super) races: usize,
+    history: u8,
+    history_len: u32,
+    checks_sent: u32,
+    checks_answered: u32,
+    rtt: Option<Duration>,
+}
+
+impl Pair {
+    pub(super) fn new(
+        key: PairKey,
+        base_kind: BaseKind,
+        local_priority: u32,
+        remote: RemoteCandidate,
+        advertised: bool,
+    ) -> Self {
+        let local_kind = match base_kind {
+            BaseKind::Host => CandidateKind::Host,
+            BaseKind::Relayed(_) => CandidateKind::Relayed,
+        };
+        Self {
+            key,
+            base_kind,
+            remote,
+            advertised,
+            local_kind,
+            local_priority,
+            mapped: None,
+            priority: 0,
+            state: PairState::Waiting,
+            held: false,
+            used: Use::None,
+            nominated: None,
+            nomination_wanted: None,
+            open: Vec::new(),
+            last_trigger: None,
+            next_check: None,
+            quiet_since: None,
+            unanswered_since: None,
+            last_probe: None,
+            last_answer: None,
+            missed: 0,
+            races: 0,
+            history: 0,
+            history_len: 0,
+            checks_sent: 0,
+            checks_answered: 0,
+            rtt: None,
+        }
+    }
+
+    /// Its name.
+    pub fn key(&self) -> PairKey {
+        self.key
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> PairState {
+        self.state
+    }
+
+    /// Whether it may carry data now.
+    pub fn is_valid(&self) -> bool {
+        self.state == PairState::Succeeded
+    }
+
+    /// RFC 8445 §6.1.2.3, in our present role.
+    pub fn priority(&self) -> u64 {
+        self.priority
+    }
+
+    /// Whether it waits for the relay's permission.
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// What our side of it is known as: the base, or how the other side sees it.
+    pub fn local_kind(&self) -> CandidateKind {
+        self.local_kind
+    }
+
+    /// What it sends from.
+    pub fn base_kind(&self) -> BaseKind {
+        self.base_kind
+    }
+
+    /// At which address the other side sees us on this pair, once it has told.
+    pub fn mapped(&self) -> Option<SocketAddr> {
+        self.mapped
+    }
+
+    /// The other side's candidate.
+    pub fn remote(&self) -> &RemoteCandidate {
+        &self.remote
+    }
+
+    /// The transport of the relay on our side, if one is in the path.
+    pub fn relay_transport(&self) -> Option<RelayTransport> {
+        match self.base_kind {
+            BaseKind::Host => None,
+            BaseKind::Relayed(transport) => Some(transport),
+        }
+    }
+
+    /// How many relays the path goes through: 0, 1 or 2.
+    pub fn relays(&self) -> u8 {
+        u8::from(self.local_kind == CandidateKind::Relayed)
+            + u8::from(self.remote.kind == CandidateKind::Relayed)
+    }
+
+    /// Smoothed round trip of its checks.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Checks sent (retransmissions not counted) and answered.
+    pub fn checks(&self) -> (u32, u32) {
+        (self.checks_sent, self.checks_answered)
+    }
+
+    /// The NOMINATION it was nominated with; 0 where the other stack sends none.
+    pub fn nominated(&self) -> Option<u32> {
+        self.nominated
+    }
+
+    /// What it is used for.
+    pub fn used(&self) -> Use {
+        self.used
+    }
+
+    /// Answered among the last eight checks that have had their time: (answered, of).
+    pub fn recent(&self) -> (u32, u32) {
+        (self.history.count_ones(), self.history_len)
+    }
+
+    /// Whether it may be checked for the first time.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state == PairState::Waiting && !self.held
+    }
+
+    pub(super) fn note_started(&mut self, now: Instant) {
+        self.checks_sent = self.checks_sent.saturating_add(1);
+        self.note_sent(now);
+        self.unanswered_since.get_or_insert(now);
+    }
+
+    pub(super) fn note_sent(&mut self, now: Instant) {
+        self.quiet_since.get_or_insert(now);
+    }
+
+    pub(super) fn note_received(&mut self) {
+        self.quiet_since = None;
+    }
+
+    pub(super) fn note_answered(&mut self, rtt: Option<Duration>, now: Instant) {
+        self.checks_answered = self.checks_answered.saturating_add(1);
+        self.note_history(true);
+        self.last_answer = Some(now);
+        self.unanswered_since = None;
+        self.quiet_since = None;
+        self.last_probe = None;
+        self.missed = 0;
+        if let Some(sample) = rtt {
+            // RFC 6298 §2: alpha = 1/8.
+            self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        }
+    }
+
+    pub(super) fn note_history(&mut self, answered: bool) {
+        self.history = self.history << 1 | u8::from(answered);
+        self.history_len = (self.history_len + 1).min(8);
+    }
+
+    pub(super) fn forget_liveness(&mut self) {
+        self.quiet_since = None;
+        self.unanswered_since = None;
+        self.last_probe = None;
+        self.missed = 0;
+        self.next_check = None;
+    }
+
+    /// Stops every retransmission; answers still count.
+    pub(super) fn cancel_open(&mut self) {
+        for transaction in &mut self.open {
+            transaction.cancel();
+        }
+    }
+
+    /// As [`Self::cancel_open`], after an answer: the others' silence proves nothing any more.
+    pub(super) fn settle_open(&mut self) {
+        for transaction in &mut self.open {
+            transaction.cancel();
+            transaction.settled = true;
+        }
+    }
+
+    /// Distance of probes: longer than a round trip, or a slow path would look dead.
+    pub(super) fn probe_interval(&self) -> Duration {
+        self.rtt
+            .map_or(PROBE_INTERVAL, |rtt| PROBE_INTERVAL.max(rtt * 3 / 2))
+    }
+
+    /// When the next probe is due, for a selected pair that was sent on and is silent.
+    pub(super) fn probe_due(&self) -> Option<Instant> {
+        if self.used != Use::Selected || !self.is_valid() {
+            return None;
+        }
+        let silence = SILENCE.max(self.probe_interval());
+        let suspect = match (self.quiet_since, self.unanswered_since) {
+            (Some(quiet), Some(unanswered)) => quiet.min(unanswered),
+            (Some(at), None) | (None, Some(at)) => at,
+            (None, None) => return None,
+        } + silence;
+        Some(match self.last_probe {
+            Some(last) => suspect.max(last + self.probe_interval()),
+            None => suspect,
+        })
+    }
+
+    /// When the other side's consent lapses.
+    pub(super) fn consent_end(&self) -> Option<Instant> {
+        if self.is_valid() {
+            self.last_answer.map(|at| at + CONSENT_EXPIRY)
+        } else {
+            None
+        }
+    }
+
+    /// When the check that may have overtaken a permission is repeated.
+    pub(super) fn race_due(&self) -> Option<Instant> {
+        if self.state != PairState::InProgress || self.relays() == 0 {
+            return None;
+        }
+        let first = self.open.first()?;
+        RELAY_RACE
+            .get(self.races)
+            .map(|delay| first.started + *delay)
+    }
+
+    /// The earliest retransmission: (when, which of the open transactions).
+    pub(super) fn retransmit_due(&self) -> Option<(Instant, usize)> {
+        let due = |(index, t): (usize, &Transaction)| Some((t.next?, index));
+        self.open.iter().enumerate().filter_map(due).min()
+    }
+
+    /// The earliest time at which a transaction ends.
+    pub(super) fn end_due(&self) -> Option<Instant> {
+        self.open.iter().map(|t| t.end).min()
+    }
+
+    /// Whether a check that has to succeed is still answerable.
+    pub(super) fn is_pending(&self) -> bool {
+        self.open.iter().any(Transaction::has_to_succeed)
+    }
+}

@@ -1,0 +1,50 @@
+//! Priorities of candidates and pairs (RFC 8445 §5.1.2 and §6.1.2.3).
+
+use wice_signaling::protocol::CandidateKind;
+
+use super::Role;
+
+/// Type preferences of RFC 8445 §5.1.2.2. A port mapping counts as server-reflexive; its local
+/// preference is what ranks it higher.
+fn type_preference(kind: CandidateKind) -> u32 {
+    match kind {
+        CandidateKind::Host => 126,
+        CandidateKind::PeerReflexive => 110,
+        CandidateKind::ServerReflexive | CandidateKind::Mapped => 100,
+        CandidateKind::Relayed => 0,
+    }
+}
+
+/// RFC 8445 §5.1.2.1 for component 1.
+pub fn candidate_priority(kind: CandidateKind, local_preference: u16) -> u32 {
+    type_preference(kind) << 24 | u32::from(local_preference) << 8 | 255
+}
+
+/// RFC 8445 §6.1.2.3; equal on both sides.
+pub fn pair_priority(role: Role, local: u32, remote: u32) -> u64 {
+    let (g, d) = match role {
+        Role::Controlling => (u64::from(local), u64::from(remote)),
+        Role::Controlled => (u64::from(remote), u64::from(local)),
+    };
+    (g.min(d) << 32) + 2 * g.max(d) + u64::from(g > d)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pair_priority_is_equal_on_both_sides() {
+        let host = candidate_priority(CandidateKind::Host, 65535);
+        let relay = candidate_priority(CandidateKind::Relayed, 10);
+        assert_eq!(host, 0x7EFF_FFFF);
+        assert_eq!(
+            pair_priority(Role::Controlling, host, relay),
+            pair_priority(Role::Controlled, relay, host)
+        );
+        assert_ne!(
+            pair_priority(Role::Controlling, host, relay),
+            pair_priority(Role::Controlled, host, relay)
+        );
+    }
+}

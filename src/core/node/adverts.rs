@@ -1,0 +1,339 @@
+//! Peers come and go by their adverts.
+
+use std::time::Instant;
+
+use wice_signaling::protocol::{
+    Advert, Membership, PublicKey, RecordError, RevocationList, Session,
+};
+
+use super::peer::{MAX_AGENTS, Peer, Slot};
+use super::scheduler::{AgentRef, Timer};
+use super::{Admission, Event, Node, PeerId};
+use crate::core::credentials::{End, derive};
+use crate::core::ice::{Agent, AgentConfig, Nomination, Role};
+
+/// The most peers of one node.
+const MAX_PEERS: usize = 4096;
+
+/// What a record has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordOutcome {
+    /// The peer's advert is newer than the one before.
+    Updated(PeerId),
+    /// It is our own, read back.
+    Own,
+    /// We have it already.
+    Known,
+}
+
+/// Why a record was refused; each is counted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordRefusal {
+    /// Malformed, or not signed by the key that it names.
+    #[error("the record is malformed or forged: {0}")]
+    Invalid(#[from] RecordError),
+    /// The key is not a peer of this WireGuard interface.
+    #[error("{0} is not a peer of this interface: add it there first")]
+    Stranger(PublicKey),
+    /// The proof of membership does not hold.
+    #[error("{0} does not prove to be a member of this network")]
+    NotMember(PublicKey),
+    /// The node or its invite was revoked.
+    #[error("{0} was revoked")]
+    Revoked(PublicKey),
+    /// Its sequence is lower than that of the advert that we have.
+    #[error("{0} sent an old advert again")]
+    Stale(PublicKey),
+    /// The key cannot be used for a key agreement.
+    #[error("{0} is not a usable WireGuard key")]
+    WeakKey(PublicKey),
+    /// More peers than a node keeps.
+    #[error("more than {MAX_PEERS} peers")]
+    TooMany,
+}
+
+impl Node {
+    /// A signed advert, from signaling or from the state folder. `now` is the only clock: UNIX time
+    /// never gates acceptance.
+    pub fn handle_advert(
+        &mut self,
+        record: &[u8],
+        now: Instant,
+    ) -> Result<RecordOutcome, RecordRefusal> {
+        self.now = now;
+        let outcome = self.accept(record);
+        match &outcome {
+            Ok(_) => self.counters.adverts_accepted += 1,
+            Err(_) => self.counters.adverts_refused += 1,
+        }
+        self.pump();
+        outcome
+    }
+
+    /// Attached mode: this key is on the interface.
+    pub fn add_peer(&mut self, key: PublicKey, now: Instant) -> Result<PeerId, RecordRefusal> {
+        self.now = now;
+        match self.by_key.get(&key) {
+            Some(peer) => Ok(*peer),
+            None => self.new_peer(key),
+        }
+    }
+
+    /// The key is no longer a peer.
+    pub fn remove_peer(&mut self, key: &PublicKey, now: Instant) {
+        self.now = now;
+        let Some(id) = self.by_key.remove(key) else {
+            return;
+        };
+        self.by_hash.remove(&key.key_hash());
+        let Some(mut peer) = self.peers.remove(&id) else {
+            return;
+        };
+        self.scheduler.arm(Timer::Path(id), None);
+        for slot in std::mem::take(&mut peer.slots) {
+            self.retire(AgentRef {
+                peer: id,
+                generation: slot.generation,
+            });
+        }
+        self.events.push_back(Event::PeerRemoved {
+            peer: id,
+            key: *key,
+        });
+    }
+
+    /// A verified revocation list: revoked peers are gone at once. Returns whether it is news.
+    pub fn handle_revocations(&mut self, list: RevocationList, now: Instant) -> bool {
+        self.now = now;
+        if self
+            .revoked
+            .as_ref()
+            .is_some_and(|known| known.sequence() >= list.sequence())
+        {
+            return false;
+        }
+        let network = self.network();
+        let revoked: Vec<PublicKey> = self
+            .peers
+            .values()
+            .filter(|peer| match (&peer.advert, network) {
+                (Some(advert), Some(network)) => {
+                    Membership::decode_verified(&advert.membership, &network, &peer.key)
+                        .map_or(true, |membership| list.refuses(&peer.key, &membership))
+                }
+                (Some(_) | None, _) => list.nodes().contains(&peer.key),
+            })
+            .map(|peer| peer.key)
+            .collect();
+        self.revoked = Some(list);
+        for key in revoked {
+            self.remove_peer(&key, now);
+        }
+        true
+    }
+
+    /// What a peer has published last.
+    pub fn advert_of(&self, peer: PeerId) -> Option<&Advert> {
+        self.peers.get(&peer)?.advert.as_ref()
+    }
+
+    fn accept(&mut self, record: &[u8]) -> Result<RecordOutcome, RecordRefusal> {
+        let advert = Advert::decode_verified(record)?;
+        let key = advert.key;
+        if key == self.own.key {
+            self.publisher
+                .read_back(advert.sequence, advert.session == self.own.session);
+            return Ok(RecordOutcome::Own);
+        }
+        let known = self.by_key.get(&key).copied();
+        match self.admission {
+            Admission::Added if known.is_none() => return Err(RecordRefusal::Stranger(key)),
+            Admission::Added => {}
+            Admission::Members(network) => {
+                let membership = Membership::decode_verified(&advert.membership, &network, &key)
+                    .map_err(|_| RecordRefusal::NotMember(key))?;
+                if self
+                    .revoked
+                    .as_ref()
+                    .is_some_and(|list| list.refuses(&key, &membership))
+                {
+                    return Err(RecordRefusal::Revoked(key));
+                }
+            }
+        }
+        let id = match known {
+            Some(id) => id,
+            None => self.new_peer(key)?,
+        };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return Err(RecordRefusal::TooMany);
+        };
+        if let Some(before) = &peer.advert {
+            if advert == *before {
+                return Ok(RecordOutcome::Known);
+            }
+            if advert.sequence <= before.sequence || peer.is_superseded(advert.session) {
+                return Err(RecordRefusal::Stale(key));
+            }
+        }
+        self.apply(id, advert);
+        Ok(RecordOutcome::Updated(id))
+    }
+
+    fn apply(&mut self, id: PeerId, advert: Advert) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let session = advert.session;
+        let before = peer.advert.replace(advert).map(|before| before.session);
+        if let Some(before) = before.filter(|before| *before != session) {
+            peer.supersede(before);
+        }
+        let candidates = peer.remote_candidates();
+        let agent = match peer.slots.iter_mut().find(|slot| slot.session == session) {
+            Some(slot) => {
+                slot.provisional = false;
+                slot.agent.set_remote_candidates(&candidates);
+                AgentRef {
+                    peer: id,
+                    generation: slot.generation,
+                }
+            }
+            None => self.start_agent(id, session, false),
+        };
+        self.ask_permissions(agent);
+        self.touch(agent);
+    }
+
+    fn new_peer(&mut self, key: PublicKey) -> Result<PeerId, RecordRefusal> {
+        if self.peers.len() >= MAX_PEERS {
+            return Err(RecordRefusal::TooMany);
+        }
+        let shared = self
+            .key
+            .diffie_hellman(&key)
+            .ok_or(RecordRefusal::WeakKey(key))?;
+        let id = PeerId(self.next_peer);
+        self.next_peer += 1;
+        self.peers.insert(id, Peer::new(id, key, shared, self.now));
+        self.by_key.insert(key, id);
+        self.by_hash.insert(key.key_hash(), id);
+        self.events.push_back(Event::PeerAdded { peer: id, key });
+        Ok(id)
+    }
+
+    /// Starts an agent towards a session of the peer, beside the one that is there.
+    pub(super) fn start_agent(
+        &mut self,
+        id: PeerId,
+        session: Session,
+        provisional: bool,
+    ) -> AgentRef {
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        let agent = AgentRef {
+            peer: id,
+            generation,
+        };
+        let seed = self.next_seed();
+        let bases: Vec<_> = self.bases.iter().cloned().collect();
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return agent;
+        };
+        let theirs = End {
+            key: peer.key,
+            session,
+        };
+        let (local, remote) = derive(&peer.shared, &self.own, &theirs);
+        let role = if self.own.key > peer.key {
+            Role::Controlling
+        } else {
+            Role::Controlled
+        };
+        let mut engine = Agent::new(AgentConfig {
+            local,
+            remote: Some(remote),
+            role,
+            nomination: Nomination::Repeated,
+            seed,
+        });
+        for base in bases {
+            engine.set_base(base);
+        }
+        if peer
+            .advert
+            .as_ref()
+            .is_some_and(|advert| advert.session == session)
+        {
+            engine.set_remote_candidates(&peer.remote_candidates());
+        }
+        let evicted = (peer.slots.len() >= MAX_AGENTS).then(|| {
+            // The oldest that is not the only one with a working pair.
+            let works = |slot: &Slot| slot.agent.pairs().any(|pair| pair.is_valid());
+            let idle = peer
+                .slots
+                .iter()
+                .position(|slot| slot.provisional || !works(slot));
+            peer.slots.remove(idle.unwrap_or(0)).generation
+        });
+        peer.slots.push(Slot {
+            generation,
+            session,
+            agent: engine,
+            provisional,
+        });
+        if let Some(generation) = evicted {
+            self.retire(AgentRef {
+                peer: id,
+                generation,
+            });
+        }
+        agent
+    }
+
+    /// An agent has a working pair: those before it end, and a session that was only heard of by
+    /// checks is the peer's present one.
+    pub(super) fn promote(&mut self, at: AgentRef) {
+        let Some(peer) = self.peers.get_mut(&at.peer) else {
+            return;
+        };
+        let Some(slot) = peer.slot_mut(at.generation) else {
+            return;
+        };
+        slot.provisional = false;
+        let (older, slots): (Vec<Slot>, Vec<Slot>) = std::mem::take(&mut peer.slots)
+            .into_iter()
+            .partition(|slot| slot.generation < at.generation);
+        peer.slots = slots;
+        for slot in &older {
+            peer.supersede(slot.session);
+        }
+        for slot in older {
+            self.retire(AgentRef {
+                peer: at.peer,
+                generation: slot.generation,
+            });
+        }
+    }
+
+    /// All agents, by peer.
+    pub(super) fn agents(&self) -> Vec<AgentRef> {
+        let of = |peer: &Peer| {
+            let id = peer.id;
+            peer.slots
+                .iter()
+                .map(move |slot| AgentRef {
+                    peer: id,
+                    generation: slot.generation,
+                })
+                .collect::<Vec<_>>()
+        };
+        self.peers.values().flat_map(of).collect()
+    }
+
+    /// Forgets what the node keeps for an agent that is gone.
+    fn retire(&mut self, agent: AgentRef) {
+        self.scheduler.remove(agent);
+        self.transactions.retain(|_, owner| *owner != agent);
+    }
+}

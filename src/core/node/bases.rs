@@ -1,0 +1,272 @@
+//! What the node can send from: its interfaces' addresses and its allocations.
+
+use std::net::SocketAddr;
+
+use wice_signaling::protocol::{Candidate, CandidateKind, RelayTransport, normalize_candidates};
+
+use super::{Arrival, HostAddress, Node, RelayId, StunServer, Via};
+use crate::core::ice::{Base, BaseId, BaseKind, candidate_priority};
+use crate::core::policy;
+
+/// The most host addresses that become bases: 16 remote candidates each fill an agent's 64 pairs.
+const MAX_HOST_BASES: usize = 8;
+/// Local preferences: IPv6 before IPv4 (RFC 8421 §4), falling with the base's number so that each is
+/// unique in its kind (RFC 8445 §5.1.2.1).
+const PREFERENCE_V6: u16 = 65535;
+const PREFERENCE_V4: u16 = 49151;
+const PREFERENCE_STEP: u32 = 16384;
+
+#[derive(Debug)]
+enum Source {
+    Host(HostAddress),
+    Relay(RelayId),
+}
+
+/// All bases.
+#[derive(Debug, Default)]
+pub(super) struct Bases {
+    known: Vec<(Base, Source)>,
+    next_id: u32,
+}
+
+impl Bases {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Base> {
+        self.known.iter().map(|(base, _)| base)
+    }
+
+    pub(super) fn get(&self, id: BaseId) -> Option<&Base> {
+        self.iter().find(|base| base.id == id)
+    }
+
+    pub(super) fn hosts(&self) -> impl Iterator<Item = (&Base, &HostAddress)> {
+        self.known.iter().filter_map(|(base, source)| match source {
+            Source::Host(host) => Some((base, host)),
+            Source::Relay(_) => None,
+        })
+    }
+
+    /// The base at which something arrived.
+    pub(super) fn of_arrival(&self, arrival: &Arrival) -> Option<BaseId> {
+        let arrived = |(_, source): &&(Base, Source)| match (source, arrival) {
+            (
+                Source::Host(host),
+                Arrival::Host {
+                    local, interface, ..
+                },
+            ) => host.address.ip() == *local && host.interface == *interface,
+            (Source::Relay(known), Arrival::Relay { relay, .. }) => known == relay,
+            (Source::Host(_), Arrival::Relay { .. }) | (Source::Relay(_), Arrival::Host { .. }) => {
+                false
+            }
+        };
+        self.known.iter().find(arrived).map(|(base, _)| base.id)
+    }
+
+    /// How something leaves from a host base.
+    pub(super) fn via_host(&self, id: BaseId, remote: SocketAddr) -> Option<Via> {
+        let (base, host) = self.hosts().find(|(base, _)| base.id == id)?;
+        Some(Via::Host {
+            local: base.address.ip(),
+            interface: host.interface,
+            remote,
+        })
+    }
+
+    pub(super) fn relay_of(&self, id: BaseId) -> Option<RelayId> {
+        self.known
+            .iter()
+            .find(|(base, _)| base.id == id)
+            .and_then(|(_, source)| match source {
+                Source::Host(_) => None,
+                Source::Relay(relay) => Some(*relay),
+            })
+    }
+
+    pub(super) fn add_relay(
+        &mut self,
+        relay: RelayId,
+        address: SocketAddr,
+        transport: RelayTransport,
+    ) -> BaseId {
+        self.add(address, BaseKind::Relayed(transport), Source::Relay(relay))
+    }
+
+    pub(super) fn remove(&mut self, id: BaseId) {
+        self.known.retain(|(base, _)| base.id != id);
+    }
+
+    fn add(&mut self, address: SocketAddr, kind: BaseKind, source: Source) -> BaseId {
+        let id = BaseId(self.next_id);
+        self.next_id += 1;
+        let top = if address.is_ipv6() {
+            PREFERENCE_V6
+        } else {
+            PREFERENCE_V4
+        };
+        let step = u16::try_from(id.0 % PREFERENCE_STEP).unwrap_or(0);
+        let base = Base {
+            id,
+            kind,
+            address,
+            preference: top - step,
+            reflexive: Vec::new(),
+        };
+        self.known.push((base, source));
+        id
+    }
+
+    fn set_reflexive(&mut self, id: BaseId, reflexive: Vec<(SocketAddr, CandidateKind)>) -> bool {
+        let Some((base, _)) = self.known.iter_mut().find(|(base, _)| base.id == id) else {
+            return false;
+        };
+        let changed = base.reflexive != reflexive;
+        base.reflexive = reflexive;
+        changed
+    }
+}
+
+impl Node {
+    /// The addresses of this node's interfaces as they are now, the preferred first. Those that may
+    /// not be candidates are left out.
+    pub fn handle_addresses(&mut self, addresses: &[HostAddress], now: std::time::Instant) {
+        self.now = now;
+        let mut wanted: Vec<HostAddress> = Vec::new();
+        for address in addresses {
+            if policy::is_candidate_address(address.address.ip()) && !wanted.contains(address) {
+                wanted.push(*address);
+            }
+        }
+        wanted.truncate(MAX_HOST_BASES);
+        let gone: Vec<BaseId> = self
+            .bases
+            .hosts()
+            .filter(|(_, host)| !wanted.contains(host))
+            .map(|(base, _)| base.id)
+            .collect();
+        for base in gone {
+            self.drop_base(base);
+        }
+        for host in wanted {
+            if self.bases.hosts().any(|(_, known)| *known == host) {
+                continue;
+            }
+            let id = self
+                .bases
+                .add(host.address, BaseKind::Host, Source::Host(host));
+            self.spread_base(id);
+        }
+        let hosts = self
+            .bases
+            .hosts()
+            .map(|(base, host)| (base.id, host.address))
+            .collect();
+        self.gatherer.set_bases(hosts, now);
+        self.note_candidates();
+        self.pump();
+    }
+
+    /// The STUN servers, best first.
+    pub fn handle_stun_servers(&mut self, servers: &[StunServer], now: std::time::Instant) {
+        self.now = now;
+        self.stun_servers = servers.to_vec();
+        let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
+        self.gatherer.set_servers(&addresses, now);
+        self.pump();
+    }
+
+    /// The network has changed under us (an address, a default route): everything that was seen from
+    /// outside may be different now.
+    pub fn handle_network_change(&mut self, now: std::time::Instant) {
+        self.now = now;
+        self.gatherer.restart(now);
+        self.pump();
+    }
+
+    /// Tells all agents of a base, or of what has changed about it.
+    pub(super) fn spread_base(&mut self, id: BaseId) {
+        let Some(base) = self.bases.get(id).cloned() else {
+            return;
+        };
+        for agent in self.agents() {
+            if let Some(agent) = self.agent_mut(agent) {
+                agent.set_base(base.clone());
+            }
+            self.ask_permissions(agent);
+            self.touch(agent);
+        }
+    }
+
+    /// Takes a base from all agents: its pairs fail now.
+    pub(super) fn drop_base(&mut self, id: BaseId) {
+        self.bases.remove(id);
+        for agent in self.agents() {
+            if let Some(agent) = self.agent_mut(agent) {
+                agent.remove_base(id);
+            }
+            self.touch(agent);
+        }
+    }
+
+    /// A STUN server has told something: bases may be seen elsewhere than before.
+    pub(super) fn update_reflexive(&mut self) {
+        let hosts: Vec<BaseId> = self.bases.hosts().map(|(base, _)| base.id).collect();
+        for id in hosts {
+            let seen = self.gatherer.reflexive(id);
+            let of_kind = |address| (address, CandidateKind::ServerReflexive);
+            if self
+                .bases
+                .set_reflexive(id, seen.into_iter().map(of_kind).collect())
+            {
+                self.spread_base(id);
+            }
+        }
+        self.note_candidates();
+    }
+
+    /// A peer sees a base where no STUN server has seen it. Where STUN answers, that is one mapping
+    /// of a symmetric NAT, of use to nobody else; where it does not, it is all that is known.
+    pub(super) fn note_reflexive(&mut self, id: BaseId, mapped: SocketAddr) {
+        let is_host = self
+            .bases
+            .get(id)
+            .is_some_and(|base| base.kind == BaseKind::Host);
+        if !is_host || !self.gatherer.reflexive(id).is_empty() {
+            return;
+        }
+        if self
+            .bases
+            .set_reflexive(id, vec![(mapped, CandidateKind::ServerReflexive)])
+        {
+            self.spread_base(id);
+            self.note_candidates();
+        }
+    }
+
+    /// What the advert says of our addresses.
+    pub(super) fn local_candidates(&self) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for base in self.bases.iter() {
+            let relay_transport = match base.kind {
+                BaseKind::Host => None,
+                BaseKind::Relayed(transport) => Some(transport),
+            };
+            let kind = base.host_kind();
+            let priority = candidate_priority(kind, base.preference);
+            candidates.push(Candidate {
+                kind,
+                address: base.address,
+                priority,
+                relay_transport,
+            });
+            for (address, kind) in &base.reflexive {
+                candidates.push(Candidate {
+                    kind: *kind,
+                    address: *address,
+                    priority: candidate_priority(*kind, base.preference),
+                    relay_transport: None,
+                });
+            }
+        }
+        normalize_candidates(&candidates)
+    }
+}

@@ -1,0 +1,175 @@
+//! Datagrams: told apart by their first bytes, and found their agent without trying every one.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::scheduler::AgentRef;
+use super::{Arrival, Inbound, Node, PeerId, Via};
+use crate::core::credentials::{End, derive, parse_ufrag};
+use crate::core::ice::{BaseId, Reply};
+use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun};
+use wice_signaling::protocol::Session;
+
+impl Node {
+    /// A datagram that came in. Data is the caller's; STUN is dealt with here. What is unknown costs
+    /// no cryptography and gets no reply.
+    pub fn handle_datagram(&mut self, arrival: Arrival, datagram: &[u8], now: Instant) -> Inbound {
+        if !is_stun(datagram) {
+            return Inbound::Data;
+        }
+        self.now = now;
+        let Some(message) = Binding::parse(datagram) else {
+            self.counters.malformed += 1;
+            return Inbound::Consumed;
+        };
+        let Some(base) = self.bases.of_arrival(&arrival) else {
+            self.counters.no_base += 1;
+            return Inbound::Consumed;
+        };
+        let from = match arrival {
+            Arrival::Host { from, .. } | Arrival::Relay { from, .. } => from,
+        };
+        match message.class() {
+            BindingClass::Request => self.handle_request(base, from, &message),
+            BindingClass::Success | BindingClass::Error => {
+                self.handle_response(base, from, &message);
+            }
+            BindingClass::Indication => {}
+        }
+        self.pump();
+        Inbound::Consumed
+    }
+
+    /// The network says that `remote` cannot be reached from the base of this arrival.
+    pub fn handle_unreachable(&mut self, arrival: Arrival, remote: SocketAddr, now: Instant) {
+        self.now = now;
+        let Some(base) = self.bases.of_arrival(&arrival) else {
+            return;
+        };
+        for agent in self.agents() {
+            let Some(engine) = self.agent_mut(agent) else {
+                continue;
+            };
+            if engine
+                .pair(crate::core::ice::PairKey { base, remote })
+                .is_some()
+            {
+                engine.handle_unreachable(base, remote, now);
+                self.touch(agent);
+            }
+        }
+    }
+
+    fn handle_request(&mut self, base: BaseId, from: SocketAddr, request: &Binding<'_>) {
+        let named = request
+            .username()
+            .filter(|(receiver, _)| *receiver == self.own.ufrag());
+        let Some((hash, session)) = named.and_then(|(_, sender)| parse_ufrag(&sender)) else {
+            self.counters.strangers += 1;
+            return;
+        };
+        let peer = self.by_hash.get(&hash).and_then(|id| self.peers.get(id));
+        let Some(peer) = peer else {
+            self.counters.strangers += 1;
+            return;
+        };
+        let id = peer.id;
+        let known = peer.slots.iter().find(|slot| slot.session == session);
+        let agent = match known {
+            Some(slot) => AgentRef {
+                peer: id,
+                generation: slot.generation,
+            },
+            None => match self.bear_agent(id, session, request) {
+                Some(agent) => agent,
+                None => return,
+            },
+        };
+        let Some(engine) = self.agent_mut(agent) else {
+            return;
+        };
+        match engine.handle_request(base, from, request) {
+            Reply::Send(reply) => {
+                self.counters.checks_answered += 1;
+                self.send_from(base, from, reply);
+                self.prepare_channel(id, base, from);
+            }
+            Reply::Ignore => self.counters.unauthentic += 1,
+        }
+        self.touch(agent);
+    }
+
+    /// A check of a known peer under a session that we have not heard of: authenticated from the
+    /// static keys, it starts that agent without signaling.
+    fn bear_agent(
+        &mut self,
+        id: PeerId,
+        session: Session,
+        request: &Binding<'_>,
+    ) -> Option<AgentRef> {
+        let now = self.now;
+        let peer = self.peers.get_mut(&id)?;
+        if peer.is_superseded(session) {
+            self.counters.superseded += 1;
+            return None;
+        }
+        if !peer.may_be_born(now) {
+            return None;
+        }
+        let theirs = End {
+            key: peer.key,
+            session,
+        };
+        let (local, _) = derive(&peer.shared, &self.own, &theirs);
+        if !request.is_authentic(&integrity_key(&local.password)) {
+            self.counters.unauthentic += 1;
+            return None;
+        }
+        Some(self.start_agent(id, session, true))
+    }
+
+    fn handle_response(&mut self, base: BaseId, from: SocketAddr, response: &Binding<'_>) {
+        if self.gatherer.handle_response(from, response, self.now) {
+            self.update_reflexive();
+            return;
+        }
+        let Some(agent) = self.transactions.get(&response.id()).copied() else {
+            self.counters.strangers += 1;
+            return;
+        };
+        let now = self.now;
+        let Some(engine) = self.agent_mut(agent) else {
+            return;
+        };
+        if !engine.handle_response(base, from, response, now) {
+            self.counters.unauthentic += 1;
+        }
+        self.touch(agent);
+    }
+
+    /// Sends a STUN message from a base.
+    pub(super) fn send_from(&mut self, base: BaseId, to: SocketAddr, payload: Vec<u8>) {
+        if let Some(relay) = self.bases.relay_of(base) {
+            return self.send_relayed(relay, to, &payload);
+        }
+        if let Some(via) = self.bases.via_host(base, to) {
+            self.transmit(via, payload);
+        }
+    }
+
+    /// What waits at an allocation goes out over its connection.
+    pub(super) fn flush_relay(&mut self, relay: super::RelayId) {
+        while let Some(message) = self
+            .relays
+            .active
+            .get_mut(&relay)
+            .and_then(|relay| relay.allocation.poll_transmit())
+        {
+            let via = Via::Relay {
+                relay,
+                droppable: message.droppable,
+            };
+            self.transmit(via, message.data);
+        }
+    }
+}

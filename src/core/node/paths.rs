@@ -1,0 +1,259 @@
+//! Paths of the peers: chosen again whenever something has changed, and told to the owner.
+
+use std::time::Instant;
+
+use super::path::{assign_uses, choose};
+use super::scheduler::Timer;
+use super::{Arrival, Event, Node, PathRef, PeerId, Route, WireGuardPacket};
+use crate::core::ice::{Failure, PairKey, Role};
+
+impl Node {
+    /// WireGuard sent something to this peer by the routes that it was told.
+    pub fn note_sent(&mut self, id: PeerId, packet: WireGuardPacket, now: Instant) {
+        self.now = now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let had_traffic = peer.path.has_traffic(now);
+        peer.path.note_sent(packet, now);
+        if let Some(path) = peer.path.selected {
+            if let Some(slot) = peer.slot_mut(path.generation) {
+                slot.agent.note_sent(path.key, now);
+            }
+        }
+        if had_traffic != peer.path.has_traffic(now) {
+            self.follow_traffic(id);
+        }
+        self.arm_path(id);
+    }
+
+    /// WireGuard has authenticated something from this peer.
+    pub fn note_received(
+        &mut self,
+        id: PeerId,
+        arrival: Arrival,
+        packet: WireGuardPacket,
+        now: Instant,
+    ) {
+        self.now = now;
+        let base = self.bases.of_arrival(&arrival);
+        let remote = match arrival {
+            Arrival::Host { from, .. } | Arrival::Relay { from, .. } => from,
+        };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let had_traffic = peer.path.has_traffic(now);
+        let key = base.map(|base| PairKey { base, remote });
+        let slot = key.and_then(|key| {
+            peer.slots
+                .iter_mut()
+                .rev()
+                .find(|slot| slot.agent.pair(key).is_some())
+        });
+        let path = slot.zip(key).map(|(slot, key)| {
+            slot.agent.note_received(key);
+            PathRef {
+                generation: slot.generation,
+                key,
+            }
+        });
+        let doubled = peer.path.previous.is_some();
+        peer.path.note_received(path, packet, now);
+        let settled = doubled && peer.path.previous.is_none();
+        if had_traffic != peer.path.has_traffic(now) {
+            self.follow_traffic(id);
+        }
+        if settled {
+            self.update_path(id);
+        }
+        self.arm_path(id);
+    }
+
+    /// Traffic waits for this peer and there may be no path: its checks go first.
+    pub fn note_wanted(&mut self, id: PeerId, now: Instant) {
+        self.note_sent(id, WireGuardPacket::Data, now);
+    }
+
+    /// Chooses the peer's path anew and tells the owner what has changed.
+    pub(super) fn update_path(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let chosen = choose(peer, now);
+        // Not before there is a way to send on it: a relay's channel takes a round trip.
+        let ready = match chosen {
+            Some(path) if Some(path) != peer.path.selected => self.is_ready(id, path),
+            Some(_) | None => true,
+        };
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let present_works = peer
+            .path
+            .selected
+            .is_some_and(|path| peer.pair(path).is_some_and(|p| p.is_valid()));
+        if chosen != peer.path.selected && (ready || !present_works) {
+            let chosen = if ready { chosen } else { None };
+            if chosen != peer.path.selected {
+                peer.path.select(chosen, now);
+                self.events
+                    .push_back(Event::PathChanged { peer: id, at: now });
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if peer.path.previous.is_some_and(|(_, until)| until <= now) {
+            peer.path.previous = None;
+        }
+        assign_uses(peer, now);
+        self.nominate(id);
+        self.release_channels(id);
+        self.bind(id);
+        self.arm_path(id);
+        self.arm_agents(id);
+    }
+
+    /// The controlling side says which pair it has chosen.
+    fn nominate(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let Some(path) = peer.path.selected else {
+            return;
+        };
+        let Some(slot) = peer.slot_mut(path.generation) else {
+            return;
+        };
+        let agent = &mut slot.agent;
+        if agent.role() == Role::Controlling
+            && agent.nominated() != Some(path.key)
+            && !agent.is_nominating(path.key)
+        {
+            agent.nominate(path.key);
+        }
+    }
+
+    pub(super) fn path_timeout(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let dead = peer.path.data_dead_at().is_some_and(|at| at <= now);
+        if let Some(path) = peer.path.selected.filter(|_| dead) {
+            peer.path.hold_down(path, now);
+            self.counters.data_dead += 1;
+            if let Some(slot) = peer.slot_mut(path.generation) {
+                slot.agent.fail(path.key, Failure::DataDead, now);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if peer.path.is_lonely(now) {
+            for slot in &mut peer.slots {
+                slot.agent.recheck(now);
+            }
+        }
+        self.follow_traffic(id);
+    }
+
+    /// Agents watch paths closely while there is traffic, and loosely when there is none.
+    fn follow_traffic(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let has_traffic = peer.path.has_traffic(now);
+        let mut agents = Vec::new();
+        for slot in &mut peer.slots {
+            slot.agent.set_traffic(has_traffic, now);
+            agents.push(super::AgentRef {
+                peer: id,
+                generation: slot.generation,
+            });
+        }
+        for agent in agents {
+            self.touch(agent);
+        }
+    }
+
+    /// Whether data can be sent on a path at once. A relay's channel that is missing is asked for.
+    fn is_ready(&mut self, id: PeerId, path: PathRef) -> bool {
+        if self.route(id, path).is_some() {
+            return true;
+        }
+        if let Some(relay) = self.bases.relay_of(path.key.base) {
+            self.bind_channel(relay, path.key.remote);
+        }
+        false
+    }
+
+    fn route(&self, id: PeerId, path: PathRef) -> Option<Route> {
+        let pair = self.peers.get(&id)?.pair(path)?;
+        let key = pair.key();
+        if let Some(relay) = self.bases.relay_of(key.base) {
+            let channel = self
+                .relays
+                .active
+                .get(&relay)?
+                .allocation
+                .channel(key.remote)?;
+            return Some(Route::Relayed { relay, channel });
+        }
+        match self.bases.via_host(key.base, key.remote)? {
+            super::Via::Host {
+                local,
+                interface,
+                remote,
+            } => Some(Route::Host {
+                local,
+                interface,
+                remote,
+            }),
+            super::Via::Relay { .. } => None,
+        }
+    }
+
+    /// Tells the owner the routes if they have changed.
+    fn bind(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let selected = peer.path.selected;
+        let previous = peer.path.previous.map(|(path, _)| path);
+        let valid = |path: &PathRef| peer.pair(*path).is_some_and(|pair| pair.is_valid());
+        let routes: Vec<Route> = selected
+            .into_iter()
+            .chain(previous.filter(valid))
+            .filter_map(|path| self.route(id, path))
+            .collect();
+        let controls = self.own.key > peer.key;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if routes == peer.path.bound {
+            return;
+        }
+        // One side starts at once; both at once would cost a handshake more.
+        let handshake = peer.path.bound.is_empty() && !routes.is_empty() && controls;
+        peer.path.bound.clone_from(&routes);
+        self.events.push_back(Event::Bind {
+            peer: id,
+            routes,
+            handshake,
+        });
+    }
+
+    fn arm_path(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        peer.path.is_lonely(now);
+        let at = peer.path.poll_timeout(now);
+        self.scheduler.arm(Timer::Path(id), at);
+    }
+}

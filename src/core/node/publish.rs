@@ -1,0 +1,124 @@
+//! Our own advert: published when it has changed, at once when that is what connecting waits for,
+//! else with patience.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rand_core::RngCore as _;
+use wice_signaling::protocol::{Advert, Candidate, CandidateKind, NatBehavior};
+
+use super::{Event, Node};
+use crate::core::timing::{PUBLISH_DEBOUNCE, PUBLISH_FIRST, PUBLISH_MAX};
+
+/// Without changes for this long the back-off is forgotten.
+const CALM: Duration = Duration::from_secs(120);
+
+/// When the advert goes out next.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    sequence: u64,
+    published: Option<(Vec<Candidate>, NatBehavior)>,
+    due: Option<Instant>,
+    wait: Duration,
+    last: Option<Instant>,
+}
+
+impl Publisher {
+    pub(super) fn new(sequence: u64) -> Self {
+        Self {
+            sequence,
+            published: None,
+            due: None,
+            wait: PUBLISH_DEBOUNCE,
+            last: None,
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Our advert came back from a backend: ours must be newer than whatever is there.
+    pub(super) fn read_back(&mut self, sequence: u64, same_session: bool) {
+        let ahead = sequence > self.sequence || (sequence == self.sequence && !same_session);
+        if ahead {
+            self.sequence = sequence;
+            self.published = None;
+        }
+    }
+
+    fn note(&mut self, candidates: &[Candidate], nat: NatBehavior, now: Instant) {
+        let kinds = |candidates: &[Candidate]| -> BTreeSet<(CandidateKind, bool)> {
+            candidates
+                .iter()
+                .map(|c| (c.kind, c.address.is_ipv4()))
+                .collect()
+        };
+        let due = match &self.published {
+            None => now + PUBLISH_FIRST,
+            Some((published, known)) if published == candidates && *known == nat => {
+                self.due = None;
+                return;
+            }
+            Some((published, _)) if !kinds(candidates).is_subset(&kinds(published)) => {
+                now + PUBLISH_FIRST
+            }
+            Some(_) => now + self.wait,
+        };
+        self.due = Some(self.due.map_or(due, |set| set.min(due)));
+    }
+
+    fn fire(&mut self, candidates: Vec<Candidate>, nat: NatBehavior, now: Instant) -> u64 {
+        let calm = self.last.is_none_or(|at| now >= at + CALM);
+        self.wait = if calm {
+            PUBLISH_DEBOUNCE
+        } else {
+            (self.wait * 2).min(PUBLISH_MAX)
+        };
+        self.last = Some(now);
+        self.due = None;
+        self.sequence += 1;
+        self.published = Some((candidates, nat));
+        self.sequence
+    }
+}
+
+impl Node {
+    /// Publishes again although nothing has changed: the record was found lost or altered.
+    pub fn republish(&mut self, now: Instant) {
+        self.now = now;
+        self.publisher.published = None;
+        self.note_candidates();
+    }
+
+    /// Our candidates or our view of the NAT may have changed.
+    pub(super) fn note_candidates(&mut self) {
+        let candidates = self.local_candidates();
+        self.publisher
+            .note(&candidates, self.gatherer.nat(), self.now);
+    }
+
+    pub(super) fn publish_if_due(&mut self) {
+        if self.publisher.due.is_none_or(|at| self.now < at) {
+            return;
+        }
+        let candidates = self.local_candidates();
+        let nat = self.gatherer.nat();
+        let sequence = self.publisher.fire(candidates.clone(), nat, self.now);
+        let advert = Advert {
+            key: self.own.key,
+            session: self.own.session,
+            sequence,
+            name: self.name.clone(),
+            nat,
+            candidates,
+            membership: self.membership.clone(),
+        };
+        let mut z = [0; 64];
+        self.rng.fill_bytes(&mut z);
+        // Fails only for a name or membership that the configuration has checked.
+        if let Ok(advert) = advert.encode_signed(&self.key, &z) {
+            self.events.push_back(Event::Publish { advert, sequence });
+        }
+    }
+}

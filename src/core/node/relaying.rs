@@ -1,0 +1,315 @@
+//! Connections to TURN servers, their allocations, and what peers send through them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use super::scheduler::AgentRef;
+use super::{Arrival, Event, Inbound, Node, PeerId, RelayId, RelayServer};
+use crate::core::ice::{BaseId, Use};
+use crate::core::turn::{AllocationEvent, Failure};
+
+/// The most datagrams that one piece of a stream may hold: 64 KiB of the smallest frames that carry
+/// anything of use.
+const MAX_FRAMES: usize = 1024;
+
+impl Node {
+    /// The TURN servers with credentials that hold now.
+    pub fn handle_relay_servers(&mut self, servers: &[RelayServer], now: Instant) {
+        self.now = now;
+        for gone in self.relays.set_servers(servers, now) {
+            self.close_relay(gone);
+        }
+        self.drive_relays();
+        self.pump();
+    }
+
+    /// The connection that was asked for stands.
+    pub fn handle_relay_connected(&mut self, relay: RelayId, now: Instant) {
+        self.now = now;
+        if let Some(relay) = self.relays.active.get_mut(&relay) {
+            relay.allocation.handle_connected(now);
+        }
+        self.drive_relays();
+    }
+
+    /// The connection could not be made, or is gone.
+    pub fn handle_relay_closed(&mut self, relay: RelayId, now: Instant) {
+        self.now = now;
+        let Some(known) = self.relays.active.get_mut(&relay) else {
+            return;
+        };
+        known.allocation.handle_closed(now);
+        self.drive_relays();
+        if self.relays.active.contains_key(&relay) {
+            self.lose_relay(relay, Some(Failure::ConnectionClosed));
+        }
+        self.pump();
+    }
+
+    /// A datagram from a TURN server over UDP. What a peer sent through it and is not STUN is
+    /// returned with the peer's address.
+    pub fn handle_relay_datagram<'a>(
+        &mut self,
+        relay: RelayId,
+        datagram: &'a [u8],
+        now: Instant,
+    ) -> Option<(SocketAddr, &'a [u8])> {
+        self.now = now;
+        let known = self.relays.active.get_mut(&relay)?;
+        let received = known.allocation.handle_datagram(datagram, now);
+        let data = received.and_then(|received| {
+            let arrival = Arrival::Relay {
+                relay,
+                from: received.peer,
+            };
+            match self.handle_datagram(arrival, received.payload, now) {
+                Inbound::Data => Some((received.peer, received.payload)),
+                Inbound::Consumed => None,
+            }
+        });
+        if data.is_none() {
+            self.drive_relays();
+            self.pump();
+        }
+        data
+    }
+
+    /// Bytes of the stream from a TURN server over TCP or TLS; `deliver` gets what peers sent
+    /// through it and is not STUN.
+    pub fn handle_relay_stream(
+        &mut self,
+        relay: RelayId,
+        bytes: &[u8],
+        now: Instant,
+        mut deliver: impl FnMut(SocketAddr, &[u8]),
+    ) {
+        self.now = now;
+        let Some(known) = self.relays.active.get_mut(&relay) else {
+            return;
+        };
+        let mut frames: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
+        known.allocation.handle_stream(bytes, now, |received| {
+            if crate::core::stun::is_stun(received.payload) {
+                if frames.len() < MAX_FRAMES {
+                    frames.push((received.peer, received.payload.to_vec()));
+                }
+            } else {
+                deliver(received.peer, received.payload);
+            }
+        });
+        for (from, payload) in frames {
+            self.handle_datagram(Arrival::Relay { relay, from }, &payload, now);
+        }
+        self.drive_relays();
+        self.pump();
+    }
+
+    /// Opens what is to be opened, lets every allocation do what is due, and hears what happened.
+    pub(super) fn drive_relays(&mut self) {
+        let now = self.now;
+        loop {
+            let Self { relays, rng, .. } = self;
+            let seed = || {
+                let mut seed = [0; 32];
+                rand_core::RngCore::fill_bytes(rng, &mut seed);
+                seed
+            };
+            let Some((relay, server)) = relays.poll_open(seed, now) else {
+                break;
+            };
+            self.events.push_back(Event::OpenRelay { relay, server });
+        }
+        let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
+        for id in ids {
+            if let Some(relay) = self.relays.active.get_mut(&id) {
+                if relay.allocation.poll_timeout().is_some_and(|at| at <= now) {
+                    relay.allocation.handle_timeout(now);
+                }
+            }
+            while let Some(event) = self
+                .relays
+                .active
+                .get_mut(&id)
+                .and_then(|relay| relay.allocation.poll_event())
+            {
+                self.handle_allocation(id, event);
+            }
+            self.flush_relay(id);
+        }
+    }
+
+    /// Sends a STUN message to a peer through an allocation.
+    pub(super) fn send_relayed(&mut self, relay: RelayId, to: SocketAddr, payload: &[u8]) {
+        let Some(known) = self.relays.active.get_mut(&relay) else {
+            return;
+        };
+        // What cannot be sent is a lost packet.
+        if known.allocation.send(to, payload, self.now).is_err() {
+            self.counters.transmits_dropped += 1;
+        }
+        self.flush_relay(relay);
+    }
+
+    /// Answers what came through a relay before there is a channel: WireGuard's handshake response to
+    /// a peer that has found us first.
+    pub fn reply_relayed(&mut self, relay: RelayId, to: SocketAddr, packet: &[u8], now: Instant) {
+        self.now = now;
+        self.send_relayed(relay, to, packet);
+    }
+
+    /// Asks the relays to let this agent's remote addresses through.
+    pub(super) fn ask_permissions(&mut self, at: AgentRef) {
+        let now = self.now;
+        let bases: Vec<(BaseId, RelayId)> = self
+            .bases
+            .iter()
+            .filter_map(|base| Some((base.id, self.bases.relay_of(base.id)?)))
+            .collect();
+        for (base, relay) in bases {
+            let Some(agent) = self.agent_mut(at) else {
+                return;
+            };
+            let wanted: Vec<IpAddr> = agent.wanted_permissions(base).collect();
+            for peer in wanted {
+                if self.relays.permit(relay, peer, now) {
+                    if let Some(agent) = self.agent_mut(at) {
+                        agent.permit(base, peer);
+                    }
+                }
+            }
+        }
+        self.drive_relays();
+    }
+
+    /// A peer has reached us through our relay and may be about to need it: the channel is bound
+    /// while the checks are on their way.
+    pub(super) fn prepare_channel(&mut self, peer: PeerId, base: BaseId, from: SocketAddr) {
+        let Some(relay) = self.bases.relay_of(base) else {
+            return;
+        };
+        let Some(peer) = self.peers.get(&peer) else {
+            return;
+        };
+        let is_direct = |path| peer.pair(path).is_some_and(|pair| pair.relays() == 0);
+        if peer.path.selected.is_some_and(is_direct) {
+            return;
+        }
+        self.bind_channel(relay, from);
+    }
+
+    pub(super) fn bind_channel(&mut self, relay: RelayId, peer: SocketAddr) {
+        let now = self.now;
+        if let Some(known) = self.relays.active.get_mut(&relay) {
+            if known.allocation.channel(peer).is_none() {
+                known.allocation.bind_channel(peer, now);
+                known.allocation.handle_timeout(now);
+                self.flush_relay(relay);
+            }
+        }
+    }
+
+    /// Channels of pairs that nobody selects any more are not refreshed.
+    pub(super) fn release_channels(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let previous = peer.path.previous.map(|(path, _)| path.key);
+        let unused: Vec<(BaseId, SocketAddr)> = peer
+            .slots
+            .iter()
+            .flat_map(|slot| slot.agent.pairs())
+            .filter(|pair| pair.relay_transport().is_some() && pair.used() != Use::Selected)
+            .filter(|pair| Some(pair.key()) != previous && pair.is_valid())
+            .map(|pair| (pair.key().base, pair.key().remote))
+            .collect();
+        for (base, remote) in unused {
+            let relay = self.bases.relay_of(base);
+            if let Some(relay) = relay.and_then(|id| self.relays.active.get_mut(&id)) {
+                relay.allocation.unbind_channel(remote);
+            }
+        }
+    }
+
+    fn handle_allocation(&mut self, id: RelayId, event: AllocationEvent) {
+        match event {
+            AllocationEvent::Allocated { relayed, .. } => {
+                self.relays.note_allocated(id);
+                let Some(relay) = self.relays.active.get_mut(&id) else {
+                    return;
+                };
+                let base = self.bases.add_relay(id, relayed, relay.server.transport);
+                relay.base = Some(base);
+                self.spread_base(base);
+                self.note_candidates();
+                self.close_superfluous();
+            }
+            AllocationEvent::PermissionInstalled(peer) => {
+                let base = self.relays.active.get(&id).and_then(|relay| relay.base);
+                let Some(base) = base else { return };
+                for agent in self.agents() {
+                    if let Some(engine) = self.agent_mut(agent) {
+                        engine.permit(base, peer);
+                    }
+                    self.touch(agent);
+                }
+            }
+            AllocationEvent::PermissionRefused { peer, .. } => {
+                let now = self.now;
+                let base = self.relays.active.get(&id).and_then(|relay| relay.base);
+                let Some(base) = base else { return };
+                for agent in self.agents() {
+                    if let Some(engine) = self.agent_mut(agent) {
+                        engine.forbid(base, peer, now);
+                    }
+                    self.touch(agent);
+                }
+            }
+            AllocationEvent::ChannelBound { .. } | AllocationEvent::ChannelRefused { .. } => {
+                let peers: Vec<PeerId> = self.peers.keys().copied().collect();
+                for peer in peers {
+                    self.update_path(peer);
+                }
+            }
+            AllocationEvent::Failed { failure, .. } | AllocationEvent::Lost { failure, .. } => {
+                self.lose_relay(id, Some(failure));
+            }
+            AllocationEvent::Closed => self.lose_relay(id, None),
+        }
+    }
+
+    /// Slower ways to a host that is reached in a better way are closed once no path needs them.
+    pub(super) fn close_superfluous(&mut self) {
+        for id in self.relays.superfluous() {
+            let base = self.relays.active.get(&id).and_then(|relay| relay.base);
+            let selects = |base: BaseId| {
+                self.peers
+                    .values()
+                    .filter_map(|peer| peer.path.selected)
+                    .any(|path| path.key.base == base)
+            };
+            if !base.is_some_and(selects) {
+                self.close_relay(id);
+            }
+        }
+    }
+
+    fn close_relay(&mut self, id: RelayId) {
+        let now = self.now;
+        if let Some(relay) = self.relays.active.get_mut(&id) {
+            relay.allocation.close(now);
+            relay.allocation.handle_timeout(now);
+        }
+        self.flush_relay(id);
+        self.lose_relay(id, None);
+    }
+
+    fn lose_relay(&mut self, id: RelayId, failure: Option<Failure>) {
+        let base = self.relays.active.get(&id).and_then(|relay| relay.base);
+        self.relays.remove(id, failure, self.now);
+        self.events.push_back(Event::CloseRelay(id));
+        if let Some(base) = base {
+            self.drop_base(base);
+            self.note_candidates();
+        }
+    }
+}

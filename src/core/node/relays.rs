@@ -1,0 +1,224 @@
+//! The node's allocations: all servers in parallel, over UDP first and over TCP and TLS where UDP
+//! does not answer soon, unasked.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use wice_signaling::protocol::RelayTransport;
+
+use super::{RelayId, RelayServer};
+use crate::core::ice::BaseId;
+use crate::core::turn::{Allocation, AllocationConfig, Credentials, Failure, Family};
+
+/// TCP and TLS are started this long after UDP: five of the usual round trips to a server.
+const FALLBACK_AFTER: Duration = Duration::from_millis(250);
+/// The most servers that are used, each in up to three ways.
+const MAX_SERVERS: usize = 12;
+/// First wait after a failure that gives no wait of its own; doubled up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Blocked UDP is tried again this often at least.
+const RETRY_MAX: Duration = Duration::from_secs(120);
+
+/// A connection to a server and its allocation.
+pub(super) struct Relay {
+    pub(super) server: RelayServer,
+    pub(super) allocation: Allocation,
+    /// Set while there is a relayed address.
+    pub(super) base: Option<BaseId>,
+}
+
+/// A server that is configured, and when it is tried next.
+struct Candidate {
+    server: RelayServer,
+    relay: Option<RelayId>,
+    /// `None`: not before the configuration changes.
+    next_try: Option<Instant>,
+    failures: u32,
+    last_failure: Option<Failure>,
+}
+
+/// All servers and connections.
+#[derive(Default)]
+pub(super) struct Relays {
+    candidates: Vec<Candidate>,
+    pub(super) active: BTreeMap<RelayId, Relay>,
+    next_id: u32,
+}
+
+/// What is known of one configured server.
+pub(super) struct ServerView<'a> {
+    pub(super) server: &'a RelayServer,
+    pub(super) relay: Option<&'a Relay>,
+    pub(super) last_failure: Option<Failure>,
+}
+
+impl Relays {
+    /// The servers as configured now. A server whose credentials alone have changed keeps its
+    /// allocation (which keeps its username for life); the new ones serve the next.
+    pub(super) fn set_servers(&mut self, servers: &[RelayServer], now: Instant) -> Vec<RelayId> {
+        let mut before = std::mem::take(&mut self.candidates);
+        for server in servers.iter().take(MAX_SERVERS) {
+            let same = |c: &Candidate| {
+                c.server.address == server.address && c.server.transport == server.transport
+            };
+            let known = before
+                .iter()
+                .position(same)
+                .map(|index| before.remove(index));
+            let delay = match server.transport {
+                RelayTransport::Udp => Duration::ZERO,
+                RelayTransport::Tcp | RelayTransport::Tls => FALLBACK_AFTER,
+            };
+            self.candidates.push(match known {
+                Some(known) => {
+                    let next_try = known.next_try.or(known.relay.is_none().then_some(now));
+                    Candidate {
+                        server: server.clone(),
+                        next_try,
+                        ..known
+                    }
+                }
+                None => Candidate {
+                    server: server.clone(),
+                    relay: None,
+                    next_try: Some(now + delay),
+                    failures: 0,
+                    last_failure: None,
+                },
+            });
+        }
+        before.into_iter().filter_map(|gone| gone.relay).collect()
+    }
+
+    /// A server to connect to now; `seed` is for its allocation.
+    pub(super) fn poll_open(
+        &mut self,
+        seed: impl FnOnce() -> [u8; 32],
+        now: Instant,
+    ) -> Option<(RelayId, RelayServer)> {
+        for index in 0..self.candidates.len() {
+            let candidate = &self.candidates[index];
+            if candidate.next_try.is_none_or(|at| now < at) {
+                continue;
+            }
+            if self.is_served_better(&candidate.server) {
+                self.candidates[index].next_try = Some(now + RETRY_MAX);
+                continue;
+            }
+            let candidate = &mut self.candidates[index];
+            let server = candidate.server.clone();
+            let Ok(credentials) = Credentials::new(&server.username, &server.password) else {
+                candidate.next_try = None;
+                continue;
+            };
+            let config = AllocationConfig {
+                transport: server.transport,
+                credentials,
+                family: Family::of(server.address.ip()),
+            };
+            let id = RelayId(self.next_id);
+            self.next_id += 1;
+            candidate.relay = Some(id);
+            candidate.next_try = None;
+            let allocation = Allocation::new(config, seed());
+            self.active.insert(
+                id,
+                Relay {
+                    server: server.clone(),
+                    allocation,
+                    base: None,
+                },
+            );
+            return Some((id, server));
+        }
+        None
+    }
+
+    /// The allocation is up: failures are forgotten.
+    pub(super) fn note_allocated(&mut self, id: RelayId) {
+        if let Some(candidate) = self.candidate_of(id) {
+            candidate.failures = 0;
+            candidate.last_failure = None;
+        }
+    }
+
+    /// The connection or its allocation is gone.
+    pub(super) fn remove(&mut self, id: RelayId, failure: Option<Failure>, now: Instant) {
+        self.active.remove(&id);
+        let Some(candidate) = self.candidate_of(id) else {
+            return;
+        };
+        candidate.relay = None;
+        candidate.last_failure = failure.or(candidate.last_failure);
+        let wait = match failure {
+            None => Some(RETRY_MAX),
+            Some(failure) => failure.retry_after().map(|least| {
+                let backoff = RETRY_MIN * (1 << candidate.failures.min(7));
+                least.max(backoff.min(RETRY_MAX))
+            }),
+        };
+        candidate.failures += 1;
+        candidate.next_try = wait.map(|wait| now + wait);
+    }
+
+    /// Allocations that a better one to the same host has made superfluous.
+    pub(super) fn superfluous(&self) -> Vec<RelayId> {
+        let served = |relay: &&Relay| self.is_served_better(&relay.server);
+        let relays = self.active.iter().filter(|(_, relay)| served(relay));
+        relays.map(|(id, _)| *id).collect()
+    }
+
+    /// When [`Self::poll_open`] or an allocation has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let opens = self
+            .candidates
+            .iter()
+            .filter_map(|candidate| candidate.next_try);
+        let allocations = self
+            .active
+            .values()
+            .filter_map(|relay| relay.allocation.poll_timeout());
+        opens.chain(allocations).min()
+    }
+
+    /// Every configured server, in order.
+    pub(super) fn views(&self) -> impl Iterator<Item = ServerView<'_>> {
+        self.candidates.iter().map(|candidate| ServerView {
+            server: &candidate.server,
+            relay: candidate.relay.and_then(|id| self.active.get(&id)),
+            last_failure: candidate.last_failure,
+        })
+    }
+
+    /// Lets `peer` through the relay; tells whether it is through already.
+    pub(super) fn permit(&mut self, id: RelayId, peer: IpAddr, now: Instant) -> bool {
+        let Some(relay) = self.active.get_mut(&id) else {
+            return false;
+        };
+        relay.allocation.permit(peer, now);
+        relay.allocation.permitted(peer)
+    }
+
+    fn candidate_of(&mut self, id: RelayId) -> Option<&mut Candidate> {
+        self.candidates
+            .iter_mut()
+            .find(|candidate| candidate.relay == Some(id))
+    }
+
+    fn is_served_better(&self, server: &RelayServer) -> bool {
+        self.active.values().any(|relay| {
+            relay.base.is_some()
+                && relay.server.name == server.name
+                && relay.server.transport < server.transport
+        })
+    }
+}
+
+impl std::fmt::Debug for Relays {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relays")
+            .field("active", &self.active.len())
+            .finish_non_exhaustive()
+    }
+}

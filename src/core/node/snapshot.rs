@@ -1,0 +1,254 @@
+//! What a node knows of itself and its peers, for diagnosis.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use wice_signaling::protocol::{CandidateKind, NatBehavior, PublicKey, RelayTransport};
+
+use super::{Node, PathRef, PeerId};
+use crate::core::gather::Observation;
+use crate::core::ice::{Pair, PairState, Role, Use};
+use crate::core::turn::Failure;
+
+/// What was counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Checks sent, retransmissions included.
+    pub checks_sent: u64,
+    /// Checks answered.
+    pub checks_answered: u64,
+    /// Messages dropped because the owner did not fetch them.
+    pub transmits_dropped: u64,
+    /// Checks not sent because their destination has not answered often enough.
+    pub over_budget: u64,
+    /// STUN that could not be parsed.
+    pub malformed: u64,
+    /// STUN at an address that is no base.
+    pub no_base: u64,
+    /// STUN from somebody we do not know, or not for us.
+    pub strangers: u64,
+    /// STUN whose integrity does not hold.
+    pub unauthentic: u64,
+    /// Checks under a session that was replaced.
+    pub superseded: u64,
+    /// Adverts taken.
+    pub adverts_accepted: u64,
+    /// Adverts refused.
+    pub adverts_refused: u64,
+    /// Paths whose checks were answered and WireGuard's packets were not.
+    pub data_dead: u64,
+}
+
+/// The whole node.
+#[derive(Clone, Debug)]
+pub struct NodeSnapshot {
+    /// Our key.
+    pub key: PublicKey,
+    /// Our name.
+    pub name: String,
+    /// What STUN says of our NAT.
+    pub nat: NatBehavior,
+    /// What every STUN server said to every base: the base's own address, and the observation.
+    pub observations: Vec<(SocketAddr, String, Observation)>,
+    /// Our candidates: kind and address.
+    pub candidates: Vec<(CandidateKind, SocketAddr)>,
+    /// Our relays.
+    pub relays: Vec<RelaySnapshot>,
+    /// Our peers, by number.
+    pub peers: Vec<PeerSnapshot>,
+    /// Counters.
+    pub counters: Counters,
+}
+
+/// A configured TURN server.
+#[derive(Clone, Debug)]
+pub struct RelaySnapshot {
+    /// Its host as configured.
+    pub name: String,
+    /// How it is reached.
+    pub transport: RelayTransport,
+    /// Its allocation's address.
+    pub relayed: Option<SocketAddr>,
+    /// Round trip to it.
+    pub rtt: Option<Duration>,
+    /// Why the last attempt failed.
+    pub failure: Option<Failure>,
+}
+
+/// A peer.
+#[derive(Clone, Debug)]
+pub struct PeerSnapshot {
+    /// Its number.
+    pub id: PeerId,
+    /// Its key.
+    pub key: PublicKey,
+    /// Its name, once it has published one.
+    pub name: Option<String>,
+    /// What it says of its NAT.
+    pub nat: Option<NatBehavior>,
+    /// Our role towards it.
+    pub role: Option<Role>,
+    /// What carries its data.
+    pub path: Option<PathView>,
+    /// How often the path has changed.
+    pub changes: u64,
+    /// All pairs, best first.
+    pub pairs: Vec<PairView>,
+}
+
+/// What carries a peer's data.
+#[derive(Clone, Debug)]
+pub struct PathView {
+    /// The pair.
+    pub pair: PairView,
+    /// WireGuard has answered on it.
+    pub up: bool,
+    /// For how long it has been chosen.
+    pub age: Duration,
+    /// Our relay's host, where one of ours is in the path.
+    pub relay: Option<String>,
+}
+
+/// One pair.
+#[derive(Clone, Debug)]
+pub struct PairView {
+    /// How our side is known.
+    pub local_kind: CandidateKind,
+    /// What it sends from.
+    pub local: SocketAddr,
+    /// At which address the other side sees us.
+    pub mapped: Option<SocketAddr>,
+    /// How the other side is known.
+    pub remote_kind: CandidateKind,
+    /// Where it sends to.
+    pub remote: SocketAddr,
+    /// How a relay in the path is reached: ours, else theirs.
+    pub relay_transport: Option<RelayTransport>,
+    /// How many relays are in the path.
+    pub relays: u8,
+    /// Where it stands.
+    pub state: PairState,
+    /// Whether it waits for our relay to let the peer through.
+    pub held: bool,
+    /// What it is used for.
+    pub used: Use,
+    /// Checks sent and answered.
+    pub checks: (u32, u32),
+    /// Round trip.
+    pub rtt: Option<Duration>,
+}
+
+impl Node {
+    /// Everything, as it is now.
+    pub fn snapshot(&self, now: Instant) -> NodeSnapshot {
+        NodeSnapshot {
+            key: self.own.key,
+            name: self.name.clone(),
+            nat: self.gatherer.nat(),
+            observations: self.observations(),
+            candidates: self
+                .local_candidates()
+                .iter()
+                .map(|c| (c.kind, c.address))
+                .collect(),
+            relays: self
+                .relays
+                .views()
+                .map(|view| relay_snapshot(&view))
+                .collect(),
+            peers: self
+                .peers
+                .keys()
+                .filter_map(|id| self.peer_snapshot(*id, now))
+                .collect(),
+            counters: self.counters,
+        }
+    }
+
+    /// One peer, as it is now.
+    pub fn peer_snapshot(&self, id: PeerId, now: Instant) -> Option<PeerSnapshot> {
+        let peer = self.peers.get(&id)?;
+        let slot = peer.slots.last();
+        let mut pairs: Vec<(u64, PairView)> = slot
+            .map(|slot| {
+                slot.agent
+                    .pairs()
+                    .map(|p| (p.priority(), self.pair_view(p)))
+                    .collect()
+            })
+            .unwrap_or_default();
+        pairs.sort_by_key(|(priority, view)| (view.used != Use::Selected, u64::MAX - priority));
+        Some(PeerSnapshot {
+            id,
+            key: peer.key,
+            name: peer.advert.as_ref().map(|advert| advert.name.clone()),
+            nat: peer.advert.as_ref().map(|advert| advert.nat),
+            role: slot.map(|slot| slot.agent.role()),
+            path: peer
+                .path
+                .selected
+                .and_then(|path| self.path_view(id, path, now)),
+            changes: peer.path.changes,
+            pairs: pairs.into_iter().map(|(_, view)| view).collect(),
+        })
+    }
+
+    fn path_view(&self, id: PeerId, path: PathRef, now: Instant) -> Option<PathView> {
+        let peer = self.peers.get(&id)?;
+        let relay = self
+            .bases
+            .relay_of(path.key.base)
+            .and_then(|id| self.relays.active.get(&id));
+        Some(PathView {
+            pair: self.pair_view(peer.pair(path)?),
+            up: peer.path.up,
+            age: now.saturating_duration_since(peer.path.since),
+            relay: relay.map(|relay| relay.server.name.clone()),
+        })
+    }
+
+    fn pair_view(&self, pair: &Pair) -> PairView {
+        let key = pair.key();
+        let local = self.bases.get(key.base).map(|base| base.address);
+        PairView {
+            local_kind: pair.local_kind(),
+            local: local.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
+            mapped: pair.mapped(),
+            remote_kind: pair.remote().kind,
+            remote: key.remote,
+            relay_transport: pair.relay_transport().or(pair.remote().relay_transport),
+            relays: pair.relays(),
+            state: pair.state(),
+            held: pair.is_held(),
+            used: pair.used(),
+            checks: pair.checks(),
+            rtt: pair.rtt(),
+        }
+    }
+
+    fn observations(&self) -> Vec<(SocketAddr, String, Observation)> {
+        let name = |server: SocketAddr| {
+            let known = self
+                .stun_servers
+                .iter()
+                .find(|known| known.address == server);
+            known.map_or_else(|| server.to_string(), |known| known.name.clone())
+        };
+        self.gatherer
+            .observations()
+            .filter_map(|seen| Some((self.bases.get(seen.base)?.address, name(seen.server), seen)))
+            .collect()
+    }
+}
+
+fn relay_snapshot(view: &super::relays::ServerView<'_>) -> RelaySnapshot {
+    RelaySnapshot {
+        name: view.server.name.clone(),
+        transport: view.server.transport,
+        relayed: view
+            .relay
+            .and_then(|relay| relay.allocation.relayed_address()),
+        rtt: view.relay.and_then(|relay| relay.allocation.rtt()),
+        failure: view.last_failure,
+    }
+}

@@ -1,0 +1,20 @@
+//! UDP sockets for the packet loop: many datagrams a system call, in (recvmmsg, UDP_GRO) and out
+//! (UDP_SEGMENT by gather iovec), with the local address and interface of every one.
+//!
+//! Nothing here blocks, allocates on the data path, or ends because of one datagram.
+
+mod address;
+mod errors;
+mod receive;
+mod send;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+pub use errors::{ErrorOrigin, PathError, PathErrorKind};
+pub use receive::{Arrival, Datagram, ReceiveBuffers, SLOTS};
+pub use send::{
+    CHANNEL_HEADER_LEN, Coalescer, Destination, MAX_GSO_BYTES, MAX_SEGMENTS, SendFailure,
+    SendFailureKind, SendFailures, Source,
+};
+pub use socket::{Counters, Family, UdpError, UdpSocket};

@@ -1,0 +1,232 @@
+//! Receiving: one recvmmsg fills up to [`SLOTS`] slots, each of which may hold a run of datagrams that the
+//! kernel joined (UDP_GRO).
+
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use super::address;
+use super::socket::UdpSocket;
+
+/// Slots a system call fills: past 16 the call's own cost is lost in the copying of up to 1 MiB.
+pub const SLOTS: usize = 16;
+/// A joined run is at most one IP datagram long (65,535 bytes).
+const SLOT_BYTES: usize = 65_536;
+/// pktinfo (at most 20 bytes) and the segment size (4 bytes), each with its 16-byte header, aligned.
+const CONTROL_BYTES: usize = 128;
+
+/// Memory that receiving uses, shared by all sockets of a thread: 1 MiB of address space, of which only
+/// pages that datagrams have filled are ever resident.
+pub struct ReceiveBuffers {
+    data: Box<[u8]>,
+    controls: Box<[Control; SLOTS]>,
+    slots: Vec<Slot>,
+}
+
+/// A run of datagrams from one remote to one local address, all `segment_size` bytes long but the last, which
+/// may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// Where they came from.
+    pub remote: SocketAddr,
+    /// The destination address in their IP headers; `None` if the kernel did not say.
+    pub local: Option<IpAddr>,
+    /// The interface they came in by; 0 if the kernel did not say.
+    pub ifindex: u32,
+    /// Bytes a datagram, at least 1.
+    pub segment_size: usize,
+    /// The payloads, back to back.
+    pub bytes: &'a [u8],
+}
+
+/// One datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Datagram<'a> {
+    /// Where it came from.
+    pub remote: SocketAddr,
+    /// The destination address in its IP header; `None` if the kernel did not say.
+    pub local: Option<IpAddr>,
+    /// The interface it came in by; 0 if the kernel did not say.
+    pub ifindex: u32,
+    /// The UDP payload, at least one byte.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Arrival<'a> {
+    /// The datagrams one by one.
+    pub fn datagrams(self) -> impl Iterator<Item = Datagram<'a>> {
+        self.bytes
+            .chunks(self.segment_size)
+            .map(move |payload| Datagram {
+                remote: self.remote,
+                local: self.local,
+                ifindex: self.ifindex,
+                payload,
+            })
+    }
+}
+
+impl ReceiveBuffers {
+    /// Reserves the memory.
+    pub fn new() -> Self {
+        Self {
+            data: vec![0; SLOTS * SLOT_BYTES].into_boxed_slice(),
+            controls: Box::new([Control([0; CONTROL_BYTES]); SLOTS]),
+            slots: Vec::with_capacity(SLOTS),
+        }
+    }
+
+    /// What the last [`UdpSocket::receive`] brought, in order of arrival.
+    pub fn arrivals(&self) -> impl Iterator<Item = Arrival<'_>> {
+        self.slots.iter().map(|slot| Arrival {
+            remote: slot.remote,
+            local: slot.local,
+            ifindex: slot.ifindex,
+            segment_size: slot.segment_size,
+            bytes: &self.data[slot.start..slot.start + slot.len],
+        })
+    }
+
+    /// The same, one by one.
+    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+        self.arrivals().flat_map(Arrival::datagrams)
+    }
+}
+
+impl Default for ReceiveBuffers {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl UdpSocket {
+    /// Takes what has arrived, up to [`SLOTS`] runs, into `buffers`, whose former content is gone. Returns how many
+    /// slots the kernel filled: fewer than [`SLOTS`] means that the socket was empty, 0 that nothing had arrived.
+    /// An error here is the socket's, never a datagram's: the caller may log it and go on.
+    pub fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
+        buffers.slots.clear();
+        let mut names = [address::empty(); SLOTS];
+        // SAFETY: iovec and mmsghdr are plain data for which all zero is valid.
+        let mut iovecs: [libc::iovec; SLOTS] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut messages: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
+        for (index, slot) in buffers.data.chunks_exact_mut(SLOT_BYTES).enumerate() {
+            iovecs[index] = libc::iovec {
+                iov_base: slot.as_mut_ptr().cast(),
+                iov_len: SLOT_BYTES,
+            };
+            let header = &mut messages[index].msg_hdr;
+            header.msg_name = std::ptr::from_mut(&mut names[index]).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_iov = &raw mut iovecs[index];
+            header.msg_iovlen = 1;
+            header.msg_control = buffers.controls[index].0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_BYTES as _;
+        }
+        let Some(filled) = self.receive_messages(&mut messages)? else {
+            return Ok(0);
+        };
+        for (index, message) in messages.iter().enumerate().take(filled) {
+            match Slot::parse(index, message, &names[index]) {
+                Some(slot) => {
+                    self.count(|c| c.received += slot.len.div_ceil(slot.segment_size) as u64);
+                    buffers.slots.push(slot);
+                }
+                None => self.count(|c| c.receive_malformed += 1),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call, whatever
+    /// it belongs to; it is told by [`UdpSocket::next_error`], so the call is made again.
+    fn receive_messages(&self, messages: &mut [libc::mmsghdr; SLOTS]) -> io::Result<Option<usize>> {
+        let mut retried = false;
+        loop {
+            // SAFETY: every header points at a name, an iovec and a control buffer that outlive the call.
+            let filled = unsafe {
+                libc::recvmmsg(
+                    self.as_raw_fd(),
+                    messages.as_mut_ptr(),
+                    SLOTS as libc::c_uint,
+                    libc::MSG_DONTWAIT as _,
+                    std::ptr::null_mut(),
+                )
+            };
+            if let Ok(filled) = usize::try_from(filled) {
+                return Ok(Some(filled));
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EAGAIN) => return Ok(None),
+                Some(libc::EINTR) => {}
+                _ if !retried => retried = true,
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+struct Slot {
+    start: usize,
+    len: usize,
+    segment_size: usize,
+    remote: SocketAddr,
+    local: Option<IpAddr>,
+    ifindex: u32,
+}
+
+impl Slot {
+    /// `None` for what no datagram of ours can be: empty, cut off, or of an unknown family.
+    fn parse(index: usize, message: &libc::mmsghdr, name: &libc::sockaddr_storage) -> Option<Self> {
+        let header = &message.msg_hdr;
+        let len = message.msg_len as usize;
+        if len == 0 || header.msg_flags & libc::MSG_TRUNC != 0 {
+            return None;
+        }
+        let mut slot = Self {
+            start: index * SLOT_BYTES,
+            len,
+            segment_size: len,
+            remote: address::decode(name)?,
+            local: None,
+            ifindex: 0,
+        };
+        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within them.
+        let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+        while !control.is_null() {
+            // SAFETY: not null, so a whole header within the control buffer.
+            let (level, kind) = unsafe { ((*control).cmsg_level, (*control).cmsg_type) };
+            // SAFETY: as above; the data follows the header.
+            let data = unsafe { libc::CMSG_DATA(control) };
+            match (level, kind) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    // SAFETY: UDP_GRO carries one c_int; cmsg data may be unaligned.
+                    let size = unsafe { data.cast::<libc::c_int>().read_unaligned() };
+                    slot.segment_size = usize::try_from(size).unwrap_or(0).max(1);
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    // SAFETY: IP_PKTINFO carries one in_pktinfo.
+                    let info = unsafe { data.cast::<libc::in_pktinfo>().read_unaligned() };
+                    slot.local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                    slot.ifindex = info.ipi_ifindex as u32;
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    // SAFETY: IPV6_PKTINFO carries one in6_pktinfo.
+                    let info = unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
+                    slot.local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                    slot.ifindex = info.ipi6_ifindex;
+                }
+                _ => {}
+            }
+            // SAFETY: header and control are those of this message.
+            control = unsafe { libc::CMSG_NXTHDR(header, control) };
+        }
+        Some(slot)
+    }
+}

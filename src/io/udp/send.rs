@@ -1,0 +1,449 @@
+//! Sending: runs of equal size to one destination leave in one system call (UDP_SEGMENT), gathered from where
+//! they lie, each behind a ChannelData header if it goes through a TURN channel.
+
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use super::address::RawAddress;
+use super::socket::UdpSocket;
+
+/// Segments a GSO send: UDP_MAX_SEGMENTS of kernels before 6.9 (128 since).
+pub const MAX_SEGMENTS: usize = 64;
+/// Payload bytes a GSO send: 65,535 less the IPv4 and UDP headers.
+pub const MAX_GSO_BYTES: usize = 65_507;
+/// A ChannelData header (RFC 8656 §12.4); over UDP the payload needs no padding.
+pub const CHANNEL_HEADER_LEN: usize = 4;
+/// Failures kept until the loop reads them; past them they are only counted in the socket.
+const MAX_FAILURES: usize = 32;
+/// pktinfo (20 bytes) and the segment size (2 bytes), each with its 16-byte header, aligned.
+const CONTROL_BYTES: usize = 128;
+
+/// What a datagram leaves from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Source address; unspecified leaves the choice to the route.
+    pub ip: IpAddr,
+    /// Interface it must leave by; 0 leaves the choice to the route.
+    pub ifindex: u32,
+}
+
+/// Where a datagram goes, and from where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The remote address; a connected socket ignores it.
+    pub remote: SocketAddr,
+    /// `None` leaves address and interface to the route.
+    pub source: Option<Source>,
+}
+
+/// Why datagrams did not leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendFailureKind {
+    /// Larger than the MTU of the path as the kernel knows it.
+    TooLarge,
+    /// The send buffer is full: the link is slower than what is sent.
+    BufferFull,
+    /// No route, a source address that is gone, an ICMP error that repeats: the errno.
+    Other(i32),
+}
+
+/// Datagrams that did not leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendFailure {
+    /// Where they were to go.
+    pub remote: SocketAddr,
+    /// Why they did not.
+    pub kind: SendFailureKind,
+    /// Bytes of the largest, ChannelData header included.
+    pub bytes: usize,
+}
+
+/// Failures that wait to be read; at most 32, later ones only count in the socket's counters.
+#[derive(Debug)]
+pub struct SendFailures(Vec<SendFailure>);
+
+impl SendFailures {
+    /// None yet.
+    pub fn new() -> Self {
+        Self(Vec::with_capacity(MAX_FAILURES))
+    }
+
+    /// Takes those that wait.
+    pub fn drain(&mut self) -> impl Iterator<Item = SendFailure> {
+        self.0.drain(..)
+    }
+
+    fn push(&mut self, failure: SendFailure) {
+        if self.0.len() < MAX_FAILURES {
+            self.0.push(failure);
+        }
+    }
+}
+
+impl Default for SendFailures {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gathers datagrams and sends them in runs. `'p` is the life of the payloads, which are not copied. Dropping it
+/// sends what is left.
+pub struct Coalescer<'s, 'p> {
+    socket: &'s UdpSocket,
+    failures: &'s mut SendFailures,
+    run: Run<'p>,
+}
+
+impl<'s, 'p> Coalescer<'s, 'p> {
+    /// An empty one.
+    pub fn new(socket: &'s UdpSocket, failures: &'s mut SendFailures) -> Self {
+        Self {
+            socket,
+            failures,
+            run: Run::new(),
+        }
+    }
+
+    /// Adds one datagram, and sends what was gathered if this one cannot join it. Order to one destination
+    /// is kept.
+    pub fn push(
+        &mut self,
+        destination: Destination,
+        header: Option<[u8; CHANNEL_HEADER_LEN]>,
+        payload: &'p [u8],
+    ) {
+        if !self
+            .run
+            .accepts(&destination, header.is_some(), payload.len())
+        {
+            self.flush();
+            self.run.start(destination, header.is_some());
+        }
+        self.run.add(header, payload);
+    }
+
+    /// Adds `segments`, all `segment_size` bytes long but the last, which may be shorter.
+    pub fn push_segments(
+        &mut self,
+        destination: Destination,
+        header: impl Fn(&[u8]) -> Option<[u8; CHANNEL_HEADER_LEN]>,
+        segments: &'p [u8],
+        segment_size: usize,
+    ) {
+        for payload in segments.chunks(segment_size.max(1)) {
+            self.push(destination, header(payload), payload);
+        }
+    }
+
+    /// Sends what was gathered.
+    pub fn flush(&mut self) {
+        if let Some(destination) = self.run.destination
+            && self.run.count > 0
+        {
+            self.socket.send_run(&destination, &self.run, self.failures);
+        }
+        self.run.destination = None;
+        self.run.count = 0;
+    }
+}
+
+impl Drop for Coalescer<'_, '_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+struct Run<'p> {
+    destination: Option<Destination>,
+    framed: bool,
+    /// No more may join: the last one was short, or the first one empty.
+    closed: bool,
+    segment_size: usize,
+    bytes: usize,
+    count: usize,
+    headers: [[u8; CHANNEL_HEADER_LEN]; MAX_SEGMENTS],
+    payloads: [&'p [u8]; MAX_SEGMENTS],
+}
+
+impl<'p> Run<'p> {
+    fn new() -> Self {
+        Self {
+            destination: None,
+            framed: false,
+            closed: false,
+            segment_size: 0,
+            bytes: 0,
+            count: 0,
+            headers: [[0; CHANNEL_HEADER_LEN]; MAX_SEGMENTS],
+            payloads: [&[]; MAX_SEGMENTS],
+        }
+    }
+
+    fn start(&mut self, destination: Destination, framed: bool) {
+        self.destination = Some(destination);
+        self.framed = framed;
+        self.closed = false;
+        self.segment_size = 0;
+        self.bytes = 0;
+        self.count = 0;
+    }
+
+    fn accepts(&self, destination: &Destination, framed: bool, payload: usize) -> bool {
+        let len = payload + if framed { CHANNEL_HEADER_LEN } else { 0 };
+        self.count > 0
+            && !self.closed
+            && self.count < MAX_SEGMENTS
+            && (1..=self.segment_size).contains(&len)
+            && self.bytes + len <= MAX_GSO_BYTES
+            && self.framed == framed
+            && self.destination.as_ref() == Some(destination)
+    }
+
+    fn add(&mut self, header: Option<[u8; CHANNEL_HEADER_LEN]>, payload: &'p [u8]) {
+        if let Some(header) = header {
+            self.headers[self.count] = header;
+        }
+        self.payloads[self.count] = payload;
+        let len = self.segment_len(self.count);
+        if self.count == 0 {
+            self.segment_size = len;
+        }
+        self.closed = len == 0 || len < self.segment_size;
+        self.bytes += len;
+        self.count += 1;
+    }
+
+    fn segment_len(&self, index: usize) -> usize {
+        self.payloads[index].len() + if self.framed { CHANNEL_HEADER_LEN } else { 0 }
+    }
+
+    /// Describes segments `range` to the kernel; payloads that touch in memory become one entry. Returns the entries used.
+    fn gather(
+        &self,
+        range: std::ops::Range<usize>,
+        iovecs: &mut [libc::iovec; 2 * MAX_SEGMENTS],
+    ) -> usize {
+        let mut used = 0;
+        let mut end = std::ptr::null();
+        for index in range {
+            let payload = self.payloads[index];
+            if self.framed {
+                iovecs[used] = iovec(&self.headers[index]);
+                used += 1;
+            } else if used > 0 && end == payload.as_ptr() {
+                iovecs[used - 1].iov_len += payload.len();
+                end = payload.as_ptr_range().end;
+                continue;
+            }
+            iovecs[used] = iovec(payload);
+            used += 1;
+            end = payload.as_ptr_range().end;
+        }
+        used
+    }
+}
+
+impl UdpSocket {
+    fn send_run(&self, destination: &Destination, run: &Run<'_>, failures: &mut SendFailures) {
+        if run.count > 1 && self.gso() {
+            match self.send_segments(destination, run, 0..run.count) {
+                Ok(()) => return self.count(|c| c.sent += run.count as u64),
+                Err(error) => match error.raw_os_error() {
+                    // EIO: the device cannot checksum what it would have to segment. EINVAL and EMSGSIZE: no
+                    // UDP_SEGMENT here, a source that is gone, or a segment over the MTU; one by one tells which.
+                    Some(code @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {
+                        self.count(|c| c.gso_refused += 1);
+                        let all_left = self.send_singly(destination, run, failures);
+                        if code == libc::EIO || (code == libc::EINVAL && all_left) {
+                            self.disable_gso();
+                        }
+                        return;
+                    }
+                    _ => {
+                        return self.fail(
+                            destination,
+                            run.segment_size,
+                            run.count,
+                            &error,
+                            failures,
+                        );
+                    }
+                },
+            }
+        }
+        self.send_singly(destination, run, failures);
+    }
+
+    /// Returns whether every one left.
+    fn send_singly(
+        &self,
+        destination: &Destination,
+        run: &Run<'_>,
+        failures: &mut SendFailures,
+    ) -> bool {
+        let mut all_left = true;
+        for index in 0..run.count {
+            match self.send_segments(destination, run, index..index + 1) {
+                Ok(()) => self.count(|c| c.sent += 1),
+                Err(error) => {
+                    all_left = false;
+                    self.fail(destination, run.segment_len(index), 1, &error, failures);
+                }
+            }
+        }
+        all_left
+    }
+
+    fn fail(
+        &self,
+        to: &Destination,
+        bytes: usize,
+        count: usize,
+        error: &io::Error,
+        failures: &mut SendFailures,
+    ) {
+        let count = count as u64;
+        let kind = match error.raw_os_error().unwrap_or(libc::EIO) {
+            libc::EMSGSIZE => {
+                self.count(|c| c.send_too_large += count);
+                SendFailureKind::TooLarge
+            }
+            libc::EAGAIN | libc::ENOBUFS => {
+                self.count(|c| c.send_buffer_full += count);
+                SendFailureKind::BufferFull
+            }
+            other => {
+                self.count(|c| c.send_failed += count);
+                SendFailureKind::Other(other)
+            }
+        };
+        failures.push(SendFailure {
+            remote: self.connected().unwrap_or(to.remote),
+            kind,
+            bytes,
+        });
+    }
+
+    fn send_segments(
+        &self,
+        to: &Destination,
+        run: &Run<'_>,
+        range: std::ops::Range<usize>,
+    ) -> io::Result<()> {
+        // SAFETY: iovec and msghdr are plain data for which all zero is valid.
+        let mut iovecs: [libc::iovec; 2 * MAX_SEGMENTS] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        let segmented = range.len() > 1;
+        header.msg_iovlen = run.gather(range, &mut iovecs) as _;
+        header.msg_iov = iovecs.as_mut_ptr();
+        let name = RawAddress::new(to.remote);
+        if self.connected().is_none() {
+            header.msg_name = name.as_ptr().cast_mut().cast();
+            header.msg_namelen = name.len();
+        }
+        let mut control = Control {
+            bytes: [0; CONTROL_BYTES],
+            used: 0,
+        };
+        if let Some(source) = to.source {
+            control.push_source(&source);
+        }
+        if segmented {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, run.segment_size as u16);
+        }
+        if control.used > 0 {
+            header.msg_control = control.bytes.as_mut_ptr().cast();
+            header.msg_controllen = control.used as _;
+        }
+        let mut retried = false;
+        loop {
+            // SAFETY: name, iovecs, payloads and control outlive the call.
+            let sent =
+                unsafe { libc::sendmsg(self.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
+            self.count(|c| c.send_calls += 1);
+            if sent >= 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::EMSGSIZE | libc::EIO | libc::EINVAL) => {
+                    return Err(error);
+                }
+                // An ICMP error that waits on the socket, perhaps of another destination, fails one call unsent.
+                _ if !retried => retried = true,
+                _ => return Err(error),
+            }
+        }
+    }
+}
+
+#[repr(C, align(8))]
+struct Control {
+    bytes: [u8; CONTROL_BYTES],
+    used: usize,
+}
+
+impl Control {
+    fn push_source(&mut self, source: &Source) {
+        match source.ip {
+            IpAddr::V4(ip) => self.push(
+                libc::IPPROTO_IP,
+                libc::IP_PKTINFO,
+                libc::in_pktinfo {
+                    ipi_ifindex: source.ifindex as libc::c_int,
+                    ipi_spec_dst: libc::in_addr {
+                        s_addr: u32::from(ip).to_be(),
+                    },
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                },
+            ),
+            IpAddr::V6(ip) => self.push(
+                libc::IPPROTO_IPV6,
+                libc::IPV6_PKTINFO,
+                libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: ip.octets(),
+                    },
+                    ipi6_ifindex: source.ifindex,
+                },
+            ),
+        }
+    }
+
+    fn push<T: Copy>(&mut self, level: libc::c_int, kind: libc::c_int, value: T) {
+        // SAFETY: these only compute lengths.
+        let (space, len) = unsafe {
+            (
+                libc::CMSG_SPACE(size_of::<T>() as u32),
+                libc::CMSG_LEN(size_of::<T>() as u32),
+            )
+        };
+        let next = self.used + space as usize;
+        debug_assert!(next <= CONTROL_BYTES);
+        // SAFETY: `used` is a multiple of the alignment (CMSG_SPACE rounds up), and what is pushed fits by the
+        // derivation of CONTROL_BYTES.
+        unsafe {
+            let header = self
+                .bytes
+                .as_mut_ptr()
+                .add(self.used)
+                .cast::<libc::cmsghdr>();
+            (*header).cmsg_level = level;
+            (*header).cmsg_type = kind;
+            (*header).cmsg_len = len as _;
+            libc::CMSG_DATA(header).cast::<T>().write_unaligned(value);
+        }
+        self.used = next;
+    }
+}
+
+fn iovec(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
