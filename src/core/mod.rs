@@ -5,6 +5,7 @@ pub mod gather;
 pub mod ice;
 pub mod node;
 pub mod policy;
+pub mod reason;
 pub mod stun;
 pub mod timing;
 pub mod turn;
