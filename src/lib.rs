@@ -7,5 +7,6 @@ pub mod cli;
 pub mod core;
 pub mod io;
 pub mod lab;
+pub mod report;
 pub mod signaling;
 pub mod wireguard;

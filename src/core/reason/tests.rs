@@ -1,6 +1,7 @@
 use super::*;
 use crate::core::ice::Use;
 use crate::core::node::{Counters, PeerId};
+use crate::core::turn;
 use wice_signaling::protocol::PublicKey;
 
 const KINDS: [(&str, Mapping, Filtering); 7] = [
