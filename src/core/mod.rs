@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod gather;
 pub mod ice;
 pub mod node;
+pub mod overlay;
 pub mod policy;
 pub mod reason;
 pub mod stun;

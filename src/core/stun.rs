@@ -38,6 +38,14 @@ pub fn is_stun(datagram: &[u8]) -> bool {
     datagram.len() >= HEADER && datagram[0] & 0xC0 == 0 && datagram[4..8] == COOKIE
 }
 
+/// The transaction id of a STUN message of which at least the header is there, as an ICMP error
+/// quotes it (RFC 8489 §5).
+pub fn quoted_id(datagram: &[u8]) -> Option<TransactionId> {
+    let id = datagram.get(8..HEADER).filter(|_| is_stun(datagram))?;
+    let id = id.iter().fold(0, |id, byte| id << 8 | u128::from(*byte));
+    Some(TransactionId::from(id))
+}
+
 /// The key of MESSAGE-INTEGRITY for a short-term password (RFC 8489 §9.1.1).
 pub fn integrity_key(password: &str) -> IntegrityKey {
     ShortTermCredentials::new(password.to_owned()).make_key()
@@ -286,6 +294,7 @@ mod tests {
         let key = integrity_key("password-of-the-other-side");
         let bytes = check().encode(&key);
         assert!(is_stun(&bytes) && bytes.len() <= CAPACITY);
+        assert_eq!(quoted_id(&bytes[..HEADER]), Some(check().id));
         let parsed = Binding::parse(&bytes).unwrap();
         assert_eq!(parsed.class(), BindingClass::Request);
         assert_eq!(parsed.username(), Some(("theirs".into(), "ours".into())));

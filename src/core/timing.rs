@@ -54,6 +54,8 @@ pub const STANDBY_PAIRS: usize = 2;
 /// Failed pairs are tried again this often while there is traffic, from both sides, so that both
 /// holes are open at once (NAT timers of 30 s and more).
 pub const RECHECK: Duration = secs(20);
+/// The first try of a pair that worked until now.
+pub const RECHECK_SOON: Duration = secs(2);
 /// How many failed pairs are tried again, best first.
 pub const RECHECK_PAIRS: usize = 4;
 /// Transmissions of such a try.
@@ -81,8 +83,17 @@ pub const UPGRADE_EVERY: Duration = secs(300);
 
 /// The most pairs of one agent (RFC 8445 §6.1.2.5 asks for a bound; 16 remote candidates × 4 bases).
 pub const MAX_PAIRS: usize = 64;
+/// The most pairs with addresses that no advert names and that do not work. Two translators that
+/// give every destination a port of its own and let everyone in make a new address of every answer:
+/// without a bound that chase is one check a round trip for good. They are forgotten after
+/// [`RECHECK`].
+pub const MAX_LEARNED: usize = 16;
 /// The most open transactions of one pair: seven probes and the check before them.
 pub const MAX_OPEN: usize = 8;
+
+/// Role conflicts that a pair is answered with in a row until it fails: two settle every conflict
+/// (RFC 8445 §7.3.1.1), equal tie-breakers take one more; past them the other side is at fault.
+pub const MAX_CONFLICTS: u8 = 8;
 
 /// Up to this many peers all paths are made eagerly; past them a peer without traffic is lazy.
 pub const EAGER_PEERS: usize = 100;

@@ -1,3 +1,5 @@
 //! Sockets, relay connections and the packet loop.
 
+pub mod packet_loop;
+pub mod relay;
 pub mod udp;

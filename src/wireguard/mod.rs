@@ -1,8 +1,8 @@
 //! WireGuard backends: in-process (boringtun on a TUN device), kernel, userspace by its UAPI.
 
 pub mod inprocess;
+mod mask;
 pub mod netlink;
-mod prefix;
 pub mod tun;
 
-pub use prefix::{IpPrefix, ParsePrefixError};
+pub use wice_signaling::protocol::IpPrefix;

@@ -8,15 +8,18 @@ use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
 use super::pair::{Failure, Pair, PairKey, PairState, Use};
-use super::priority::{candidate_priority, pair_priority};
+use super::priority::pair_priority;
 use super::{Base, BaseId, Credentials, Nomination, RemoteCandidate, Role};
-use crate::core::policy;
 use crate::core::stun::{IntegrityKey, RoleClaim, TransactionId, integrity_key};
-use crate::core::timing::{CONSENT_INTERVAL, IDLE_CHECK, MAX_PAIRS, RECHECK, RECHECK_PAIRS};
+use crate::core::timing::{
+    CONSENT_INTERVAL, IDLE_CHECK, MAX_OPEN, MAX_PAIRS, RECHECK, RECHECK_PAIRS, RECHECK_SOON,
+};
 
 /// The most events that wait to be polled; past them the oldest goes, its effect being visible in
 /// the pairs all the same.
 const MAX_EVENTS: usize = 4 * MAX_PAIRS;
+/// The most ended transactions that wait to be drained: all that can be open at once.
+const MAX_CLOSED: usize = MAX_OPEN * MAX_PAIRS;
 
 /// How an agent starts.
 #[derive(Clone, Debug)]
@@ -64,16 +67,16 @@ pub struct Agent {
     pub(super) nomination: Nomination,
     pub(super) last_nomination: u32,
     pub(super) nominate: Option<PairKey>,
-    bases: Vec<Base>,
-    remotes: Vec<RemoteCandidate>,
+    pub(super) bases: Vec<Base>,
+    pub(super) remotes: Vec<RemoteCandidate>,
     pub(super) pairs: BTreeMap<PairKey, Pair>,
     pub(super) triggered: VecDeque<PairKey>,
-    permitted: BTreeSet<(BaseId, IpAddr)>,
+    pub(super) permitted: BTreeSet<(BaseId, IpAddr)>,
     /// Whether the owner has traffic for this peer: failed pairs are then tried again.
     pub(super) has_traffic: bool,
     rng: ChaCha12Rng,
     events: VecDeque<AgentEvent>,
-    closed: Vec<TransactionId>,
+    closed: VecDeque<TransactionId>,
 }
 
 impl Agent {
@@ -98,7 +101,7 @@ impl Agent {
             has_traffic: false,
             rng,
             events: VecDeque::new(),
-            closed: Vec::new(),
+            closed: VecDeque::new(),
         };
         if let Some(remote) = config.remote {
             agent.set_remote_credentials(remote);
@@ -123,107 +126,6 @@ impl Agent {
         self.role
     }
 
-    /// Adds a base, or changes what is known of it. Existing pairs keep their state.
-    pub fn set_base(&mut self, base: Base) {
-        match self.bases.iter_mut().find(|known| known.id == base.id) {
-            Some(known) => *known = base,
-            None => {
-                let id = base.id;
-                self.bases.push(base);
-                for remote in self.remotes.clone() {
-                    self.add_pair(id, remote, true);
-                }
-            }
-        }
-    }
-
-    /// The base is gone: its pairs fail now.
-    pub fn remove_base(&mut self, id: BaseId) {
-        self.bases.retain(|base| base.id != id);
-        self.permitted.retain(|(base, _)| *base != id);
-        let gone: Vec<PairKey> = self
-            .pairs
-            .keys()
-            .filter(|key| key.base == id)
-            .copied()
-            .collect();
-        for key in gone {
-            self.remove_pair(key);
-        }
-    }
-
-    /// The bases that it knows.
-    pub fn bases(&self) -> &[Base] {
-        &self.bases
-    }
-
-    /// What the other side's advert says now. A difference is applied: what stands already keeps
-    /// its state, a peer-reflexive candidate that is now advertised changes its kind in place, a
-    /// withdrawn one goes with its pairs except those that work.
-    pub fn set_remote_candidates(&mut self, candidates: &[RemoteCandidate]) {
-        let withdrawn = |pair: &Pair| {
-            pair.advertised && !candidates.iter().any(|c| c.address == pair.key.remote)
-        };
-        let gone: Vec<PairKey> = self
-            .pairs
-            .values()
-            .filter(|pair| withdrawn(pair))
-            .map(|pair| pair.key)
-            .collect();
-        for key in gone {
-            match self.pairs.get_mut(&key) {
-                Some(pair) if pair.is_valid() => pair.advertised = false,
-                Some(_) | None => self.remove_pair(key),
-            }
-        }
-        self.remotes.clear();
-        for candidate in candidates {
-            match self
-                .remotes
-                .iter_mut()
-                .find(|known| known.address == candidate.address)
-            {
-                Some(known) if known.priority < candidate.priority => *known = *candidate,
-                Some(_) => {}
-                None => self.remotes.push(*candidate),
-            }
-        }
-        let bases: Vec<BaseId> = self.bases.iter().map(|base| base.id).collect();
-        for candidate in self.remotes.clone() {
-            for base in &bases {
-                self.add_pair(*base, candidate, true);
-            }
-        }
-    }
-
-    /// The relay behind `base` lets `peer` through: pairs that waited for it may be checked.
-    pub fn permit(&mut self, base: BaseId, peer: IpAddr) {
-        self.permitted.insert((base, peer));
-        for pair in self.pairs.values_mut() {
-            if pair.key.base == base && pair.key.remote.ip() == peer {
-                pair.held = false;
-            }
-        }
-    }
-
-    /// The relay behind `base` refuses `peer`: its pairs fail, no others.
-    pub fn forbid(&mut self, base: BaseId, peer: IpAddr, now: Instant) {
-        self.permitted.remove(&(base, peer));
-        let of_peer = |key: &&PairKey| key.base == base && key.remote.ip() == peer;
-        let keys: Vec<PairKey> = self.pairs.keys().filter(of_peer).copied().collect();
-        for key in keys {
-            self.set_failed(key, Failure::RelayForbids, now);
-        }
-    }
-
-    /// The peer addresses that the relay behind `base` has to let through.
-    pub fn wanted_permissions(&self, base: BaseId) -> impl Iterator<Item = IpAddr> + '_ {
-        self.pairs
-            .keys()
-            .filter(move |key| key.base == base)
-            .map(|key| key.remote.ip())
-    }
-
     /// What the owner uses a pair for; decides how it is kept alive.
     pub fn set_use(&mut self, key: PairKey, used: Use, now: Instant) {
         let jitter = self.jitter();
@@ -235,29 +137,26 @@ impl Agent {
             return;
         }
         pair.used = used;
-        pair.forget_liveness();
         if pair.is_valid() {
+            pair.forget_liveness();
             pair.next_check =
                 keepalive_interval(used, has_traffic).map(|i| now + i.mul_f64(jitter));
         }
     }
 
     /// Whether there is traffic for the peer: with it paths are watched closely and failed pairs
-    /// tried again.
+    /// tried again. A path that was idle is checked at once.
     pub fn set_traffic(&mut self, has_traffic: bool, now: Instant) {
         if self.has_traffic == has_traffic {
             return;
         }
         self.has_traffic = has_traffic;
         let jitter = self.jitter();
-        let recheck = self.best_failed();
-        for pair in self.pairs.values_mut() {
-            let interval = match pair.state {
-                PairState::Succeeded => keepalive_interval(pair.used, has_traffic),
-                PairState::Failed(_) if has_traffic && recheck.contains(&pair.key) => Some(RECHECK),
-                PairState::Failed(_) | PairState::Waiting | PairState::InProgress => None,
+        for pair in self.pairs.values_mut().filter(|pair| pair.is_valid()) {
+            let due = match (pair.used, has_traffic) {
+                (Use::Selected, true) => Some(now),
+                (used, _) => keepalive_interval(used, has_traffic).map(|i| now + i.mul_f64(jitter)),
             };
-            let due = interval.map(|interval| now + interval.mul_f64(jitter));
             pair.next_check = match (pair.next_check, due) {
                 (Some(set), Some(due)) => Some(set.min(due)),
                 (_, due) => due,
@@ -321,16 +220,14 @@ impl Agent {
                 continue;
             };
             if pair.end_due().is_some_and(|end| end <= now) {
-                let mut unanswered = false;
-                let closed = &mut self.closed;
-                pair.open.retain(|transaction| {
-                    let open = now < transaction.end;
-                    if !open {
-                        closed.push(transaction.id);
-                        unanswered |= !transaction.settled && transaction.has_to_succeed();
-                    }
-                    open
-                });
+                let ended = pair.end_transactions(now);
+                let unanswered = ended.iter().any(|(_, had_to_succeed)| *had_to_succeed);
+                for (id, _) in ended {
+                    self.close(id);
+                }
+                let Some(pair) = self.pairs.get_mut(&key) else {
+                    continue;
+                };
                 if unanswered {
                     pair.note_history(false);
                     match pair.state {
@@ -342,7 +239,13 @@ impl Agent {
                     continue;
                 }
             }
-            if pair.consent_end().is_some_and(|end| end <= now) {
+            let Some(pair) = self.pairs.get(&key) else {
+                continue;
+            };
+            if pair
+                .consent_end(self.has_traffic)
+                .is_some_and(|end| end <= now)
+            {
                 let failure = match pair.used {
                     Use::Selected | Use::Standby => Failure::Silent,
                     Use::None => Failure::Unused,
@@ -350,17 +253,36 @@ impl Agent {
                 self.set_failed(key, failure, now);
             }
         }
+        let forgotten = |pair: &&Pair| self.forget_due(pair).is_some_and(|at| at <= now);
+        let forgotten: Vec<PairKey> = self
+            .pairs
+            .values()
+            .filter(forgotten)
+            .map(Pair::key)
+            .collect();
+        for key in forgotten {
+            self.remove_pair(key);
+        }
     }
 
     /// When [`Self::handle_timeout`] has something to do. Sending is asked for by
     /// [`Self::check_due`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let dues = |pair: &Pair| [pair.end_due(), pair.consent_end()];
+        let dues = |pair: &Pair| {
+            [
+                pair.end_due(),
+                pair.consent_end(self.has_traffic),
+                self.forget_due(pair),
+            ]
+        };
         self.pairs.values().flat_map(dues).flatten().min()
     }
 
     pub(super) fn close(&mut self, id: TransactionId) {
-        self.closed.push(id);
+        if self.closed.len() == MAX_CLOSED {
+            self.closed.pop_front();
+        }
+        self.closed.push_back(id);
     }
 
     pub(super) fn event(&mut self, event: AgentEvent) {
@@ -391,56 +313,20 @@ impl Agent {
         }
     }
 
+    /// Nominations of the old role rank below every one of the new: each side counts its own.
     pub(super) fn switch_role(&mut self, role: Role) {
         self.role = role;
         self.nominate = None;
+        self.last_nomination = 0;
         for pair in self.pairs.values_mut() {
+            pair.nominated = pair.nominated.map(|_| 0);
+            pair.nomination_wanted = None;
             pair.priority = pair_priority(role, pair.local_priority, pair.remote.priority);
         }
     }
 
     pub(super) fn new_tie_breaker(&mut self) {
         self.tie_breaker = self.rng.next_u64();
-    }
-
-    /// Adds a pair, or changes the remote candidate of the pair that stands already.
-    pub(super) fn add_pair(&mut self, base: BaseId, remote: RemoteCandidate, advertised: bool) {
-        let key = PairKey {
-            base,
-            remote: remote.address,
-        };
-        if let Some(pair) = self.pairs.get_mut(&key) {
-            if advertised {
-                pair.advertised = true;
-                pair.remote = remote;
-                pair.priority = pair_priority(self.role, pair.local_priority, remote.priority);
-            }
-            return;
-        }
-        let Some(known) = self.base(base) else { return };
-        let is_ours = |b: &Base| {
-            b.address == remote.address || b.reflexive.iter().any(|(a, _)| *a == remote.address)
-        };
-        // A check of the other side from behind our own router may show our router's address; an
-        // advertised one would send to ourselves.
-        if advertised && self.bases.iter().any(is_ours) {
-            return;
-        }
-        if advertised && !policy::pairable(known, &remote) {
-            return;
-        }
-        if known.address.is_ipv4() != remote.address.is_ipv4() {
-            return;
-        }
-        let local_priority = candidate_priority(known.host_kind(), known.preference);
-        let mut pair = Pair::new(key, known.kind, local_priority, remote, advertised);
-        pair.priority = pair_priority(self.role, local_priority, remote.priority);
-        let relayed = pair.relay_transport().is_some();
-        pair.held = relayed && advertised && !self.permitted.contains(&(base, remote.address.ip()));
-        if self.pairs.len() >= MAX_PAIRS && !self.make_room(pair.priority) {
-            return;
-        }
-        self.pairs.insert(key, pair);
     }
 
     pub(super) fn trigger(&mut self, key: PairKey) {
@@ -455,14 +341,15 @@ impl Agent {
             return;
         };
         let was_valid = pair.is_valid();
-        let withdrawn =
-            was_valid && !pair.advertised && self.remotes.iter().any(|r| r.address == key.remote);
-        pair.state = PairState::Failed(failure);
-        pair.nominated = None;
-        pair.nomination_wanted = None;
-        pair.forget_liveness();
-        pair.cancel_open();
-        pair.races = 0;
+        // What worked a moment ago is worth an early try.
+        let wait = if was_valid && failure != Failure::Unused {
+            RECHECK_SOON
+        } else {
+            RECHECK
+        };
+        pair.fail(failure);
+        pair.next_check = Some(now + wait.mul_f64(jitter));
+        let withdrawn = pair.withdrawn;
         if self.nominate == Some(key) {
             self.nominate = None;
         }
@@ -471,56 +358,67 @@ impl Agent {
         }
         if withdrawn {
             self.remove_pair(key);
+        }
+        self.nominate_what_is_left();
+    }
+
+    /// The pair of the latest nomination is gone, an earlier one is nominated again with a new
+    /// value: the other side may have adopted the latest, and would ignore the earlier.
+    pub(super) fn nominate_what_is_left(&mut self) {
+        let ours = self.role == Role::Controlling && self.nomination == Nomination::Repeated;
+        if !ours || self.nominate.is_some() {
             return;
         }
-        if self.has_traffic && self.best_failed().contains(&key) {
-            // What worked a moment ago is worth an early try.
-            let wait = if was_valid { RECHECK / 10 } else { RECHECK };
-            if let Some(pair) = self.pairs.get_mut(&key) {
-                pair.next_check = Some(now + wait.mul_f64(jitter));
-            }
-        }
-    }
-
-    /// The failed pairs that are tried again, best first.
-    pub(super) fn best_failed(&self) -> Vec<PairKey> {
-        let failed = |pair: &&Pair| matches!(pair.state, PairState::Failed(_));
-        let mut best: Vec<(u64, PairKey)> = self
-            .pairs
-            .values()
-            .filter(failed)
-            .map(|pair| (pair.priority, pair.key))
-            .collect();
-        best.sort_unstable_by(|a, b| b.cmp(a));
-        best.truncate(RECHECK_PAIRS);
-        best.into_iter().map(|(_, key)| key).collect()
-    }
-
-    fn remove_pair(&mut self, key: PairKey) {
-        let Some(pair) = self.pairs.remove(&key) else {
+        let Some(left) = self.nominated().and_then(|key| self.pairs.get(&key)) else {
             return;
         };
-        self.closed.extend(pair.open.iter().map(|t| t.id));
-        self.triggered.retain(|triggered| *triggered != key);
-        if self.nominate == Some(key) {
-            self.nominate = None;
-        }
-        if pair.is_valid() {
-            self.event(AgentEvent::Lost(key));
+        let nominating = |pair: &Pair| pair.is_valid() && pair.is_nominating();
+        if left.nominated < Some(self.last_nomination) && !self.pairs.values().any(nominating) {
+            self.nominate = Some(left.key);
         }
     }
 
-    /// Makes room for a pair of this priority: the worst one that does not work goes.
-    fn make_room(&mut self, priority: u64) -> bool {
-        let expendable = self.pairs.values().filter(|pair| !pair.is_valid());
-        let worst = expendable.map(|pair| (pair.priority, pair.key)).min();
-        match worst {
-            Some((lowest, key)) if lowest < priority => {
-                self.remove_pair(key);
-                true
-            }
-            Some(_) | None => false,
+    /// When a failed pair is forgotten: one that no advert names, but for the last that worked.
+    fn forget_due(&self, pair: &Pair) -> Option<Instant> {
+        let failed = matches!(pair.state, PairState::Failed(_)) && !pair.advertised;
+        let kept = || self.last_learned() == Some(pair.key) || self.triggered.contains(&pair.key);
+        pair.next_check.filter(|_| failed && !kept())
+    }
+
+    /// The failed pair that worked last among those that no advert names.
+    fn last_learned(&self) -> Option<PairKey> {
+        let learned = |pair: &&Pair| matches!(pair.state, PairState::Failed(_)) && !pair.advertised;
+        let failed = self.pairs.values().filter(learned);
+        failed
+            .filter_map(|pair| Some((pair.last_answer?, pair.key)))
+            .max()
+            .map(|(_, key)| key)
+    }
+
+    /// The failed pairs that are tried again now and then: none without traffic.
+    pub(super) fn rechecked(&self) -> Vec<PairKey> {
+        if self.has_traffic {
+            self.best_failed()
+        } else {
+            Vec::new()
         }
+    }
+
+    /// The failed pairs that are worth another try: what has worked last among the addresses that no
+    /// advert names, then the best advertised ones.
+    pub(super) fn best_failed(&self) -> Vec<PairKey> {
+        let last_learned = self.last_learned();
+        let mut failed: Vec<&Pair> = self
+            .pairs
+            .values()
+            .filter(|pair| matches!(pair.state, PairState::Failed(_)))
+            .filter(|pair| pair.advertised || last_learned == Some(pair.key))
+            .collect();
+        failed.sort_unstable_by_key(|pair| {
+            std::cmp::Reverse((!pair.advertised, pair.priority, pair.key))
+        });
+        failed.truncate(RECHECK_PAIRS);
+        failed.into_iter().map(|pair| pair.key).collect()
     }
 }
 

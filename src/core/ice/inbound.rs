@@ -6,13 +6,16 @@ use std::time::Instant;
 use wice_signaling::protocol::CandidateKind;
 
 use super::agent::{Agent, AgentEvent, keepalive_interval};
-use super::pair::{Failure, PairKey, PairState};
+use super::candidates::{Origin, canonical};
+use super::pair::{Failure, Pair, PairKey, PairState};
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, RemoteCandidate, Role};
+use crate::core::policy;
 use crate::core::stun::{
-    BAD_REQUEST, Binding, BindingClass, CheckFields, ROLE_CONFLICT, RoleClaim, encode_error,
-    encode_success,
+    BAD_REQUEST, Binding, BindingClass, CheckFields, ROLE_CONFLICT, RoleClaim, TransactionId,
+    encode_error, encode_success,
 };
+use crate::core::timing::MAX_CONFLICTS;
 
 /// What to do with a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +34,11 @@ impl Agent {
         from: SocketAddr,
         request: &Binding<'_>,
     ) -> Reply {
+        let from = canonical(from);
+        // A check through the overlay would make a path that carries itself.
+        if !policy::is_candidate_address(from.ip()) {
+            return Reply::Ignore;
+        }
         let Some((receiver, sender)) = request.username() else {
             return Reply::Ignore;
         };
@@ -63,6 +71,11 @@ impl Agent {
         response: &Binding<'_>,
         now: Instant,
     ) -> bool {
+        match response.class() {
+            BindingClass::Success | BindingClass::Error => {}
+            BindingClass::Request | BindingClass::Indication => return false,
+        }
+        let from = canonical(from);
         let id = response.id();
         let found = self.pairs.values().find_map(|pair| {
             let index = pair
@@ -106,16 +119,16 @@ impl Agent {
         true
     }
 
-    /// The network says that `remote` cannot be reached from `base` (hard ICMP error): fails a pair
-    /// that has not worked yet, never one that has (RFC 8445 §7.2.5.2.2).
-    pub fn handle_unreachable(&mut self, base: BaseId, remote: SocketAddr, now: Instant) {
-        let key = PairKey { base, remote };
-        let checking = |state| matches!(state, PairState::InProgress);
-        if self
-            .pairs
-            .get(&key)
-            .is_some_and(|pair| checking(pair.state))
-        {
+    /// The network says that what it quotes, the check with this id, cannot be delivered (hard ICMP
+    /// error): fails a pair that has not worked yet, never one that has (RFC 8445 §7.2.5.2.2). The
+    /// id is what a forger who is not on the path does not know.
+    pub fn handle_unreachable(&mut self, quoted: TransactionId, now: Instant) {
+        let quotes = |pair: &&Pair| pair.open.iter().any(|t| t.id == quoted);
+        let Some(pair) = self.pairs.values().find(quotes) else {
+            return;
+        };
+        let key = pair.key;
+        if pair.state == PairState::InProgress {
             self.set_failed(key, Failure::Unreachable, now);
         }
     }
@@ -152,27 +165,23 @@ impl Agent {
     ) {
         let key = PairKey { base, remote: from };
         if !self.pairs.contains_key(&key) {
-            // The same address may be advertised but not paired with this base by policy.
-            let candidate = RemoteCandidate {
+            // An advertised address that policy does not pair with this base is no stranger.
+            let candidate = self.remote(from).unwrap_or(RemoteCandidate {
                 address: from,
                 kind: CandidateKind::PeerReflexive,
                 priority: fields.priority,
                 relay_transport: None,
-            };
-            self.add_pair(base, candidate, false);
+            });
+            self.add_pair(base, candidate, Origin::Check);
         }
         let Some(pair) = self.pairs.get_mut(&key) else {
             return;
         };
         pair.note_received();
         pair.held = false;
-        let repeated = pair.last_trigger == Some(request.id());
-        pair.last_trigger = Some(request.id());
-        let silent = pair.unanswered_since.is_some();
-        let state = pair.state;
-        if !repeated {
-            match state {
-                PairState::Succeeded if !silent => {}
+        if pair.note_seen(request.id()) {
+            match pair.state {
+                PairState::Succeeded if !pair.is_stalled() => {}
                 PairState::InProgress => {
                     pair.cancel_open();
                     self.trigger(key);
@@ -215,7 +224,6 @@ impl Agent {
         mapped: SocketAddr,
         now: Instant,
     ) {
-        let label = self.local_label(key.base, mapped);
         let (has_traffic, jitter) = (self.has_traffic, self.jitter());
         let role = self.role;
         let Some(pair) = self.pairs.get_mut(&key) else {
@@ -229,12 +237,11 @@ impl Agent {
         pair.note_answered(rtt, now);
         pair.settle_open();
         let moved = pair.mapped.is_some_and(|before| before != mapped);
-        let news = pair.mapped != Some(mapped) && label == Label::PeerReflexive;
+        // Behind a rebound translator our pair is the same, but the other side has a new one, which
+        // nobody has nominated.
+        let nominate_anew = moved && role == Role::Controlling && pair.nominated.is_some();
+        let seen_anew = pair.mapped != Some(mapped);
         pair.mapped = Some(mapped);
-        pair.local_kind = match label {
-            Label::Known(kind) => kind,
-            Label::PeerReflexive => CandidateKind::PeerReflexive,
-        };
         if !was_valid || moved {
             pair.next_check =
                 keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter));
@@ -248,6 +255,13 @@ impl Agent {
         if newly {
             pair.nominated = nominated;
         }
+        let newly = newly || !was_valid && pair.nominated.is_some();
+        if nominate_anew {
+            self.nominate = Some(key);
+        }
+        self.label(key);
+        let reflexive = |pair: &Pair| pair.local_kind == CandidateKind::PeerReflexive;
+        let news = seen_anew && self.pairs.get(&key).is_some_and(reflexive);
         if !was_valid {
             self.event(AgentEvent::Validated(key));
         }
@@ -276,31 +290,18 @@ impl Agent {
                     self.switch_role(self.role.opposite());
                     self.new_tie_breaker();
                 }
-                self.trigger(key);
+                let Some(pair) = self.pairs.get_mut(&key) else {
+                    return;
+                };
+                pair.conflicts += 1;
+                if pair.conflicts < MAX_CONFLICTS {
+                    self.trigger(key);
+                } else {
+                    self.set_failed(key, Failure::Refused(ROLE_CONFLICT), now);
+                }
             }
             Some(code) => self.set_failed(key, Failure::Refused(code), now),
             None => self.set_failed(key, Failure::Refused(BAD_REQUEST), now),
-        }
-    }
-
-    fn local_label(&self, base: BaseId, mapped: SocketAddr) -> Label {
-        let Some(base) = self.base(base) else {
-            return Label::PeerReflexive;
-        };
-        if base.address == mapped {
-            return Label::Known(base.host_kind());
-        }
-        match base
-            .reflexive
-            .iter()
-            .find(|(address, _)| *address == mapped)
-        {
-            Some((_, kind)) => Label::Known(*kind),
-            // A relay behind a translator of its own stays a relay.
-            None if base.host_kind() == CandidateKind::Relayed => {
-                Label::Known(CandidateKind::Relayed)
-            }
-            None => Label::PeerReflexive,
         }
     }
 }
@@ -309,11 +310,4 @@ impl Agent {
 enum RoleOutcome {
     Agree,
     Refuse,
-}
-
-/// How the other side sees a base of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Label {
-    Known(CandidateKind),
-    PeerReflexive,
 }

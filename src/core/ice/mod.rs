@@ -3,6 +3,7 @@
 //! clock, and paces nothing: whoever owns it decides when it may send, and which pair carries data.
 
 mod agent;
+mod candidates;
 mod inbound;
 mod outbound;
 mod pair;

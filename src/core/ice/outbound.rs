@@ -11,7 +11,7 @@ use super::priority::candidate_priority;
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, Nomination, Role};
 use crate::core::stun::{Check, TransactionId};
-use crate::core::timing::{IDLE_RC, MAX_OPEN, RC, RECHECK, RECHECK_RC, RTO_MIN, STALL_MISSES};
+use crate::core::timing::{IDLE_RC, MAX_PAIRS, RC, RECHECK, RECHECK_RC, RTO_MIN, STALL_MISSES};
 
 /// A check to send.
 #[derive(Debug)]
@@ -43,34 +43,29 @@ impl Agent {
         if !self.triggered.is_empty() || self.nominate.is_some() || waiting() {
             return Some(now);
         }
+        let rechecked = self.rechecked();
         self.pairs
             .values()
-            .filter_map(|pair| self.pair_due(pair))
+            .filter_map(|pair| self.pair_due(pair, &rechecked))
             .map(|(at, _)| at)
             .min()
     }
 
     /// Asks to nominate a valid pair; the controlling side's word. Where the mode is
-    /// [`Nomination::Once`] a second call does nothing.
+    /// [`Nomination::Once`] a further call does nothing while the nominated pair works.
     pub fn nominate(&mut self, key: PairKey) {
-        let once_done = self.nomination == Nomination::Once && self.last_nomination > 0;
+        let nominated =
+            |pair: &Pair| pair.is_valid() && (pair.nominated.is_some() || pair.is_nominating());
+        let done = self.nomination == Nomination::Once && self.pairs.values().any(nominated);
         let valid = self.pairs.get(&key).is_some_and(Pair::is_valid);
-        if self.role == Role::Controlling && valid && !once_done {
+        if self.role == Role::Controlling && valid && !done {
             self.nominate = Some(key);
         }
     }
 
     /// Whether the nomination of this pair is on its way.
     pub fn is_nominating(&self, key: PairKey) -> bool {
-        let nominates = |transaction: &Transaction| {
-            matches!(transaction.purpose, Purpose::Nominate(value) if value == self.last_nomination)
-                && !transaction.settled
-        };
-        self.nominate == Some(key)
-            || self
-                .pairs
-                .get(&key)
-                .is_some_and(|pair| pair.open.iter().any(nominates))
+        self.nominate == Some(key) || self.pairs.get(&key).is_some_and(Pair::is_nominating)
     }
 
     /// Tries the best failed pairs again now, once.
@@ -78,6 +73,7 @@ impl Agent {
         for key in self.best_failed() {
             if let Some(pair) = self.pairs.get_mut(&key) {
                 pair.next_check = Some(now);
+                pair.recheck_asked = true;
             }
         }
     }
@@ -89,22 +85,33 @@ impl Agent {
         let rto = rto.max(RTO_MIN);
         if let Some(key) = self.nominate.take() {
             self.last_nomination += 1;
+            for pair in self.pairs.values_mut() {
+                pair.settle_nominations();
+            }
             let purpose = Purpose::Nominate(self.last_nomination);
             if let Some(check) = self.start(key, purpose, RC, rto, now) {
                 return Some(check);
             }
         }
         while let Some(key) = self.triggered.pop_front() {
+            if let Some(pair) = self.pairs.get_mut(&key)
+                && matches!(pair.state, PairState::Failed(_))
+            {
+                pair.state = PairState::Waiting;
+                pair.next_check = None;
+            }
             if let Some(check) = self.start(key, Purpose::Validate, RC, rto, now) {
                 return Some(check);
             }
         }
-        let due = self.pairs.values().filter_map(|pair| {
-            let (at, action) = self.pair_due(pair)?;
-            (at <= now).then_some((at, pair.key, action))
-        });
-        if let Some((_, key, action)) = due.min_by_key(|(at, key, _)| (*at, *key)) {
-            return self.act(key, action, rto, now);
+        // An action that sends nothing fails its pair: at most one a pair.
+        for _ in 0..MAX_PAIRS {
+            let Some((key, action)) = self.next_due(now) else {
+                break;
+            };
+            if let Some(check) = self.act(key, action, rto, now) {
+                return Some(check);
+            }
         }
         let key = self.best_waiting()?;
         self.start(key, Purpose::Validate, RC, rto, now)
@@ -135,7 +142,17 @@ impl Agent {
             .map(|(_, _, key)| key)
     }
 
-    fn pair_due(&self, pair: &Pair) -> Option<(Instant, Action)> {
+    fn next_due(&self, now: Instant) -> Option<(PairKey, Action)> {
+        let rechecked = self.rechecked();
+        let due = self.pairs.values().filter_map(|pair| {
+            let (at, action) = self.pair_due(pair, &rechecked)?;
+            (at <= now).then_some((at, pair.key, action))
+        });
+        due.min_by_key(|(at, key, _)| (*at, *key))
+            .map(|(_, key, action)| (key, action))
+    }
+
+    fn pair_due(&self, pair: &Pair, rechecked: &[PairKey]) -> Option<(Instant, Action)> {
         let retransmit = pair
             .retransmit_due()
             .map(|(at, index)| (at, Action::Retransmit(index)));
@@ -149,7 +166,14 @@ impl Agent {
             )
         });
         let probe = pair.probe_due().map(|at| (at, Action::Probe));
-        let periodic = pair.next_check.map(|at| (at, self.periodic(pair)));
+        let is_periodic = match pair.state {
+            PairState::Failed(_) => pair.recheck_asked || rechecked.contains(&pair.key),
+            PairState::Waiting | PairState::InProgress | PairState::Succeeded => true,
+        };
+        let periodic = pair
+            .next_check
+            .filter(|_| is_periodic)
+            .map(|at| (at, self.periodic(pair)));
         [retransmit, race, probe, periodic]
             .into_iter()
             .flatten()
@@ -203,7 +227,10 @@ impl Agent {
                 let has_traffic = self.has_traffic;
                 let pair = self.pairs.get_mut(&key)?;
                 pair.next_check = match pair.state {
-                    PairState::Failed(_) => has_traffic.then(|| now + RECHECK.mul_f64(jitter)),
+                    PairState::Failed(_) => {
+                        pair.recheck_asked = false;
+                        Some(now + RECHECK.mul_f64(jitter))
+                    }
                     PairState::Succeeded => {
                         keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter))
                     }
@@ -245,6 +272,13 @@ impl Agent {
         let (use_candidate, nomination) = match (purpose, self.nomination) {
             (Purpose::Nominate(value), Nomination::Repeated) => (true, Some(value)),
             (Purpose::Nominate(_), Nomination::Once) => (true, None),
+            // Every check of the nominated pair repeats its nomination: whatever the other side has
+            // forgotten, or sees from a new address, is settled within one check.
+            (_, Nomination::Repeated)
+                if self.role == Role::Controlling && self.nominated() == Some(key) =>
+            {
+                (true, self.pairs.get(&key)?.nominated)
+            }
             (Purpose::Validate | Purpose::Keepalive | Purpose::Consent | Purpose::Probe, _) => {
                 (false, None)
             }
@@ -271,8 +305,7 @@ impl Agent {
         if pair.state == PairState::Waiting {
             pair.state = PairState::InProgress;
         }
-        let dropped = (pair.open.len() >= MAX_OPEN).then(|| pair.open.remove(0).id);
-        pair.open.push(transaction);
+        let dropped = pair.open(transaction);
         pair.note_started(now);
         if let Some(dropped) = dropped {
             self.close(dropped);

@@ -1,14 +1,18 @@
 //! A candidate pair: its state, what was measured on it, and when it wants attention.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::{CandidateKind, RelayTransport};
 
+use super::agent::keepalive_interval;
 use super::transaction::Transaction;
 use super::{BaseId, BaseKind, RemoteCandidate};
 use crate::core::stun::TransactionId;
-use crate::core::timing::{CONSENT_EXPIRY, PROBE_INTERVAL, RELAY_RACE, SILENCE};
+use crate::core::timing::{
+    CONSENT_EXPIRY, IDLE_CHECK, MAX_OPEN, PROBE_INTERVAL, RELAY_RACE, SILENCE,
+};
 
 /// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,8 +74,10 @@ pub struct Pair {
     pub(super) key: PairKey,
     pub(super) base_kind: BaseKind,
     pub(super) remote: RemoteCandidate,
-    /// Whether the other side's advert has the remote candidate (or had it when the pair worked).
+    /// Whether the other side's advert has the remote candidate.
     pub(super) advertised: bool,
+    /// The advert no longer has it, but the pair works: it goes when it ceases to.
+    pub(super) withdrawn: bool,
     pub(super) local_kind: CandidateKind,
     pub(super) local_priority: u32,
     pub(super) mapped: Option<SocketAddr>,
@@ -84,7 +90,8 @@ pub struct Pair {
     /// Controlled: USE-CANDIDATE came before the pair was valid.
     pub(super) nomination_wanted: Option<u32>,
     pub(super) open: Vec<Transaction>,
-    pub(super) last_trigger: Option<TransactionId>,
+    /// The other side's latest checks: each triggers once, however often it is repeated.
+    pub(super) seen: VecDeque<TransactionId>,
     pub(super) next_check: Option<Instant>,
     pub(super) quiet_since: Option<Instant>,
     pub(super) unanswered_since: Option<Instant>,
@@ -92,6 +99,10 @@ pub struct Pair {
     pub(super) last_answer: Option<Instant>,
     pub(super) missed: u8,
     pub(super) races: usize,
+    /// To be tried again once, with or without traffic.
+    pub(super) recheck_asked: bool,
+    /// Role conflicts that it was answered with in a row.
+    pub(super) conflicts: u8,
     history: u8,
     history_len: u32,
     checks_sent: u32,
@@ -116,6 +127,7 @@ impl Pair {
             base_kind,
             remote,
             advertised,
+            withdrawn: false,
             local_kind,
             local_priority,
             mapped: None,
@@ -126,7 +138,7 @@ impl Pair {
             nominated: None,
             nomination_wanted: None,
             open: Vec::new(),
-            last_trigger: None,
+            seen: VecDeque::new(),
             next_check: None,
             quiet_since: None,
             unanswered_since: None,
@@ -134,6 +146,8 @@ impl Pair {
             last_answer: None,
             missed: 0,
             races: 0,
+            recheck_asked: false,
+            conflicts: 0,
             history: 0,
             history_len: 0,
             checks_sent: 0,
@@ -211,7 +225,8 @@ impl Pair {
         (self.checks_sent, self.checks_answered)
     }
 
-    /// The NOMINATION it was nominated with; 0 where the other stack sends none.
+    /// The NOMINATION it was last nominated with; 0 where the other stack sends none. Means something
+    /// while it works.
     pub fn nominated(&self) -> Option<u32> {
         self.nominated
     }
@@ -237,6 +252,23 @@ impl Pair {
         self.unanswered_since.get_or_insert(now);
     }
 
+    /// Whether a check of the other side is new, not a repetition.
+    pub(super) fn note_seen(&mut self, id: TransactionId) -> bool {
+        if self.seen.contains(&id) {
+            return false;
+        }
+        if self.seen.len() == MAX_OPEN {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(id);
+        true
+    }
+
+    /// Whether a path that carried data is being probed.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.last_probe.is_some()
+    }
+
     pub(super) fn note_sent(&mut self, now: Instant) {
         self.quiet_since.get_or_insert(now);
     }
@@ -253,6 +285,7 @@ impl Pair {
         self.quiet_since = None;
         self.last_probe = None;
         self.missed = 0;
+        self.conflicts = 0;
         if let Some(sample) = rtt {
             // RFC 6298 §2: alpha = 1/8.
             self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
@@ -272,6 +305,38 @@ impl Pair {
         self.next_check = None;
     }
 
+    /// It does not work, or no longer. Its nomination waits with it: the other side may not have
+    /// noticed, and would not nominate it again.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        self.state = PairState::Failed(failure);
+        self.nomination_wanted = None;
+        self.forget_liveness();
+        self.cancel_open();
+        self.races = 0;
+        self.conflicts = 0;
+    }
+
+    /// Takes out what has run out: ids, and whether an answer was owed.
+    pub(super) fn end_transactions(&mut self, now: Instant) -> Vec<(TransactionId, bool)> {
+        let ended = self
+            .open
+            .extract_if(.., |transaction| transaction.end <= now);
+        ended
+            .map(|t| (t.id, !t.settled && t.has_to_succeed()))
+            .collect()
+    }
+
+    /// Adds an open transaction. Where there are too many the oldest that is not sent again goes:
+    /// its id.
+    pub(super) fn open(&mut self, transaction: Transaction) -> Option<TransactionId> {
+        let dropped = (self.open.len() >= MAX_OPEN).then(|| {
+            let silent = self.open.iter().position(|t| t.next.is_none());
+            self.open.remove(silent.unwrap_or(0)).id
+        });
+        self.open.push(transaction);
+        dropped
+    }
+
     /// Stops every retransmission; answers still count.
     pub(super) fn cancel_open(&mut self) {
         for transaction in &mut self.open {
@@ -279,11 +344,23 @@ impl Pair {
         }
     }
 
-    /// As [`Self::cancel_open`], after an answer: the others' silence proves nothing any more.
+    /// As [`Self::cancel_open`], after an answer: the others' silence proves nothing any more. A
+    /// nomination goes on: the answer to another check does not say that it has arrived.
     pub(super) fn settle_open(&mut self) {
-        for transaction in &mut self.open {
-            transaction.cancel();
-            transaction.settled = true;
+        for transaction in self.open.iter_mut().filter(|t| !t.nominates()) {
+            transaction.settle();
+        }
+    }
+
+    /// Whether a nomination of it is on its way.
+    pub(super) fn is_nominating(&self) -> bool {
+        self.open.iter().any(|t| t.nominates() && !t.settled)
+    }
+
+    /// Ends nominations that a later one replaces.
+    pub(super) fn settle_nominations(&mut self) {
+        for transaction in self.open.iter_mut().filter(|t| t.nominates()) {
+            transaction.settle();
         }
     }
 
@@ -310,13 +387,14 @@ impl Pair {
         })
     }
 
-    /// When the other side's consent lapses.
-    pub(super) fn consent_end(&self) -> Option<Instant> {
-        if self.is_valid() {
-            self.last_answer.map(|at| at + CONSENT_EXPIRY)
-        } else {
-            None
+    /// When the other side's consent lapses: on what carries data, and on what nothing keeps alive.
+    /// What is kept for later sends nothing that needs consent (RFC 7675 §5.1); its keepalives tell
+    /// whether it works.
+    pub(super) fn consent_end(&self, has_traffic: bool) -> Option<Instant> {
+        if !self.is_valid() || keepalive_interval(self.used, has_traffic) == Some(IDLE_CHECK) {
+            return None;
         }
+        self.last_answer.map(|at| at + CONSENT_EXPIRY)
     }
 
     /// When the check that may have overtaken a permission is repeated.

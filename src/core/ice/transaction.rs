@@ -87,6 +87,17 @@ impl Transaction {
         self.bytes = Vec::new();
     }
 
+    /// As [`Self::cancel`], and its silence means nothing.
+    pub(super) fn settle(&mut self) {
+        self.cancel();
+        self.settled = true;
+    }
+
+    /// Whether it nominates.
+    pub(super) fn nominates(&self) -> bool {
+        matches!(self.purpose, Purpose::Nominate(_))
+    }
+
     fn transmitted(&mut self, now: Instant) {
         self.sent += 1;
         if self.sent >= self.limit {

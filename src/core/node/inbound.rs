@@ -7,7 +7,7 @@ use super::scheduler::AgentRef;
 use super::{Arrival, Inbound, Node, PeerId, Via};
 use crate::core::credentials::{End, derive, parse_ufrag};
 use crate::core::ice::{BaseId, Reply};
-use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun};
+use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun, quoted_id};
 use wice_signaling::protocol::Session;
 
 impl Node {
@@ -40,23 +40,19 @@ impl Node {
         Inbound::Consumed
     }
 
-    /// The network says that `remote` cannot be reached from the base of this arrival.
-    pub fn handle_unreachable(&mut self, arrival: Arrival, remote: SocketAddr, now: Instant) {
+    /// The network says (hard ICMP error) that a datagram of ours cannot be delivered, and quotes how
+    /// it began. Only a check that is open counts: who is not on the path cannot quote its id.
+    pub fn handle_unreachable(&mut self, quoted: &[u8], now: Instant) {
         self.now = now;
-        let Some(base) = self.bases.of_arrival(&arrival) else {
+        let Some(id) = quoted_id(quoted) else {
             return;
         };
-        for agent in self.agents() {
-            let Some(engine) = self.agent_mut(agent) else {
-                continue;
-            };
-            if engine
-                .pair(crate::core::ice::PairKey { base, remote })
-                .is_some()
-            {
-                engine.handle_unreachable(base, remote, now);
-                self.touch(agent);
-            }
+        let Some(agent) = self.transactions.get(&id).copied() else {
+            return;
+        };
+        if let Some(engine) = self.agent_mut(agent) {
+            engine.handle_unreachable(id, now);
+            self.touch(agent);
         }
     }
 

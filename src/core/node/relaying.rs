@@ -150,6 +150,13 @@ impl Node {
         self.flush_relay(relay);
     }
 
+    /// Answers what came through a relay before there is a channel: WireGuard's handshake response to
+    /// a peer that has found us first.
+    pub fn reply_relayed(&mut self, relay: RelayId, to: SocketAddr, packet: &[u8], now: Instant) {
+        self.now = now;
+        self.send_relayed(relay, to, packet);
+    }
+
     /// Asks the relays to let this agent's remote addresses through.
     pub(super) fn ask_permissions(&mut self, at: AgentRef) {
         let now = self.now;

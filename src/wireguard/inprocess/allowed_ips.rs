@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use super::PeerId;
 use crate::wireguard::IpPrefix;
-use crate::wireguard::prefix::{mask_v4, mask_v6};
+use crate::wireguard::mask::{mask_v4, mask_v6};
 
-/// Prefixes by family and length, longest first. A lookup costs one search for each length in use: a mesh has one or two.
+/// Prefixes by family and length, longest first. A lookup costs one search for each length in use:
+/// a mesh has one or two.
 #[derive(Debug, Default)]
 pub(super) struct AllowedIps {
     v4: Vec<(u8, BTreeMap<u32, PeerId>)>,
@@ -18,8 +19,8 @@ impl AllowedIps {
     /// A prefix belongs to one peer: the last that it was given to, as in `wg set`.
     pub(super) fn insert(&mut self, prefix: IpPrefix, peer: PeerId) {
         match prefix.address() {
-            IpAddr::V4(v4) => level(&mut self.v4, prefix.len()).insert(v4.to_bits(), peer),
-            IpAddr::V6(v6) => level(&mut self.v6, prefix.len()).insert(v6.to_bits(), peer),
+            IpAddr::V4(v4) => level(&mut self.v4, prefix.prefix_len()).insert(v4.to_bits(), peer),
+            IpAddr::V6(v6) => level(&mut self.v6, prefix.prefix_len()).insert(v6.to_bits(), peer),
         };
     }
 

@@ -1,0 +1,211 @@
+//! TLS to relays: whom to trust, and the handshake.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::CloseReason;
+use crate::core::turn::url::Host;
+
+/// Whose certificate a relay must show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// One from an authority that the operating system trusts.
+    System,
+    /// One from an authority in this PEM file, and from no other.
+    CaFile(PathBuf),
+    /// Exactly the one whose DER encoding has this SHA-256, whatever its name, issuer and dates. It
+    /// works on a machine whose clock is wrong.
+    Pin([u8; 32]),
+}
+
+/// Why no TLS can be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The operating system has no usable root certificates.
+    #[error(
+        "no root certificates on this system: install ca-certificates, or set a CA file or pin"
+    )]
+    NoRoots,
+    /// The CA file cannot be read or holds no certificate.
+    #[error("cannot use CA file {path}: {error}; it must hold certificates in PEM")]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// The cryptography library refused.
+    #[error("cannot set up TLS: {0}")]
+    Setup(String),
+}
+
+/// A TLS client set up once and used for many connections.
+#[derive(Clone)]
+pub struct Tls {
+    config: Arc<ClientConfig>,
+    name: Option<String>,
+}
+
+impl Tls {
+    /// Reads the roots. `name`: what the certificate must be for and what is sent as SNI, if that is
+    /// not the relay's host. Reads files: call it at start-up or where blocking is fine.
+    pub fn new(trust: &Trust, name: Option<String>) -> Result<Self, TrustError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let setup = |error: &dyn fmt::Display| TrustError::Setup(error.to_string());
+        let verifier: Arc<dyn ServerCertVerifier> = match trust {
+            Trust::System => by_roots(system_roots()?, &provider)?,
+            Trust::CaFile(path) => by_roots(file_roots(path)?, &provider)?,
+            Trust::Pin(digest) => Arc::new(Pinned {
+                digest: *digest,
+                provider: Arc::clone(&provider),
+            }),
+        };
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| setup(&error))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_no_client_auth();
+        Ok(Self {
+            config: Arc::new(config),
+            name,
+        })
+    }
+
+    pub(super) async fn connect(
+        &self,
+        host: &Host,
+        stream: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, CloseReason> {
+        let name = match (&self.name, host) {
+            (Some(name), _) | (None, Host::Name(name)) => ServerName::try_from(name.clone())
+                .map_err(|error| {
+                    CloseReason::Tls(format!("`{name}` is no server name: {error}"))
+                })?,
+            (None, Host::Address(address)) => ServerName::from(*address),
+        };
+        let connector = TlsConnector::from(Arc::clone(&self.config));
+        connector.connect(name, stream).await.map_err(|error| {
+            let inner = error.get_ref();
+            match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(error)) => {
+                    CloseReason::Certificate(format!("{error:?}"))
+                }
+                _ => CloseReason::Tls(error.to_string()),
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+fn by_roots(
+    roots: RootCertStore,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, TrustError> {
+    let roots = Arc::new(roots);
+    let builder = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(provider));
+    let verifier = builder
+        .build()
+        .map_err(|error| TrustError::Setup(error.to_string()))?;
+    Ok(verifier)
+}
+
+fn system_roots() -> Result<RootCertStore, TrustError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // Single certificates that webpki does not like are common in system stores.
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err(TrustError::NoRoots);
+    }
+    Ok(roots)
+}
+
+fn file_roots(path: &PathBuf) -> Result<RootCertStore, TrustError> {
+    let wrong = |error: String| TrustError::CaFile {
+        path: path.clone(),
+        error,
+    };
+    let mut roots = RootCertStore::empty();
+    let certificates =
+        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| wrong(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(wrong("it holds no certificate".to_owned()));
+    }
+    Ok(roots)
+}
+
+/// Accepts one certificate. The handshake's signature is checked as ever, so its key must be there.
+#[derive(Debug)]
+struct Pinned {
+    digest: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let digest: [u8; 32] = Sha256::digest(end_entity).into();
+        if digest != self.digest {
+            return Err(rustls::CertificateError::ApplicationVerificationFailure.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

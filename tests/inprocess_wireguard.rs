@@ -1,0 +1,499 @@
+//! Two nodes of in-process WireGuard in two network namespaces: real TUN devices, real sockets,
+//! real TCP.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests are not tests to clippy"
+)]
+
+#[path = "../examples/wgbench/node.rs"]
+mod node;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use wice::wireguard::inprocess::Tunnels;
+use wice::wireguard::netlink::{LinkKind, Netlink, NetlinkError, Watch};
+use wice::wireguard::tun::{Tun, TunError};
+
+const MEGABYTE: usize = 1 << 20;
+const PORT: u16 = 7000;
+
+/// A network namespace; it goes with the last descriptor.
+#[derive(Clone)]
+struct Namespace(Arc<File>);
+
+impl Namespace {
+    /// `None` without the right to make one, which is said, and is a failure in CI.
+    fn new() -> Option<Self> {
+        let made = std::thread::spawn(|| {
+            // SAFETY: no pointers; this thread alone changes its namespace, and ends.
+            (unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0)
+                .then(|| File::open("/proc/thread-self/ns/net").unwrap())
+        });
+        let made = made.join().unwrap();
+        if made.is_none() || !std::path::Path::new("/dev/net/tun").exists() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "needs root and /dev/net/tun"
+            );
+            eprintln!("NOT RUN: needs root (network namespaces) and /dev/net/tun");
+            return None;
+        }
+        let namespace = Self(Arc::new(made?));
+        namespace.ip("link set lo up");
+        Some(namespace)
+    }
+
+    fn spawn<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let file = Arc::clone(&self.0);
+        std::thread::spawn(move || {
+            // SAFETY: a descriptor of a namespace; this thread alone moves.
+            assert_eq!(
+                unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
+                0
+            );
+            run()
+        })
+    }
+
+    fn ip(&self, arguments: &str) {
+        self.run("ip", arguments);
+    }
+
+    fn run(&self, program: &'static str, arguments: &str) {
+        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+        let ran = self.spawn(move || {
+            (
+                Command::new(program).args(&arguments).output().unwrap(),
+                arguments,
+            )
+        });
+        let (output, arguments) = ran.join().unwrap();
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+}
+
+fn two_namespaces() -> Option<[Namespace; 2]> {
+    let (a, b) = (Namespace::new()?, Namespace::new()?);
+    a.ip(&format!(
+        "link add veth-a type veth peer name veth-b netns {}",
+        b.path()
+    ));
+    for (namespace, name, host) in [(&a, "veth-a", 1), (&b, "veth-b", 2)] {
+        namespace.ip(&format!("address add 192.0.2.{host}/24 dev {name}"));
+        namespace.ip(&format!("address add 2001:db8::{host}/64 dev {name} nodad"));
+        namespace.ip(&format!("link set {name} up"));
+    }
+    Some([a, b])
+}
+
+struct Running {
+    stop: Arc<AtomicBool>,
+    node: JoinHandle<node::Report>,
+}
+
+/// Of node 0 or 1; the first has the second's endpoint, over IPv4 or IPv6 outside.
+fn config(i: usize, outer_v6: bool, offload: bool) -> node::Config {
+    let keys = [[1; 32], [2; 32]];
+    let outer = |host: usize| -> SocketAddr {
+        let ip = if outer_v6 {
+            format!("2001:db8::{host}")
+        } else {
+            format!("192.0.2.{host}")
+        };
+        SocketAddr::new(ip.parse().unwrap(), 51821)
+    };
+    node::Config {
+        interface: "wice0".to_owned(),
+        offload,
+        mtu: 1420,
+        private_key: keys[i],
+        peer_key: Tunnels::new(keys[1 - i], 1420, Instant::now())
+            .public_key()
+            .0,
+        allowed_ips: [
+            format!("10.9.0.{}/32", 2 - i),
+            format!("fd09::{}/128", 2 - i),
+        ]
+        .map(|p| p.parse().unwrap())
+        .to_vec(),
+        addresses: vec![
+            (format!("10.9.0.{}", 1 + i).parse().unwrap(), 32),
+            (format!("fd09::{}", 1 + i).parse().unwrap(), 128),
+        ],
+        listen: outer(1 + i),
+        endpoint: (i == 0).then(|| outer(2)),
+    }
+}
+
+fn start(namespaces: &[Namespace; 2], outer_v6: bool, offload: [bool; 2]) -> [Running; 2] {
+    [0, 1].map(|i| {
+        let config = config(i, outer_v6, offload[i]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let node = namespaces[i].spawn(move || node::run(config, &seen).unwrap());
+        Running { stop, node }
+    })
+}
+
+fn finish(running: [Running; 2]) -> [node::Report; 2] {
+    running
+        .iter()
+        .for_each(|r| r.stop.store(true, Ordering::Relaxed));
+    running.map(|r| r.node.join().unwrap())
+}
+
+/// The node sets its addresses up meanwhile.
+fn bind_when_set_up(ip: IpAddr, port: u16) -> UdpSocket {
+    let tried = (0..200).find_map(|_| {
+        let bound = UdpSocket::bind((ip, port)).ok();
+        if bound.is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bound
+    });
+    tried.unwrap()
+}
+
+/// Sends a datagram through the tunnel until it comes back; returns how long the fastest took.
+fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duration {
+    let (from, to) = (
+        from.parse::<IpAddr>().unwrap(),
+        to.parse::<IpAddr>().unwrap(),
+    );
+    let echo = namespaces[1].spawn(move || {
+        let socket = bind_when_set_up(to, PORT);
+        socket
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut buffer = [0; 64];
+        loop {
+            let (len, client) = socket.recv_from(&mut buffer).unwrap();
+            if buffer[..len] == *b"end" {
+                return;
+            }
+            socket.send_to(&buffer[..len], client).unwrap();
+        }
+    });
+    let client = namespaces[0].spawn(move || {
+        let socket = bind_when_set_up(from, 0);
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
+        let mut fastest = Duration::MAX;
+        let mut answers = 0;
+        for n in 0..100u32 {
+            let start = Instant::now();
+            if socket.send_to(&n.to_be_bytes(), (to, PORT)).is_err() {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            let mut answer = [0; 4];
+            // An answer to an earlier one is no measure of this one.
+            while socket.recv(&mut answer).is_ok() {
+                if answer == n.to_be_bytes() {
+                    fastest = fastest.min(start.elapsed());
+                    answers += 1;
+                    break;
+                }
+            }
+            if answers == 20 {
+                break;
+            }
+        }
+        socket.send_to(b"end", (to, PORT)).unwrap();
+        fastest
+    });
+    let fastest = client.join().unwrap();
+    echo.join().unwrap();
+    assert!(fastest < Duration::MAX, "no answer from {to}");
+    fastest
+}
+
+/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns
+/// Mbit/s.
+fn transfer(namespaces: &[Namespace; 2], to: &str, megabytes: usize) -> f64 {
+    let to = SocketAddr::new(to.parse().unwrap(), PORT);
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let server = namespaces[1].spawn(move || {
+        let listener = TcpListener::bind(to).unwrap();
+        ready.send(()).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let (mut hash, mut buffer, mut total) = (Sha256::new(), vec![0; 256 << 10], 0);
+        loop {
+            let len = stream.read(&mut buffer).unwrap();
+            if len == 0 {
+                return (hash.finalize(), total);
+            }
+            hash.update(&buffer[..len]);
+            total += len;
+        }
+    });
+    is_ready.recv().unwrap();
+    let start = Instant::now();
+    let client = namespaces[0].spawn(move || {
+        let mut stream = TcpStream::connect(to).unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let (mut hash, mut block) = (Sha256::new(), vec![0u8; MEGABYTE]);
+        for n in 0..megabytes {
+            for (i, word) in block.chunks_exact_mut(8).enumerate() {
+                let value = ((n * MEGABYTE + i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                word.copy_from_slice(&value.to_le_bytes());
+            }
+            hash.update(&block);
+            stream.write_all(&block).unwrap();
+        }
+        hash.finalize()
+    });
+    let sent = client.join().unwrap();
+    let (received, total) = server.join().unwrap();
+    assert_eq!(total, megabytes * MEGABYTE);
+    assert_eq!(sent, received);
+    (total * 8) as f64 / start.elapsed().as_secs_f64() / 1e6
+}
+
+#[test]
+fn pings_and_a_hundred_megabytes_cross_unharmed_over_both_families() {
+    for (outer_v6, offload, megabytes) in [
+        (false, [true, true], 100),
+        (true, [true, true], 30),
+        (false, [false, false], 20),
+        (false, [true, false], 10),
+    ] {
+        let Some(namespaces) = two_namespaces() else {
+            return;
+        };
+        let running = start(&namespaces, outer_v6, offload);
+        let rtt = ping(&namespaces, "10.9.0.1", "10.9.0.2");
+        ping(&namespaces, "fd09::1", "fd09::2");
+        let v4 = transfer(&namespaces, "10.9.0.2", megabytes);
+        let v6 = transfer(&namespaces, "fd09::2", megabytes);
+        let reports = finish(running);
+        println!("outer v6 {outer_v6}, offload {offload:?}: {v4:.0} and {v6:.0} Mbit/s, {rtt:?}");
+        for (report, offload) in reports.iter().zip(offload) {
+            assert_eq!(report.tunnels.unauthenticated, 0);
+            assert_eq!(report.tunnels.wrong_source, 0);
+            assert_eq!(report.device.refused, 0);
+            assert!(report.stats.unwrap().last_handshake.is_some());
+            assert!(offload || report.device.writes == report.device.packets);
+        }
+        // The receiver joined what it wrote, and the sender what it sent.
+        if offload == [true, true] {
+            assert!(
+                reports[1].device.packets > 8 * reports[1].device.writes,
+                "{:?}",
+                reports[1].device
+            );
+            assert!(
+                reports[0].socket.sent > 8 * reports[0].socket.send_calls,
+                "{:?}",
+                reports[0].socket
+            );
+        }
+    }
+}
+
+#[test]
+fn loss_harms_nothing() {
+    let Some(namespaces) = two_namespaces() else {
+        return;
+    };
+    for namespace in &namespaces {
+        namespace.run("nft", "add table inet loss");
+        namespace.run(
+            "nft",
+            "add chain inet loss in { type filter hook input priority 0 ; }",
+        );
+        // What the kernel joined is lost as one.
+        namespace.run(
+            "nft",
+            "add rule inet loss in udp dport 51821 numgen random mod 1000 < 20 drop",
+        );
+    }
+    let running = start(&namespaces, false, [true, true]);
+    ping(&namespaces, "10.9.0.1", "10.9.0.2");
+    transfer(&namespaces, "10.9.0.2", 10);
+    transfer(&namespaces, "fd09::2", 10);
+    let reports = finish(running);
+    let sent = reports[0].socket.sent;
+    assert!(
+        reports[1].socket.received < sent - sent / 100,
+        "nothing was lost: {reports:#?}"
+    );
+}
+
+/// The other end is wireguard-go: what is on the wire is WireGuard.
+#[test]
+fn wireguard_go_understands_it() {
+    let Some(namespaces) = two_namespaces() else {
+        return;
+    };
+    let interface = format!("wg{}", std::process::id());
+    let spawned = namespaces[1].spawn({
+        let interface = interface.clone();
+        move || {
+            Command::new("wireguard-go")
+                .args(["-f", &interface])
+                .spawn()
+        }
+    });
+    let Ok(mut other) = spawned.join().unwrap() else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "needs wireguard-go and wg"
+        );
+        eprintln!("NOT RUN: needs wireguard-go and wg");
+        return;
+    };
+    let socket = format!("/var/run/wireguard/{interface}.sock");
+    for _ in 0..100 {
+        if std::path::Path::new(&socket).exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let keys = [[1u8; 32], [2; 32]];
+    let file = std::env::temp_dir().join(format!("{interface}.key"));
+    let encode = |key: [u8; 32]| wice_signaling::protocol::PublicKey(key).to_string();
+    std::fs::write(&file, encode(keys[1])).unwrap();
+    let ours = Tunnels::new(keys[0], 1420, Instant::now()).public_key();
+    namespaces[1].run(
+        "wg",
+        &format!(
+            "set {interface} listen-port 51821 private-key {} peer {ours} allowed-ips 10.9.0.1/32,fd09::1/128",
+            file.display()
+        ),
+    );
+    std::fs::remove_file(&file).unwrap();
+    namespaces[1].ip(&format!("address add 10.9.0.2/32 dev {interface}"));
+    namespaces[1].ip(&format!("address add fd09::2/128 dev {interface}"));
+    namespaces[1].ip(&format!("link set {interface} mtu 1420 up"));
+    namespaces[1].ip(&format!("route add 10.9.0.1/32 dev {interface}"));
+    namespaces[1].ip(&format!("route add fd09::1/128 dev {interface}"));
+    let config = config(0, false, true);
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let node = namespaces[0].spawn(move || node::run(config, &seen).unwrap());
+    ping(&namespaces, "10.9.0.1", "10.9.0.2");
+    let there = transfer(&namespaces, "10.9.0.2", 20);
+    let reversed = [namespaces[1].clone(), namespaces[0].clone()];
+    let back = transfer(&reversed, "fd09::1", 20);
+    println!("wireguard-go: {there:.0} Mbit/s there, {back:.0} back");
+    stop.store(true, Ordering::Relaxed);
+    let report = node.join().unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    assert_eq!(
+        (report.tunnels.unauthenticated, report.tunnels.bad_inner),
+        (0, 0)
+    );
+}
+
+#[test]
+fn devices_and_routes_fail_with_a_remedy() {
+    let Some(namespace) = Namespace::new() else {
+        return;
+    };
+    namespace
+        .spawn(|| {
+            let tun = Tun::create("wice0", true).unwrap();
+            let taken = Tun::create("wice0", true).unwrap_err();
+            assert!(matches!(taken, TunError::NameTaken { .. }), "{taken:?}");
+            assert!(matches!(
+                Tun::create("lo", true),
+                Err(TunError::NameTaken { .. } | TunError::System { .. })
+            ));
+            assert!(matches!(
+                Tun::create("no/slash", true),
+                Err(TunError::BadName { .. })
+            ));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let netlink = Netlink::connect().unwrap();
+                let index = netlink.index("wice0").await.unwrap();
+                let mut watch = Watch::start().unwrap();
+                assert!(
+                    tokio::time::timeout(Duration::from_millis(50), watch.changed())
+                        .await
+                        .is_err()
+                );
+                let (v4, v6) = ("10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap());
+                for (ip, len) in [(v4, 32), (v6, 128), (v4, 32)] {
+                    netlink.add_address(index, ip, len).await.unwrap();
+                }
+                tokio::time::timeout(Duration::from_secs(2), watch.changed())
+                    .await
+                    .unwrap()
+                    .unwrap();
+                netlink.set_up(index).await.unwrap();
+                netlink.set_mtu(index, 1380).await.unwrap();
+                for prefix in [
+                    "10.9.0.2/32",
+                    "fd09::2/128",
+                    "0.0.0.0/0",
+                    "10.9.0.2/32",
+                    "::/0",
+                ] {
+                    netlink
+                        .add_route(prefix.parse().unwrap(), index)
+                        .await
+                        .unwrap();
+                }
+                let defaults = netlink.default_routes().await.unwrap();
+                assert_eq!((defaults.v4, defaults.v6), (Some(index), Some(index)));
+                let other = netlink.add_route("10.9.0.2/32".parse().unwrap(), 1).await;
+                assert!(
+                    matches!(other, Err(NetlinkError::Exists { .. })),
+                    "{other:?}"
+                );
+                netlink
+                    .delete_route("10.9.0.2/32".parse().unwrap(), index)
+                    .await
+                    .unwrap();
+                netlink.delete_address(index, v4, 32).await.unwrap();
+                let all = netlink.interfaces().await.unwrap();
+                let found = all.iter().find(|i| i.name == "wice0").unwrap();
+                assert_eq!(
+                    (&found.kind, found.mtu, found.running),
+                    (&LinkKind::Tun, 1380, true)
+                );
+                let ips: Vec<IpAddr> = found.addresses.iter().map(|a| a.ip).collect();
+                assert!(ips.contains(&v6) && !ips.contains(&v4), "{ips:?}");
+                assert!(all.iter().any(|i| i.kind == LinkKind::Loopback));
+                let gone = netlink.index("nothing0").await.unwrap_err();
+                assert!(
+                    matches!(gone, NetlinkError::NoSuchInterface { .. }),
+                    "{gone:?}"
+                );
+            });
+            drop(tun);
+        })
+        .join()
+        .unwrap();
+}
