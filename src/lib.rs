@@ -8,5 +8,6 @@ pub mod core;
 pub mod daemon;
 pub mod io;
 pub mod lab;
+pub mod report;
 pub mod signaling;
 pub mod wireguard;
