@@ -20,6 +20,8 @@ const MAX_LONELY_DOUBLINGS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct PathState {
     pub(super) selected: Option<PathRef>,
+    /// Chosen, and waiting for its relay's channel.
+    pub(super) pending: Option<PathRef>,
     /// The path before, while packets go on both.
     pub(super) previous: Option<(PathRef, Instant)>,
     /// WireGuard has answered on the selected path.
@@ -43,6 +45,7 @@ impl PathState {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             selected: None,
+            pending: None,
             previous: None,
             up: false,
             since: now,

@@ -90,6 +90,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        peer.path.pending = chosen.filter(|_| !ready);
         let present_works = peer
             .path
             .selected

@@ -213,13 +213,14 @@ impl Node {
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
-        let previous = peer.path.previous.map(|(path, _)| path.key);
+        let needed = [peer.path.pending, peer.path.previous.map(|(path, _)| path)];
+        let is_needed = |key| needed.iter().flatten().any(|path| path.key == key);
         let unused: Vec<(BaseId, SocketAddr)> = peer
             .slots
             .iter()
             .flat_map(|slot| slot.agent.pairs())
             .filter(|pair| pair.relay_transport().is_some() && pair.used() != Use::Selected)
-            .filter(|pair| Some(pair.key()) != previous && pair.is_valid())
+            .filter(|pair| pair.is_valid() && !is_needed(pair.key()))
             .map(|pair| (pair.key().base, pair.key().remote))
             .collect();
         for (base, remote) in unused {

@@ -95,8 +95,14 @@ impl Channels {
 
     /// Whose data arrives on a number; `None` if no wanted channel has it.
     pub(super) fn peer(&self, number: u16) -> Option<SocketAddr> {
-        let peer = self.numbers.get(&number)?;
-        self.active.contains_key(peer).then_some(*peer)
+        self.tied(number)
+            .filter(|peer| self.active.contains_key(peer))
+    }
+
+    /// Whom the server may still tie to a number: it sends on a channel that is no longer wanted until
+    /// the binding expires.
+    pub(super) fn tied(&self, number: u16) -> Option<SocketAddr> {
+        self.numbers.get(&number).copied()
     }
 
     /// Whether the server may use a number at all, wanted or not.
@@ -259,7 +265,13 @@ mod tests {
         let mut channels = Channels::default();
         assert!(channels.want(peer(1), start) && channels.want(peer(2), start));
         channels.retire(peer(1));
+        assert_eq!(channels.bound(peer(1)), None);
         assert_eq!(channels.peer(0x4000), None);
+        assert_eq!(
+            channels.tied(0x4000),
+            Some(peer(1)),
+            "the server still uses it"
+        );
         assert!(channels.want(peer(1), start));
         assert_eq!(channels.peer(0x4000), Some(peer(1)));
         assert!(channels.any_to(peer(9).ip()));
