@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// From the start of both programs to data both ways; the slowest peer waits two seconds by itself.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// Consent lasts 30 s (RFC 7675 §5.1); some checks more.
+const CONSENT: Duration = Duration::from_secs(40);
+
 #[test]
 fn is() {
     both_roles(Command::new(env!("CARGO_BIN_EXE_is_peer")));
@@ -47,19 +50,90 @@ fn icecat() {
     }
 }
 
-fn both_roles(peer: Command) {
-    let address = address();
-    let name = peer.get_program().to_string_lossy().into_owned();
-    for controlling in [true, false] {
-        let mut command = Command::new(peer.get_program());
-        command.args(peer.get_args());
-        command.arg(role(!controlling)).arg(&address);
-        meet(&name, controlling, start(command));
+/// Both sides start in one role: who keeps it is settled on the way (RFC 8445 §7.3.1.1). webrtc-ice
+/// drops such checks and pion never settles, so they are not asked.
+#[test]
+fn role_conflicts() {
+    let mut aioice = Command::new(built("venv/bin/python3"));
+    aioice.arg(here().join("peers/aioice_peer.py"));
+    let is = Command::new(env!("CARGO_BIN_EXE_is_peer"));
+    for peer in [is, aioice, Command::new(built("nice_peer"))] {
+        let address = address();
+        for controlling in [true, false] {
+            meet(
+                &last_argument(&peer),
+                controlling,
+                start(with_role(&peer, controlling, &address)),
+            );
+        }
     }
 }
 
+/// Every peer's session outlives the consent that it began with, in both roles.
+#[test]
+fn sessions_outlast_consent() {
+    let address = address();
+    let mut sessions = Vec::new();
+    for peer in peers() {
+        for controlling in [true, false] {
+            let other = start(with_role(&peer, !controlling, &address));
+            sessions.push((
+                last_argument(&peer),
+                meet(&last_argument(&peer), controlling, other),
+            ));
+        }
+    }
+    std::thread::sleep(CONSENT);
+    for (name, (mut ours, mut other)) in sessions {
+        println!("{name} after {CONSENT:?}");
+        let begun = Instant::now();
+        ours.send_until(&mut other, "still from us", begun);
+        other.send_until(&mut ours, "still from them", begun);
+        let lost = |line: &String| *line == "state disconnected";
+        assert!(!ours.seen.iter().any(lost), "{name}: {:?}", ours.seen);
+    }
+}
+
+/// All of them.
+fn peers() -> [Command; 5] {
+    let mut aioice = Command::new(built("venv/bin/python3"));
+    aioice.arg(here().join("peers/aioice_peer.py"));
+    [
+        Command::new(env!("CARGO_BIN_EXE_is_peer")),
+        Command::new(env!("CARGO_BIN_EXE_webrtc_peer")),
+        aioice,
+        Command::new(built("nice_peer")),
+        Command::new(built("pion_peer")),
+    ]
+}
+
+fn both_roles(peer: Command) {
+    let address = address();
+    let name = last_argument(&peer);
+    for controlling in [true, false] {
+        let other = start(with_role(&peer, !controlling, &address));
+        meet(&name, controlling, other);
+    }
+}
+
+/// The peer's file name.
+fn last_argument(peer: &Command) -> String {
+    let last = peer.get_args().last().unwrap_or(peer.get_program());
+    let name = Path::new(last).file_name().unwrap_or(last);
+    name.to_string_lossy().into_owned()
+}
+
+fn with_role(peer: &Command, controlling: bool, address: &str) -> Command {
+    let mut command = Command::new(peer.get_program());
+    command
+        .args(peer.get_args())
+        .arg(role(controlling))
+        .arg(address);
+    command
+}
+
 /// Runs our side in this role against a peer that has started.
-fn meet(name: &str, controlling: bool, mut other: Program) {
+fn meet(name: &str, controlling: bool, mut other: Program) -> (Program, Program) {
     let begun = Instant::now();
     let mut ours = start(icecat_command(controlling, &address()));
     ours.tell(&other.signaling(begun));
@@ -75,6 +149,7 @@ fn meet(name: &str, controlling: bool, mut other: Program) {
         "{name}: we {us}, connected in {connected:?}, data both ways in {:?}",
         begun.elapsed()
     );
+    (ours, other)
 }
 
 struct Program {
