@@ -5,7 +5,9 @@
 
 pub mod cli;
 pub mod core;
+pub mod daemon;
 pub mod io;
 pub mod lab;
+pub mod report;
 pub mod signaling;
 pub mod wireguard;

@@ -1,4 +1,5 @@
-//! Two nodes of in-process WireGuard in two network namespaces: real TUN devices, real sockets, real TCP.
+//! Two nodes of in-process WireGuard in two network namespaces: real TUN devices, real sockets,
+//! real TCP.
 
 #![allow(
     clippy::unwrap_used,
@@ -65,17 +66,21 @@ impl Namespace {
     }
 
     fn ip(&self, arguments: &str) {
+        self.run("ip", arguments);
+    }
+
+    fn run(&self, program: &'static str, arguments: &str) {
         let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
         let ran = self.spawn(move || {
             (
-                Command::new("ip").args(&arguments).output().unwrap(),
+                Command::new(program).args(&arguments).output().unwrap(),
                 arguments,
             )
         });
         let (output, arguments) = ran.join().unwrap();
         assert!(
             output.status.success(),
-            "ip {arguments:?}: {}",
+            "{program} {arguments:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
     }
@@ -104,40 +109,43 @@ struct Running {
     node: JoinHandle<node::Report>,
 }
 
-/// Both nodes, the first with the second's endpoint, over IPv4 or IPv6 outside.
-fn start(namespaces: &[Namespace; 2], outer_v6: bool, offload: [bool; 2]) -> [Running; 2] {
+/// Of node 0 or 1; the first has the second's endpoint, over IPv4 or IPv6 outside.
+fn config(i: usize, outer_v6: bool, offload: bool) -> node::Config {
     let keys = [[1; 32], [2; 32]];
-    let public = keys.map(|key| Tunnels::new(key, 1420, Instant::now()).public_key().0);
-    let outer = |host: u8| -> SocketAddr {
-        let ip: IpAddr = if outer_v6 {
+    let outer = |host: usize| -> SocketAddr {
+        let ip = if outer_v6 {
             format!("2001:db8::{host}")
         } else {
             format!("192.0.2.{host}")
-        }
-        .parse()
-        .unwrap();
-        SocketAddr::new(ip, 51821)
-    };
-    [0, 1].map(|i| {
-        let config = node::Config {
-            interface: "wice0".to_owned(),
-            offload: offload[i],
-            mtu: 1420,
-            private_key: keys[i],
-            peer_key: public[1 - i],
-            allowed_ips: [
-                format!("10.9.0.{}/32", 2 - i),
-                format!("fd09::{}/128", 2 - i),
-            ]
-            .map(|p| p.parse().unwrap())
-            .to_vec(),
-            addresses: vec![
-                (format!("10.9.0.{}", 1 + i).parse().unwrap(), 32),
-                (format!("fd09::{}", 1 + i).parse().unwrap(), 128),
-            ],
-            listen: outer(1 + i as u8),
-            endpoint: (i == 0).then(|| outer(2)),
         };
+        SocketAddr::new(ip.parse().unwrap(), 51821)
+    };
+    node::Config {
+        interface: "wice0".to_owned(),
+        offload,
+        mtu: 1420,
+        private_key: keys[i],
+        peer_key: Tunnels::new(keys[1 - i], 1420, Instant::now())
+            .public_key()
+            .0,
+        allowed_ips: [
+            format!("10.9.0.{}/32", 2 - i),
+            format!("fd09::{}/128", 2 - i),
+        ]
+        .map(|p| p.parse().unwrap())
+        .to_vec(),
+        addresses: vec![
+            (format!("10.9.0.{}", 1 + i).parse().unwrap(), 32),
+            (format!("fd09::{}", 1 + i).parse().unwrap(), 128),
+        ],
+        listen: outer(1 + i),
+        endpoint: (i == 0).then(|| outer(2)),
+    }
+}
+
+fn start(namespaces: &[Namespace; 2], outer_v6: bool, offload: [bool; 2]) -> [Running; 2] {
+    [0, 1].map(|i| {
+        let config = config(i, outer_v6, offload[i]);
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let node = namespaces[i].spawn(move || node::run(config, &seen).unwrap());
@@ -219,7 +227,8 @@ fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duration {
     fastest
 }
 
-/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns Mbit/s.
+/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns
+/// Mbit/s.
 fn transfer(namespaces: &[Namespace; 2], to: &str, megabytes: usize) -> f64 {
     let to = SocketAddr::new(to.parse().unwrap(), PORT);
     let (ready, is_ready) = std::sync::mpsc::channel();
@@ -283,7 +292,6 @@ fn pings_and_a_hundred_megabytes_cross_unharmed_over_both_families() {
         let v6 = transfer(&namespaces, "fd09::2", megabytes);
         let reports = finish(running);
         println!("outer v6 {outer_v6}, offload {offload:?}: {v4:.0} and {v6:.0} Mbit/s, {rtt:?}");
-        println!("{reports:#?}");
         for (report, offload) in reports.iter().zip(offload) {
             assert_eq!(report.tunnels.unauthenticated, 0);
             assert_eq!(report.tunnels.wrong_source, 0);
@@ -305,6 +313,103 @@ fn pings_and_a_hundred_megabytes_cross_unharmed_over_both_families() {
             );
         }
     }
+}
+
+#[test]
+fn loss_harms_nothing() {
+    let Some(namespaces) = two_namespaces() else {
+        return;
+    };
+    for namespace in &namespaces {
+        namespace.run("nft", "add table inet loss");
+        namespace.run(
+            "nft",
+            "add chain inet loss in { type filter hook input priority 0 ; }",
+        );
+        // What the kernel joined is lost as one.
+        namespace.run(
+            "nft",
+            "add rule inet loss in udp dport 51821 numgen random mod 1000 < 20 drop",
+        );
+    }
+    let running = start(&namespaces, false, [true, true]);
+    ping(&namespaces, "10.9.0.1", "10.9.0.2");
+    transfer(&namespaces, "10.9.0.2", 10);
+    transfer(&namespaces, "fd09::2", 10);
+    let reports = finish(running);
+    let sent = reports[0].socket.sent;
+    assert!(
+        reports[1].socket.received < sent - sent / 100,
+        "nothing was lost: {reports:#?}"
+    );
+}
+
+/// The other end is wireguard-go: what is on the wire is WireGuard.
+#[test]
+fn wireguard_go_understands_it() {
+    let Some(namespaces) = two_namespaces() else {
+        return;
+    };
+    let interface = format!("wg{}", std::process::id());
+    let spawned = namespaces[1].spawn({
+        let interface = interface.clone();
+        move || {
+            Command::new("wireguard-go")
+                .args(["-f", &interface])
+                .spawn()
+        }
+    });
+    let Ok(mut other) = spawned.join().unwrap() else {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "needs wireguard-go and wg"
+        );
+        eprintln!("NOT RUN: needs wireguard-go and wg");
+        return;
+    };
+    let socket = format!("/var/run/wireguard/{interface}.sock");
+    for _ in 0..100 {
+        if std::path::Path::new(&socket).exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let keys = [[1u8; 32], [2; 32]];
+    let file = std::env::temp_dir().join(format!("{interface}.key"));
+    let encode = |key: [u8; 32]| wice_signaling::protocol::PublicKey(key).to_string();
+    std::fs::write(&file, encode(keys[1])).unwrap();
+    let ours = Tunnels::new(keys[0], 1420, Instant::now()).public_key();
+    namespaces[1].run(
+        "wg",
+        &format!(
+            "set {interface} listen-port 51821 private-key {} peer {ours} allowed-ips 10.9.0.1/32,fd09::1/128",
+            file.display()
+        ),
+    );
+    std::fs::remove_file(&file).unwrap();
+    namespaces[1].ip(&format!("address add 10.9.0.2/32 dev {interface}"));
+    namespaces[1].ip(&format!("address add fd09::2/128 dev {interface}"));
+    namespaces[1].ip(&format!("link set {interface} mtu 1420 up"));
+    namespaces[1].ip(&format!("route add 10.9.0.1/32 dev {interface}"));
+    namespaces[1].ip(&format!("route add fd09::1/128 dev {interface}"));
+    let config = config(0, false, true);
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    let node = namespaces[0].spawn(move || node::run(config, &seen).unwrap());
+    ping(&namespaces, "10.9.0.1", "10.9.0.2");
+    let there = transfer(&namespaces, "10.9.0.2", 20);
+    let reversed = [namespaces[1].clone(), namespaces[0].clone()];
+    let back = transfer(&reversed, "fd09::1", 20);
+    println!("wireguard-go: {there:.0} Mbit/s there, {back:.0} back");
+    stop.store(true, Ordering::Relaxed);
+    let report = node.join().unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    std::fs::remove_file(&socket).unwrap();
+    assert_eq!(
+        (report.tunnels.unauthenticated, report.tunnels.bad_inner),
+        (0, 0)
+    );
 }
 
 #[test]

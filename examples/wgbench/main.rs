@@ -1,6 +1,7 @@
 //! In-process WireGuard between static endpoints, to be measured against others in namespaces:
 //! `wgbench INTERFACE LISTEN ENDPOINT|- PRIVATE PEER_PUBLIC ADDRESS/LEN[,ADDRESS/LEN] ALLOWED[,ALLOWED] [no-offload]`,
-//! keys in base64 as `wg` prints them. Runs until its standard input ends, then prints what it counted.
+//! keys in base64 as `wg` prints them. Runs until its standard input ends, then prints what it
+//! counted.
 
 mod node;
 

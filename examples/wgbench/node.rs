@@ -1,4 +1,5 @@
-//! One node of in-process WireGuard with a peer at a static endpoint: the least loop that carries packets.
+//! One node of in-process WireGuard with a peer at a static endpoint: the least loop that carries
+//! packets.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

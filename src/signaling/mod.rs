@@ -1,1 +1,142 @@
 //! Clients of every signaling backend.
+//!
+//! A backend is a future between two ends: an outbox that holds what this node wants known (state,
+//! not a queue: what is replaced before it was sent is never sent), and a bounded channel of
+//! events. It reconnects by itself and publishes the outbox again; it never touches a path.
+
+mod connect;
+mod proxy;
+mod tls;
+mod websocket;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use wice_signaling::protocol::{
+    ErrorCode, JoinReceipt, PublicKey, RecordKind, RevocationList, Servers,
+};
+
+pub use self::connect::{ConnectError, SocketHook, bind_to_device, fwmark};
+pub use self::proxy::{ProxyError, ProxyParseError, ProxyUrl, http_connect};
+pub use self::websocket::{WebSocketBackend, WebSocketConfig};
+
+/// Events that may wait for the daemon; past them the backend stops reading.
+const EVENT_QUEUE: usize = 256;
+
+/// What a backend tells the daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// This node is in, and what it had published is published.
+    Connected,
+    /// It is not, or no longer.
+    Disconnected {
+        /// What happened, why, what to do: for people.
+        reason: String,
+        /// Until the next try.
+        retry_in: Duration,
+    },
+    /// The service refuses this node; `Disconnected` follows.
+    Refused {
+        /// Why.
+        code: ErrorCode,
+        /// For people.
+        text: String,
+    },
+    /// Another node's record, sealed.
+    Record {
+        /// Whose.
+        key: PublicKey,
+        /// Which.
+        kind: RecordKind,
+        /// As it was published.
+        sealed: Vec<u8>,
+        /// How long its node has been away; zero while it is connected.
+        last_seen: Duration,
+    },
+    /// STUN and TURN servers: first without credentials, before this node is in; then with, and
+    /// again before they expire.
+    Servers(Servers),
+    /// A verified list of revocations, newer than the last.
+    Revocations(RevocationList),
+    /// To be kept: it lets this node in after its invite has expired.
+    Receipt(JoinReceipt),
+}
+
+/// What this node wants known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outbox {
+    /// The last record of each kind, sealed where the backend is not trusted with addresses.
+    pub records: BTreeMap<RecordKind, Bytes>,
+    /// A list of revocations to carry.
+    pub revocations: Option<RevocationList>,
+    /// Counts changes of the node's own network: a connection is then checked at once.
+    pub network_changes: u64,
+}
+
+/// A way to reach the other nodes' records.
+pub trait SignalingBackend: Send + 'static {
+    /// Runs until the receiver of `events` or the sender of `outbox` is gone.
+    fn run(
+        self,
+        outbox: watch::Receiver<Outbox>,
+        events: mpsc::Sender<Event>,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// A running backend. Dropping it ends the backend.
+pub struct Signaling {
+    outbox: watch::Sender<Outbox>,
+    events: mpsc::Receiver<Event>,
+    task: JoinHandle<()>,
+}
+
+impl Signaling {
+    /// Runs `backend` as a task of the present runtime.
+    pub fn start(backend: impl SignalingBackend) -> Self {
+        let (outbox, outbox_rx) = watch::channel(Outbox::default());
+        let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
+        let task = tokio::spawn(backend.run(outbox_rx, events_tx));
+        Self {
+            outbox,
+            events,
+            task,
+        }
+    }
+
+    /// Replaces this node's record of `kind`. Never blocks, never fails: it is sent when it can be,
+    /// and again after each reconnect.
+    pub fn publish(&self, kind: RecordKind, sealed: impl Into<Bytes>) {
+        let sealed = sealed.into();
+        self.outbox.send_modify(|outbox| {
+            outbox.records.insert(kind, sealed);
+        });
+    }
+
+    /// Carries a list of revocations to the service and so to all nodes.
+    pub fn push_revocations(&self, list: RevocationList) {
+        self.outbox
+            .send_modify(|outbox| outbox.revocations = Some(list));
+    }
+
+    /// To be called when addresses or routes of this node change: the connection is checked
+    /// within seconds instead of a minute, and a pending retry comes at once.
+    pub fn network_changed(&self) {
+        self.outbox
+            .send_modify(|outbox| outbox.network_changes += 1);
+    }
+
+    /// The next event; `None` when the backend has ended. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Signaling {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,4 +1,5 @@
-//! Interfaces, addresses and routes by rtnetlink: for setting up and for changes, never on the data path.
+//! Interfaces, addresses and routes by rtnetlink: for setting up and for changes, never on the data
+//! path.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +18,8 @@ use tokio::task::JoinHandle;
 
 use super::IpPrefix;
 
-/// Interfaces looked at; a node with more has containers, whose interfaces come last and are none of ours.
+/// Interfaces looked at; a node with more has containers, whose interfaces come last and are none
+/// of ours.
 const MAX_INTERFACES: usize = 4096;
 /// Addresses of one interface that are kept.
 const MAX_ADDRESSES: usize = 64;
@@ -263,7 +265,8 @@ impl Netlink {
             .map_err(|e| classify(what(), e))
     }
 
-    /// Routes `prefix` to an interface in the main table; a route to another interface stays and is an error.
+    /// Routes `prefix` to an interface in the main table; a route to another interface stays and is
+    /// an error.
     pub async fn add_route(&self, prefix: IpPrefix, index: u32) -> Result<(), NetlinkError> {
         let what = || format!("add route {prefix}");
         let result = self
@@ -340,8 +343,8 @@ impl Drop for Netlink {
     }
 }
 
-/// Tells that links, addresses or routes changed; what they are now is to be asked for. So nothing is queued, and a burst that
-/// overruns the socket (ENOBUFS) is a change like any other.
+/// Tells that links, addresses or routes changed; what they are now is to be asked for. So nothing
+/// is queued, and a burst that overruns the socket (ENOBUFS) is a change like any other.
 #[derive(Debug)]
 pub struct Watch {
     socket: AsyncFd<OwnedFd>,
@@ -387,7 +390,8 @@ impl Watch {
         })
     }
 
-    /// Waits until something has changed since the last call, and for what comes with it. May be cancelled.
+    /// Waits until something has changed since the last call, and for what comes with it. May be
+    /// cancelled.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         let error = |source| NetlinkError::System {
             what: "watch the interfaces".into(),
@@ -468,7 +472,8 @@ fn link_kind(kind: &InfoKind) -> LinkKind {
     }
 }
 
-/// IFA_LOCAL is the interface's own where the two differ (point to point); IPv6 has IFA_ADDRESS alone.
+/// IFA_LOCAL is the interface's own where the two differ (point to point); IPv6 has IFA_ADDRESS
+/// alone.
 fn address(message: &AddressMessage) -> Option<InterfaceAddress> {
     let mut ip = None;
     for attribute in &message.attributes {

@@ -69,7 +69,8 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Makes the device, non-blocking and down, with as much offload as the kernel has; `wanted` false makes it without any.
+    /// Makes the device, non-blocking and down, with as much offload as the kernel has; `wanted`
+    /// false makes it without any.
     pub fn create(name: &str, wanted: bool) -> Result<Self, TunError> {
         let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         let good = (1..=MAX_NAME_LEN).contains(&name.len())
@@ -187,7 +188,8 @@ fn attach(file: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// USO needs kernel 6.2; a kernel without it still has TSO. Both families or none: a flow is not asked which it is.
+/// USO needs kernel 6.2; a kernel without it still has TSO. Both families or none: a flow is not
+/// asked which it is.
 fn enable_offload(file: &File) -> Offload {
     let tso = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
     let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;

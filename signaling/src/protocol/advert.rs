@@ -68,23 +68,7 @@ impl Advert {
         if key.public_key() != self.key {
             return Err(RecordError::BadSignature);
         }
-        check_text(&self.name, MAX_NAME_LEN, "name")?;
-        check_candidates(&self.candidates)?;
-        if self.membership.len() > MAX_MEMBERSHIP_FIELD {
-            return Err(RecordError::TooLong);
-        }
-        let mut out = Vec::with_capacity(MAX_ADVERT_LEN_BARE);
-        out.push(VERSION);
-        out.extend_from_slice(&self.key.0);
-        out.extend_from_slice(&self.session.0);
-        out.extend_from_slice(&self.sequence.to_be_bytes());
-        put_text(&mut out, &self.name);
-        out.push(self.nat.to_byte());
-        out.push(self.candidates.len() as u8);
-        for candidate in &self.candidates {
-            candidate.put(&mut out);
-        }
-        put_long(&mut out, &self.membership);
+        let mut out = self.body()?;
         let signature = xeddsa::sign(key, Domain::Advert, &out, z);
         out.extend_from_slice(&signature);
         Ok(out)
@@ -108,7 +92,30 @@ impl Advert {
         Ok(advert)
     }
 
-    fn take(body: &[u8]) -> Result<Self, RecordError> {
+    /// All but the signature.
+    pub(super) fn body(&self) -> Result<Vec<u8>, RecordError> {
+        check_text(&self.name, MAX_NAME_LEN, "name")?;
+        check_candidates(&self.candidates)?;
+        if self.membership.len() > MAX_MEMBERSHIP_FIELD {
+            return Err(RecordError::TooLong);
+        }
+        let mut out = Vec::with_capacity(MAX_ADVERT_LEN_BARE);
+        out.push(VERSION);
+        out.extend_from_slice(&self.key.0);
+        out.extend_from_slice(&self.session.0);
+        out.extend_from_slice(&self.sequence.to_be_bytes());
+        put_text(&mut out, &self.name);
+        out.push(self.nat.to_byte());
+        out.push(self.candidates.len() as u8);
+        for candidate in &self.candidates {
+            candidate.put(&mut out);
+        }
+        put_long(&mut out, &self.membership);
+        Ok(out)
+    }
+
+    /// What [`Advert::body`] made.
+    pub(super) fn take(body: &[u8]) -> Result<Self, RecordError> {
         let mut reader = Reader::new(body);
         let version = reader.u8()?;
         if version != VERSION {

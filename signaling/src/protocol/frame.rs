@@ -185,8 +185,6 @@ pub enum ErrorCode {
     Replaced,
     /// The network has as many nodes as the service takes.
     NetworkFull,
-    /// It publishes too often.
-    TooFast,
     /// It said nothing in time.
     TimedOut,
     /// The service shuts down or has too many connections.
@@ -195,7 +193,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::BadFrame,
         Self::WrongProof,
         Self::NotMember,
@@ -204,7 +202,6 @@ impl ErrorCode {
         Self::NetworkNotAllowed,
         Self::Replaced,
         Self::NetworkFull,
-        Self::TooFast,
         Self::TimedOut,
         Self::Busy,
     ];
@@ -221,9 +218,29 @@ impl ErrorCode {
             Self::NetworkNotAllowed => "network-not-allowed",
             Self::Replaced => "replaced",
             Self::NetworkFull => "network-full",
-            Self::TooFast => "too-fast",
             Self::TimedOut => "timed-out",
             Self::Busy => "busy",
+        }
+    }
+
+    /// What happened and what to do, for people.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::BadFrame => "the service does not understand this node: update wice on both",
+            Self::WrongProof => "the node did not prove its WireGuard key: is a proxy in between?",
+            Self::NotMember => "the node is no member of this network: join with its token",
+            Self::InviteExpired => "the invite has expired: make a new one with `wice invite`",
+            Self::Revoked => "the node or its invite was revoked: ask for a new invite",
+            Self::NetworkNotAllowed => {
+                "the service does not serve this network: add its id to the service's list"
+            }
+            Self::Replaced => {
+                "the same node connected again: is its key in use on another machine?"
+            }
+            Self::NetworkFull => "the service has no room: raise its limits or remove nodes",
+            Self::TimedOut => "the node was silent for too long",
+            Self::Busy => "the service shuts down or has no room: the node tries again",
         }
     }
 
@@ -231,9 +248,7 @@ impl ErrorCode {
     #[must_use]
     pub fn is_temporary(self) -> bool {
         match self {
-            Self::Replaced | Self::NetworkFull | Self::TooFast | Self::TimedOut | Self::Busy => {
-                true
-            }
+            Self::Replaced | Self::NetworkFull | Self::TimedOut | Self::Busy => true,
             Self::BadFrame
             | Self::WrongProof
             | Self::NotMember
@@ -253,9 +268,8 @@ impl ErrorCode {
             Self::NetworkNotAllowed => 6,
             Self::Replaced => 7,
             Self::NetworkFull => 8,
-            Self::TooFast => 9,
-            Self::TimedOut => 10,
-            Self::Busy => 11,
+            Self::TimedOut => 9,
+            Self::Busy => 10,
         }
     }
 }

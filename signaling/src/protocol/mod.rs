@@ -47,5 +47,5 @@ pub use revocation::{MAX_REVOCATION_LEN, MAX_REVOCATIONS, RevocationList};
 pub use routes::{MAX_ROUTES, MAX_ROUTES_LEN, Routes};
 pub use seal::{MAX_SEALED_LEN, NetworkKey, OpenError, RecordKind, SEAL_NONCE_LEN};
 pub use token::{ServerPin, Token, TokenError};
-pub use url::{ServerAddress, ServerAddressError, ServerKind, SignalUrl, UrlError};
+pub use url::{ServerAddress, ServerAddressError, ServerKind, SignalUrl, UrlError, host_and_port};
 pub use wire::RecordError;

@@ -378,3 +378,30 @@ fn routes_are_bounded_sorted_and_differ() {
         Err(RecordError::NotCanonical("routes"))
     );
 }
+
+/// Below the signature too: what decodes, decodes to one meaning and encodes to the same bytes.
+#[test]
+fn a_body_that_decodes_re_encodes_to_itself() {
+    let mut random = Random::new(12);
+    let (mut decoded, mut refused) = (0, 0);
+    for _ in 0..300 {
+        let key = random.key();
+        let valid = random_advert(&mut random, &key).body().unwrap();
+        for _ in 0..100 {
+            let mut body = valid.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(body.len());
+                body[at] ^= 1 << random.below(8);
+            }
+            match Advert::take(&body) {
+                Ok(advert) => {
+                    decoded += 1;
+                    assert_eq!(advert.body().unwrap(), body);
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    // Both happen, or the test would show nothing.
+    assert!(decoded > 1000 && refused > 1000, "{decoded} {refused}");
+}

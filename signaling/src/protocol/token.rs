@@ -44,10 +44,10 @@ impl ServerPin {
         Self(Sha256::digest(der).into())
     }
 
-    /// The first bytes, as people compare them: `sha256:9f2c41ab…`.
+    /// The first bytes, as people compare them: `sha256:9f2c…`.
     #[must_use]
     pub fn short(&self) -> String {
-        format!("sha256:{}…", hex::encode(&self.0[..4]))
+        format!("sha256:{}…", hex::encode(&self.0[..2]))
     }
 }
 

@@ -181,8 +181,9 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// Splits `host`, `host:port`, `[v6]` or `[v6]:port`.
-fn host_and_port(authority: &str, default: u16) -> Option<(String, u16)> {
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port`; the host comes without brackets.
+#[must_use]
+pub fn host_and_port(authority: &str, default: u16) -> Option<(String, u16)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         host.parse::<Ipv6Addr>().ok()?;

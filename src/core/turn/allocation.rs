@@ -291,7 +291,7 @@ impl Allocation {
     }
 
     /// Hands the allocation back (REFRESH with lifetime 0, RFC 8656 §8). [`AllocationEvent::Closed`]
-    /// follows within [`CLOSE_TIMEOUT`].
+    /// follows within 3 s, whether or not the server answers.
     pub fn close(&mut self, now: Instant) {
         match self.phase {
             Phase::Closing { .. } | Phase::Closed | Phase::Failed => return,

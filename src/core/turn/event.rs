@@ -138,7 +138,7 @@ pub enum Failure {
     /// 300 (RFC 8489 §10): the server names another one. Never followed by itself.
     #[error("the relay sends us to another server (300){}", server_text(*.0))]
     Alternate(Option<SocketAddr>),
-    /// 500 to 599 except 508, again after [`super::allocation::MAX_SERVER_ERRORS`] retries.
+    /// 500 to 599 except 508, still there after four retries.
     #[error("the relay has an internal error ({0})")]
     ServerError(u16),
     /// Any other error code.

@@ -233,6 +233,8 @@ fn parse_host(host: &str) -> Result<Host, UrlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_chacha::rand_core::{RngCore, SeedableRng};
 
     fn parse(url: &str) -> RelayUrl {
         url.parse().unwrap_or_else(|error| panic!("{url}: {error}"))
@@ -260,6 +262,36 @@ mod tests {
             assert_eq!(parse(url).to_string(), printed);
             assert_eq!(parse(printed), parse(url));
         }
+    }
+
+    #[test]
+    fn mutated_urls_never_panic_and_what_parses_prints_the_same() {
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let seeds = [
+            "turn:relay.example.org:3478?transport=udp",
+            "turns:[2001:db8::1]:443",
+            "stun:192.0.2.1",
+        ];
+        let alphabet = b"turns:[]?.@/-_%0123456789abcdef\xc3\xa9\0 ";
+        let mut parsed = 0;
+        for round in 0..200_000 {
+            let mut url = seeds[round % seeds.len()].as_bytes().to_vec();
+            for _ in 0..=rng.next_u32() % 3 {
+                let at = rng.next_u32() as usize % url.len();
+                let byte = alphabet[rng.next_u32() as usize % alphabet.len()];
+                match rng.next_u32() % 3 {
+                    0 => url[at] = byte,
+                    1 => url.insert(at, byte),
+                    _ => url.truncate(at.max(1)),
+                }
+            }
+            let text = String::from_utf8_lossy(&url);
+            if let Ok(url) = text.parse::<RelayUrl>() {
+                assert_eq!(parse(&url.to_string()), url);
+                parsed += 1;
+            }
+        }
+        assert!(parsed > 10_000, "{parsed}");
     }
 
     #[test]

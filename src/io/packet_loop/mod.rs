@@ -161,7 +161,7 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
         }
     });
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let mut packet_loop = PacketLoop {
+    let packet_loop = PacketLoop {
         node: parts.node,
         overlay: parts.overlay,
         tunnels: parts.tunnels,

@@ -45,8 +45,8 @@ pub struct Endpoint {
     pub tls: Option<Tls>,
     /// The HTTP proxy on the way, if any.
     pub proxy: Option<ProxyUrl>,
-    /// The network interface that the connection stays on (SO_BINDTODEVICE, needs CAP_NET_RAW), so
-    /// that it never runs through the tunnel that it carries.
+    /// The network interface that the connection stays on (SO_BINDTODEVICE; before Linux 5.7 it needs
+    /// CAP_NET_RAW), so that it never runs through the tunnel that it carries.
     pub device: Option<String>,
 }
 
@@ -85,7 +85,7 @@ pub enum CloseReason {
     },
     /// The connection may not or cannot be bound to its interface.
     #[error(
-        "cannot bind to interface {device}: {error}; does it exist, and is CAP_NET_RAW granted?"
+        "cannot bind to interface {device}: {error}; does it exist? (Linux before 5.7 also wants CAP_NET_RAW)"
     )]
     Device {
         /// The interface.

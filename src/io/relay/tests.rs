@@ -41,7 +41,9 @@ async fn next(events: &mut Events) -> RelayEvent {
 async fn connected(events: &mut Events) -> SocketAddr {
     match next(events).await {
         RelayEvent::Connected { remote, .. } => remote,
-        other => panic!("not connected but {other:?}"),
+        other @ (RelayEvent::Data(_) | RelayEvent::Closed(_)) => {
+            panic!("not connected but {other:?}")
+        }
     }
 }
 
@@ -58,7 +60,9 @@ async fn data(events: &mut Events, length: usize) -> Vec<u8> {
     while all.len() < length {
         match next(events).await {
             RelayEvent::Data(bytes) => all.extend_from_slice(&bytes),
-            other => panic!("no data but {other:?}"),
+            other @ (RelayEvent::Connected { .. } | RelayEvent::Closed(_)) => {
+                panic!("no data but {other:?}")
+            }
         }
     }
     all
@@ -183,6 +187,16 @@ async fn a_relay_that_goes_is_reported() {
 }
 
 #[tokio::test]
+async fn a_connection_stays_on_its_interface() {
+    let mut on_loopback = endpoint(echo_server().await);
+    on_loopback.device = Some("lo".to_owned());
+    let (connection, mut events) = open(on_loopback);
+    connected(&mut events).await;
+    connection.send(vec![1; 8], false);
+    assert_eq!(data(&mut events, 8).await, [1; 8]);
+}
+
+#[tokio::test]
 async fn what_prevents_a_connection_has_a_name() {
     let (listener, address) = listener().await;
     drop(listener);
@@ -215,7 +229,7 @@ async fn a_relay_that_takes_nothing_gets_whole_fresh_frames_only() {
         frame[..4].copy_from_slice(&sent.to_be_bytes());
         connection.send(frame, true);
         sent += 1;
-        if sent % 500 == 0 {
+        if sent.is_multiple_of(500) {
             tokio::task::yield_now().await;
         }
     }
@@ -332,10 +346,11 @@ async fn what_a_proxy_refuses_has_a_name() {
         let url = format!("http://{user}{address}");
         endpoint.proxy = Some(url.parse().expect("a URL"));
         let (_connection, mut events) = open(endpoint);
-        match closed(&mut events).await {
-            CloseReason::Proxy(error) => error,
-            other => panic!("not the proxy but {other}"),
-        }
+        let reason = closed(&mut events).await;
+        let CloseReason::Proxy(error) = reason else {
+            panic!("not the proxy but {reason}");
+        };
+        error
     }
     let denied = "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 2\r\n\r\nno";
     let error = refused(denied, "").await;

@@ -74,7 +74,8 @@ pub(super) fn empty() -> libc::sockaddr_storage {
 pub(super) fn decode(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
     match i32::from(storage.ss_family) {
         libc::AF_INET => {
-            // SAFETY: the family says which sockaddr the kernel wrote here; storage is large and aligned enough.
+            // SAFETY: the family says which sockaddr the kernel wrote here; storage is large and
+            // aligned enough.
             let v4 = unsafe {
                 std::ptr::from_ref(storage)
                     .cast::<libc::sockaddr_in>()

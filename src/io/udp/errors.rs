@@ -1,4 +1,5 @@
-//! What ICMP and the local stack say of datagrams that were sent (IP_RECVERR). Anyone may forge ICMP: hints, not proof.
+//! What ICMP and the local stack say of datagrams that were sent (IP_RECVERR). Anyone may forge
+//! ICMP: hints, not proof.
 
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
@@ -7,7 +8,8 @@ use std::os::fd::AsRawFd;
 use super::address;
 use super::socket::UdpSocket;
 
-/// sock_extended_err (16 bytes) and the offender's address (28), pktinfo (20), each with a 16-byte header, aligned.
+/// sock_extended_err (16 bytes) and the offender's address (28), pktinfo (20), each with a 16-byte
+/// header, aligned.
 const CONTROL_BYTES: usize = 192;
 
 /// What was said.
@@ -83,7 +85,8 @@ impl UdpSocket {
         let Some(remote) = address::decode(&name).or(self.connected()) else {
             return Read::Skip;
         };
-        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within them.
+        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within
+        // them.
         let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
         while !message.is_null() {
             // SAFETY: not null, so a whole header within the control buffer.
@@ -91,7 +94,8 @@ impl UdpSocket {
             if kind == (libc::IPPROTO_IP, libc::IP_RECVERR)
                 || kind == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
             {
-                // SAFETY: such a message carries one sock_extended_err and the offender's address behind it.
+                // SAFETY: such a message carries one sock_extended_err and the offender's address
+                // behind it.
                 return Read::Error(unsafe { decode(remote, libc::CMSG_DATA(message)) });
             }
             // SAFETY: header and message belong together.
@@ -127,8 +131,8 @@ unsafe fn decode(remote: SocketAddr, data: *const u8) -> PathError {
             // SAFETY: as above.
             let offender = unsafe { data.add(size_of::<libc::sock_extended_err>()) };
             let mut storage = address::empty();
-            // A sockaddr_in6 is the longest; the control buffer is zeroed and longer than that in any case.
-            // SAFETY: 28 bytes lie within the control buffer by its derivation.
+            // A sockaddr_in6 is the longest; the control buffer is zeroed and longer than that in
+            // any case. SAFETY: 28 bytes lie within the control buffer by its derivation.
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     offender,

@@ -1,5 +1,5 @@
-//! Receiving: one recvmmsg fills up to [`SLOTS`] slots, each of which may hold a run of datagrams that the
-//! kernel joined (UDP_GRO).
+//! Receiving: one recvmmsg fills up to [`SLOTS`] slots, each of which may hold a run of datagrams
+//! that the kernel joined (UDP_GRO).
 
 use std::io;
 use std::mem::size_of;
@@ -13,19 +13,20 @@ use super::socket::UdpSocket;
 pub const SLOTS: usize = 16;
 /// A joined run is at most one IP datagram long (65,535 bytes).
 const SLOT_BYTES: usize = 65_536;
-/// pktinfo (at most 20 bytes) and the segment size (4 bytes), each with its 16-byte header, aligned.
+/// pktinfo (at most 20 bytes) and the segment size (4 bytes), each with its 16-byte header,
+/// aligned.
 const CONTROL_BYTES: usize = 128;
 
-/// Memory that receiving uses, shared by all sockets of a thread: 1 MiB of address space, of which only
-/// pages that datagrams have filled are ever resident.
+/// Memory that receiving uses, shared by all sockets of a thread: 1 MiB of address space, of which
+/// only pages that datagrams have filled are ever resident.
 pub struct ReceiveBuffers {
     data: Box<[u8]>,
     controls: Box<[Control; SLOTS]>,
     slots: Vec<Slot>,
 }
 
-/// A run of datagrams from one remote to one local address, all `segment_size` bytes long but the last, which
-/// may be shorter.
+/// A run of datagrams from one remote to one local address, all `segment_size` bytes long but the
+/// last, which may be shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
     /// Where they came from.
@@ -101,9 +102,10 @@ impl Default for ReceiveBuffers {
 }
 
 impl UdpSocket {
-    /// Takes what has arrived, up to [`SLOTS`] runs, into `buffers`, whose former content is gone. Returns how many
-    /// slots the kernel filled: fewer than [`SLOTS`] means that the socket was empty, 0 that nothing had arrived.
-    /// An error here is the socket's, never a datagram's: the caller may log it and go on.
+    /// Takes what has arrived, up to [`SLOTS`] runs, into `buffers`, whose former content is gone.
+    /// Returns how many slots the kernel filled: fewer than [`SLOTS`] means that the socket was
+    /// empty, 0 that nothing had arrived. An error here is the socket's, never a datagram's: the
+    /// caller may log it and go on.
     pub fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
         buffers.slots.clear();
         let mut names = [address::empty(); SLOTS];
@@ -139,12 +141,13 @@ impl UdpSocket {
         Ok(filled)
     }
 
-    /// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call, whatever
-    /// it belongs to; it is told by [`UdpSocket::next_error`], so the call is made again.
+    /// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call,
+    /// whatever it belongs to; it is told by [`UdpSocket::next_error`], so the call is made again.
     fn receive_messages(&self, messages: &mut [libc::mmsghdr; SLOTS]) -> io::Result<Option<usize>> {
         let mut retried = false;
         loop {
-            // SAFETY: every header points at a name, an iovec and a control buffer that outlive the call.
+            // SAFETY: every header points at a name, an iovec and a control buffer that outlive the
+            // call.
             let filled = unsafe {
                 libc::recvmmsg(
                     self.as_raw_fd(),
@@ -197,7 +200,8 @@ impl Slot {
             local: None,
             ifindex: 0,
         };
-        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within them.
+        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within
+        // them.
         let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
         while !control.is_null() {
             // SAFETY: not null, so a whole header within the control buffer.

@@ -1,5 +1,5 @@
-//! Sending: runs of equal size to one destination leave in one system call (UDP_SEGMENT), gathered from where
-//! they lie, each behind a ChannelData header if it goes through a TURN channel.
+//! Sending: runs of equal size to one destination leave in one system call (UDP_SEGMENT), gathered
+//! from where they lie, each behind a ChannelData header if it goes through a TURN channel.
 
 use std::io;
 use std::mem::size_of;
@@ -88,8 +88,8 @@ impl Default for SendFailures {
     }
 }
 
-/// Gathers datagrams and sends them in runs. `'p` is the life of the payloads, which are not copied. Dropping it
-/// sends what is left.
+/// Gathers datagrams and sends them in runs. `'p` is the life of the payloads, which are not
+/// copied. Dropping it sends what is left.
 pub struct Coalescer<'s, 'p> {
     socket: &'s UdpSocket,
     failures: &'s mut SendFailures,
@@ -106,8 +106,8 @@ impl<'s, 'p> Coalescer<'s, 'p> {
         }
     }
 
-    /// Adds one datagram, and sends what was gathered if this one cannot join it. Order to one destination
-    /// is kept.
+    /// Adds one datagram, and sends what was gathered if this one cannot join it. Order to one
+    /// destination is kept.
     pub fn push(
         &mut self,
         destination: Destination,
@@ -219,7 +219,8 @@ impl<'p> Run<'p> {
         self.payloads[index].len() + if self.framed { CHANNEL_HEADER_LEN } else { 0 }
     }
 
-    /// Describes segments `range` to the kernel; payloads that touch in memory become one entry. Returns the entries used.
+    /// Describes segments `range` to the kernel; payloads that touch in memory become one entry.
+    /// Returns the entries used.
     fn gather(
         &self,
         range: std::ops::Range<usize>,
@@ -251,8 +252,9 @@ impl UdpSocket {
             match self.send_segments(destination, run, 0..run.count) {
                 Ok(()) => return self.count(|c| c.sent += run.count as u64),
                 Err(error) => match error.raw_os_error() {
-                    // EIO: the device cannot checksum what it would have to segment. EINVAL and EMSGSIZE: no
-                    // UDP_SEGMENT here, a source that is gone, or a segment over the MTU; one by one tells which.
+                    // EIO: the device cannot checksum what it would have to segment. EINVAL and
+                    // EMSGSIZE: no UDP_SEGMENT here, a source that is gone, or a segment over the
+                    // MTU; one by one tells which.
                     Some(code @ (libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {
                         self.count(|c| c.gso_refused += 1);
                         let all_left = self.send_singly(destination, run, failures);
@@ -373,7 +375,8 @@ impl UdpSocket {
                 Some(libc::EAGAIN | libc::ENOBUFS | libc::EMSGSIZE | libc::EIO | libc::EINVAL) => {
                     return Err(error);
                 }
-                // An ICMP error that waits on the socket, perhaps of another destination, fails one call unsent.
+                // An ICMP error that waits on the socket, perhaps of another destination, fails one
+                // call unsent.
                 _ if !retried => retried = true,
                 _ => return Err(error),
             }
@@ -424,8 +427,8 @@ impl Control {
         };
         let next = self.used + space as usize;
         debug_assert!(next <= CONTROL_BYTES);
-        // SAFETY: `used` is a multiple of the alignment (CMSG_SPACE rounds up), and what is pushed fits by the
-        // derivation of CONTROL_BYTES.
+        // SAFETY: `used` is a multiple of the alignment (CMSG_SPACE rounds up), and what is pushed
+        // fits by the derivation of CONTROL_BYTES.
         unsafe {
             let header = self
                 .bytes

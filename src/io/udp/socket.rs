@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{self, RawAddress};
 
-/// Receive buffer asked for: 8 MiB hold 50 ms at 1 Gbit/s with the kernel's bookkeeping; an unsized one
-/// (208 KiB) loses most of a burst.
+/// Receive buffer asked for: 8 MiB hold 50 ms at 1 Gbit/s with the kernel's bookkeeping; an unsized
+/// one (208 KiB) loses most of a burst.
 const RECEIVE_BUFFER_BYTES: libc::c_int = 8 << 20;
 /// Send buffer asked for: some 30 full GSO sends in flight, about 25 ms at 1 Gbit/s.
 const SEND_BUFFER_BYTES: libc::c_int = 4 << 20;
@@ -60,7 +60,8 @@ pub enum UdpError {
     },
 }
 
-/// What a socket has seen since it was opened. Datagrams are WireGuard or STUN packets, not GSO sends.
+/// What a socket has seen since it was opened. Datagrams are WireGuard or STUN packets, not GSO
+/// sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Datagrams received.
@@ -100,8 +101,8 @@ impl UdpSocket {
         Ok(socket)
     }
 
-    /// A socket for one server, from `local` (a wildcard leaves the choice to the route), leaving by the
-    /// interface `ifindex` alone if it is given.
+    /// A socket for one server, from `local` (a wildcard leaves the choice to the route), leaving
+    /// by the interface `ifindex` alone if it is given.
     pub fn connect(
         local: SocketAddr,
         remote: SocketAddr,
@@ -245,7 +246,8 @@ impl UdpSocket {
         Ok(())
     }
 
-    /// FORCE passes net.core.[rw]mem_max but needs CAP_NET_ADMIN; the plain option is clamped to it.
+    /// FORCE passes net.core.[rw]mem_max but needs CAP_NET_ADMIN; the plain option is clamped to
+    /// it.
     fn size_buffer(
         &self,
         force: libc::c_int,

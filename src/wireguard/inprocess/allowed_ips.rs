@@ -7,7 +7,8 @@ use super::PeerId;
 use crate::wireguard::IpPrefix;
 use crate::wireguard::mask::{mask_v4, mask_v6};
 
-/// Prefixes by family and length, longest first. A lookup costs one search for each length in use: a mesh has one or two.
+/// Prefixes by family and length, longest first. A lookup costs one search for each length in use:
+/// a mesh has one or two.
 #[derive(Debug, Default)]
 pub(super) struct AllowedIps {
     v4: Vec<(u8, BTreeMap<u32, PeerId>)>,

@@ -1,5 +1,5 @@
-//! Joining decrypted packets of one flow, so that the kernel takes some 45 of them in one write (GRO). Order within a
-//! flow is kept: a packet that cannot join closes its flow's run.
+//! Joining decrypted packets of one flow, so that the kernel takes some 45 of them in one write
+//! (GRO). Order within a flow is kept: a packet that cannot join closes its flow's run.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -9,16 +9,18 @@ use super::device::{Device, Offload};
 use super::segment::{PROTOCOL_TCP, PSH, Segment, TCP_CHECKSUM, TCP_FLAGS, UDP_CHECKSUM};
 use super::vnet::{Gso, VNET_HEADER_LEN, VnetHeader};
 
-/// Room for decrypted packets between flushes: what a receive call brings beyond it is flushed in between. Four full
-/// GRO runs; more would only leave the cache.
+/// Room for decrypted packets between flushes: what a receive call brings beyond it is flushed in
+/// between. Four full GRO runs; more would only leave the cache.
 const ARENA_BYTES: usize = 256 << 10;
 /// Packets between flushes: bounds the tables.
 const MAX_PACKETS: usize = 512;
-/// Packets in a run: UDP_MAX_SEGMENTS of kernels before 6.9, and more than 65,535 bytes hold at any usual MTU.
+/// Packets in a run: UDP_MAX_SEGMENTS of kernels before 6.9, and more than 65,535 bytes hold at any
+/// usual MTU.
 const MAX_RUN: usize = 64;
 /// The largest IP packet.
 const MAX_JOINED_BYTES: usize = 65_535;
-/// Runs searched for a packet's flow, newest first: bounds the work when every packet is of another flow.
+/// Runs searched for a packet's flow, newest first: bounds the work when every packet is of another
+/// flow.
 const MAX_SEARCH: usize = 16;
 /// No next packet.
 const END: usize = usize::MAX;

@@ -1,4 +1,5 @@
-//! From the network to the device: who a datagram is for, whether it may cost cryptography, and what it proved.
+//! From the network to the device: who a datagram is for, whether it may cost cryptography, and
+//! what it proved.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -14,6 +15,12 @@ use super::{Peer, PeerId, SESSION_BITS, Tunnels};
 
 /// A cookie reply's length (WireGuard paper §5.4.7).
 const COOKIE_LEN: usize = 64;
+/// Where the counter of a transport message stands, and from which value on a session is dead
+/// (§6.1): `Tunn`'s replay window would overflow.
+const COUNTER: std::ops::Range<usize> = 8..16;
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// The shortest IP header.
+const IPV4_HEADER: usize = 20;
 /// Packets that `Tunn` queues while there is no session.
 const MAX_QUEUED: usize = 256;
 
@@ -57,7 +64,8 @@ pub enum Verdict {
         /// What it is.
         kind: MessageKind,
     },
-    /// Its counter or timestamp came already, or is too old: a copy on a second path, or a replay. Proves nothing.
+    /// Its counter or timestamp came already, or is too old: a copy on a second path, or a replay.
+    /// Proves nothing.
     Duplicate {
         /// Whose session it names.
         peer: PeerId,
@@ -72,8 +80,9 @@ pub enum Verdict {
 }
 
 impl Tunnels {
-    /// Takes one datagram. What it holds goes to `device` when [`Self::flush`] is called, or when the buffer is full; answers
-    /// leave by `egress` at once. `source` is the remote address: cookies are bound to it.
+    /// Takes one datagram. What it holds goes to `device` when [`Self::flush`] is called, or when
+    /// the buffer is full; answers leave by `egress` at once. `source` is the remote address:
+    /// cookies are bound to it.
     pub fn handle_datagram(
         &mut self,
         source: IpAddr,
@@ -116,7 +125,8 @@ impl Tunnels {
         verdict
     }
 
-    /// Hands what was decrypted to the device, joined where it can be. To be called after each batch of datagrams.
+    /// Hands what was decrypted to the device, joined where it can be. To be called after each
+    /// batch of datagrams.
     pub fn flush(&mut self, device: &mut impl Device) {
         self.coalescer.flush(device);
     }
@@ -134,7 +144,8 @@ impl Tunnels {
         Some(id)
     }
 
-    /// Whether a handshake message may cost its cryptography: mac1 always, a cookie and a share of the source's under load.
+    /// Whether a handshake message may cost its cryptography: mac1 always, a cookie and a share of
+    /// the source's under load.
     fn admit(
         &mut self,
         source: IpAddr,
@@ -173,7 +184,8 @@ impl Tunnels {
         };
         peer.tick(id, egress);
         let mut buffer = [0; HANDSHAKE_LEN];
-        // The queue is left alone: until the other side's first packet the new session is not used for sending.
+        // The queue is left alone: until the other side's first packet the new session is not used
+        // for sending.
         let response = match peer.tunn.decapsulate(None, datagram, &mut buffer) {
             TunnResult::WriteToNetwork(response) => response,
             TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => {
@@ -244,6 +256,12 @@ impl Tunnels {
         device: &mut impl Device,
         egress: &mut impl Egress,
     ) -> Verdict {
+        let counter = datagram
+            .get(COUNTER)
+            .and_then(|bytes| bytes.try_into().ok());
+        if counter.is_none_or(|bytes| u64::from_le_bytes(bytes) >= REJECT_AFTER_MESSAGES) {
+            return Verdict::Dropped(DropReason::Unauthenticated);
+        }
         if !self.coalescer.has_room(datagram.len()) {
             self.coalescer.flush(device);
         }
@@ -276,7 +294,10 @@ impl Tunnels {
             peer.last_handshake = Some(now);
         }
         if let Some((len, inner_source)) = inner {
-            if self.allowed_ips.find(inner_source) == Some(id) {
+            // `Tunn` cuts a packet to the length in its header, whatever that says.
+            if len < IPV4_HEADER {
+                self.counters.bad_inner += 1;
+            } else if self.allowed_ips.find(inner_source) == Some(id) {
                 self.coalescer.push(len, device.offload());
             } else {
                 self.counters.wrong_source += 1;
@@ -304,7 +325,8 @@ impl Tunnels {
 }
 
 impl Peer {
-    /// Sends what waited for a session. `scratch` is the device's read buffer, which is free meanwhile.
+    /// Sends what waited for a session. `scratch` is the device's read buffer, which is free
+    /// meanwhile.
     fn send_queued(&mut self, id: PeerId, scratch: &mut [u8], egress: &mut impl Egress) {
         self.queued = false;
         for _ in 0..MAX_QUEUED {

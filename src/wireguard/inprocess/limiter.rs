@@ -1,5 +1,5 @@
-//! What unauthenticated handshakes may cost. A valid mac1 proves only that the sender knows our public key, which adverts show;
-//! an initiation then costs two X25519 operations, some 100 µs.
+//! What unauthenticated handshakes may cost. A valid mac1 proves only that the sender knows our
+//! public key, which adverts show; an initiation then costs two X25519 operations, some 100 µs.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,11 +9,13 @@ use crate::wireguard::mask::mask_v6;
 
 /// Handshake messages a second before cookies are demanded: 1 % of a core.
 pub(super) const HANDSHAKES_PER_SECOND: u64 = 100;
-/// Under load, messages a second from one source that has proven its address by a cookie (the kernel's ratelimiter.c has the same).
+/// Under load, messages a second from one source that has proven its address by a cookie (the
+/// kernel's ratelimiter.c has the same).
 const PER_SOURCE_PER_SECOND: u32 = 20;
 /// Under load, messages at once from one source (the same).
 const PER_SOURCE_BURST: u32 = 5;
-/// Sources remembered: each must have answered a cookie, so an attacker needs as many addresses; past them none is let in.
+/// Sources remembered: each must have answered a cookie, so an attacker needs as many addresses;
+/// past them none is let in.
 const MAX_SOURCES: usize = 4096;
 /// A bucket is full again after this, so forgetting it changes nothing.
 const REFILL: Duration =

@@ -1,5 +1,6 @@
-//! In-process WireGuard for many peers: boringtun's `Tunn` for the protocol, and around it what a device does: cryptokey routing,
-//! dispatch, limits, and offload on both sides. One thread, no locks taken by two, no I/O but through [`Device`] and [`Egress`].
+//! In-process WireGuard for many peers: boringtun's `Tunn` for the protocol, and around it what a
+//! device does: cryptokey routing, dispatch, limits, and offload on both sides. One thread, no
+//! locks taken by two, no I/O but through [`Device`] and [`Egress`].
 
 mod allowed_ips;
 mod checksum;
@@ -38,9 +39,11 @@ pub use outbound::TunRead;
 use sealer::{DATA_OVERHEAD, HANDSHAKE_LEN, MAX_PACKET, PADDING, Sealer};
 pub use vnet::VNET_HEADER_LEN;
 
-/// How often `Tunn`'s timers are looked at; they count in seconds, but take the last look as the present.
+/// How often `Tunn`'s timers are looked at; they count in seconds, but take the last look as the
+/// present.
 pub const TIMER_INTERVAL: Duration = Duration::from_millis(250);
-/// Forced handshakes of one peer are at least this far apart: the kernel refuses initiations faster than 50 a second.
+/// Forced handshakes of one peer are at least this far apart: the kernel refuses initiations faster
+/// than 50 a second.
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_millis(20);
 /// Peers of one interface: what 16 bits count; indices have 24.
 pub const MAX_PEERS: usize = 1 << 16;
@@ -48,7 +51,8 @@ pub const MAX_PEERS: usize = 1 << 16;
 const SESSION_BITS: u32 = 8;
 /// Tries to draw an index that is not in use: at most one in 256 is, so eight fail once in 10^19.
 const INDEX_TRIES: usize = 8;
-/// The largest packet from the device, its header, and slack for padding; or the largest queued packet, sealed.
+/// The largest packet from the device, its header, and slack for padding; or the largest queued
+/// packet, sealed.
 const READ_BYTES: usize = VNET_HEADER_LEN + MAX_PACKET + PADDING + DATA_OVERHEAD;
 
 /// A peer, while it is configured; numbers are dense and used again.
@@ -302,9 +306,10 @@ impl Tunnels {
         self.coalescer.counters()
     }
 
-    /// Sends an initiation now, also while an earlier one is unanswered (it may have left before there was a path; its answer
-    /// is still taken). For path selection: waiting for the first packet, or for a lost initiation's 5 s, would be seen.
-    /// No more than one in 20 ms; returns whether one was sent.
+    /// Sends an initiation now, also while an earlier one is unanswered (it may have left before
+    /// there was a path; its answer is still taken). For path selection: waiting for the first
+    /// packet, or for a lost initiation's 5 s, would be seen. No more than one in 20 ms; returns
+    /// whether one was sent.
     pub fn start_handshake(&mut self, id: PeerId, now: Instant, egress: &mut impl Egress) -> bool {
         let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else {
             return false;
@@ -354,8 +359,8 @@ impl Tunnels {
 }
 
 impl Peer {
-    /// Lets `Tunn` see the time. Also to be called before a session is made: it knows sessions by the time of the last look, and of
-    /// two made at one time takes back the older.
+    /// Lets `Tunn` see the time. Also to be called before a session is made: it knows sessions by
+    /// the time of the last look, and of two made at one time takes back the older.
     fn tick(&mut self, id: PeerId, egress: &mut impl Egress) {
         let mut buffer = [0; HANDSHAKE_LEN];
         let mut result = self.tunn.update_timers(&mut buffer);

@@ -27,7 +27,8 @@ pub enum TunRead {
 }
 
 impl Tunnels {
-    /// Reads what the device has, within bounds, seals it, and sends it by `egress` in runs as long as they get.
+    /// Reads what the device has, within bounds, seals it, and sends it by `egress` in runs as long
+    /// as they get.
     pub fn handle_device(&mut self, device: &mut impl Device, egress: &mut impl Egress) -> TunRead {
         let mut bytes = 0;
         let mut end = TunRead::More;

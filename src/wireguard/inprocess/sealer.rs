@@ -56,7 +56,8 @@ impl Sealer {
         self.mtu = mtu.min(MAX_PACKET);
     }
 
-    /// Seals `packet[..len]` for `peer`. `packet` reaches at least [`PADDING`] bytes past `len`, and is left as it was.
+    /// Seals `packet[..len]` for `peer`. `packet` reaches at least [`PADDING`] bytes past `len`,
+    /// and is left as it was.
     pub(super) fn push(
         &mut self,
         peer: PeerId,
@@ -108,7 +109,8 @@ impl Sealer {
         self.closed = false;
     }
 
-    /// Padding hides lengths, but must not make a full packet larger than the MTU that it was made for.
+    /// Padding hides lengths, but must not make a full packet larger than the MTU that it was made
+    /// for.
     fn padded(&self, len: usize) -> usize {
         len.next_multiple_of(PADDING).min(self.mtu).max(len)
     }

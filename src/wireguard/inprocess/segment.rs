@@ -27,7 +27,8 @@ pub(super) struct Segment {
     pub(super) payload: usize,
     /// TCP's sequence number, 0 for UDP.
     pub(super) sequence: u32,
-    /// May stand in a run: TCP with payload and no flag but ACK and PSH; UDP with payload and a checksum.
+    /// May stand in a run: TCP with payload and no flag but ACK and PSH; UDP with payload and a
+    /// checksum.
     pub(super) joinable: bool,
     /// May only end one.
     pub(super) pushed: bool,
@@ -98,8 +99,8 @@ impl Segment {
             && checksum::addresses(mine) == checksum::addresses(theirs)
     }
 
-    /// Whether, of one flow, all that a joined packet shows once is the same: TOS, TTL, DF, flow label; for TCP also acknowledgement,
-    /// window, urgent pointer and options.
+    /// Whether, of one flow, all that a joined packet shows once is the same: TOS, TTL, DF, flow
+    /// label; for TCP also acknowledgement, window, urgent pointer and options.
     pub(super) fn same_headers(&self, mine: &[u8], other: &Self, theirs: &[u8]) -> bool {
         let same = |range: std::ops::Range<usize>| mine[range.clone()] == theirs[range];
         let ip = if self.ip == IPV4_LEN {
@@ -113,7 +114,8 @@ impl Segment {
                 || (same(t + 8..t + 13) && same(t + 14..t + 16) && same(t + 18..self.headers)))
     }
 
-    /// Whether the checksums hold: joining makes new ones, which would hide that the old ones did not.
+    /// Whether the checksums hold: joining makes new ones, which would hide that the old ones did
+    /// not.
     pub(super) fn intact(&self, packet: &[u8]) -> bool {
         let header_intact =
             self.ip != IPV4_LEN || checksum::fold(checksum::sum(&packet[..IPV4_LEN])) == 0xffff;

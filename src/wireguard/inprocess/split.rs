@@ -3,7 +3,8 @@
 use super::checksum;
 use super::vnet::{Gso, VnetHeader};
 
-/// IPv4 with options (60), or IPv6 with up to 64 bytes of extension headers (104), and TCP with options (60).
+/// IPv4 with options (60), or IPv6 with up to 64 bytes of extension headers (104), and TCP with
+/// options (60).
 const MAX_HEADERS: usize = 164;
 const TCP_MIN: usize = 20;
 const UDP_LEN: usize = 8;
@@ -21,11 +22,13 @@ const PROTOCOL_UDP: u8 = 17;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadOffload;
 
-/// Calls `emit(buffer, len)` for each packet, in order: it stands in `buffer[..len]` with its checksums right, and bytes past `len` are
-/// those still to be emitted, or slack. `emit` may change `buffer[..len]`, and must leave the rest as it was.
+/// Calls `emit(buffer, len)` for each packet, in order: it stands in `buffer[..len]` with its
+/// checksums right, and bytes past `len` are those still to be emitted, or slack. `emit` may change
+/// `buffer[..len]`, and must leave the rest as it was.
 ///
-/// `buffer[..len]` is the packet as the kernel gave it. No payload is moved: each next header is written over the tail of the
-/// segment before, which has been emitted (and so sealed elsewhere) by then.
+/// `buffer[..len]` is the packet as the kernel gave it. No payload is moved: each next header is
+/// written over the tail of the segment before, which has been emitted (and so sealed elsewhere) by
+/// then.
 pub(super) fn split(
     vnet: VnetHeader,
     buffer: &mut [u8],

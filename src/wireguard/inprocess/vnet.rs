@@ -1,5 +1,5 @@
-//! `struct virtio_net_hdr`, which stands before every packet of a TUN device opened with IFF_VNET_HDR (virtio 1.2 §5.1.6;
-//! host byte order, as the kernel's legacy layout has it).
+//! `struct virtio_net_hdr`, which stands before every packet of a TUN device opened with
+//! IFF_VNET_HDR (virtio 1.2 §5.1.6; host byte order, as the kernel's legacy layout has it).
 
 /// Bytes of the header.
 pub const VNET_HEADER_LEN: usize = 10;

@@ -15,10 +15,6 @@ fn allocate_refused(code: u16) -> (Failure, Option<Duration>) {
 fn refresh_refused(code: u16) -> World {
     let mut world = World::allocated(RelayTransport::Udp);
     world.client.verify(world.now);
-    world.advance(Duration::ZERO);
-    world.client.verify(world.now);
-    let mut world = World::allocated(RelayTransport::Udp);
-    world.client.verify(world.now);
     let sent = world.advance(Duration::ZERO);
     world.refuse(&sent[0], code);
     world

@@ -1,0 +1,123 @@
+//! What the service is told, and its bounds.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::protocol::{NetworkId, ServerAddress};
+
+/// How the service runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it listens: TCP for nodes and, unless `stun` is off, UDP for STUN on the same port.
+    pub listen: SocketAddr,
+    /// Holds its certificate, key, secret and the networks' revocations; made with mode 0700.
+    pub state_dir: PathBuf,
+    /// How nodes reach it.
+    pub transport: Transport,
+    /// The networks served. `None` serves any, but mints no TURN credentials: whoever can make a
+    /// network would get a relay.
+    pub networks: Option<BTreeSet<NetworkId>>,
+    /// STUN and TURN servers that nodes are told of, at most [`crate::protocol::MAX_SERVERS`].
+    pub servers: Vec<ServerAddress>,
+    /// The secret shared with the TURN servers (coturn's `static-auth-secret`).
+    pub turn_secret: Option<String>,
+    /// Whether it answers STUN itself, and tells nodes so.
+    pub stun: bool,
+    /// Whether `/metrics` is answered to more than loopback addresses.
+    pub metrics_public: bool,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// How nodes reach the service.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// TLS under a certificate made at the first start and pinned by the token.
+    SelfSigned,
+    /// TLS under this certificate chain and key, in PEM.
+    Certificate {
+        /// Chain, leaf first.
+        certificate: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+    /// No TLS: behind a proxy that has it. All nodes then seem to come from the proxy, so
+    /// connections are not counted by source.
+    Plain,
+}
+
+/// Bounds: each protects memory, file descriptors or CPU from nodes that have proved nothing, or
+/// from one network at the cost of others.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections in total: each costs a file descriptor and less than 55 KiB with TLS
+    /// (measured with the client in the same process).
+    pub connections: usize,
+    /// Connections from one address (IPv6: one /64, what one subscriber has). A NAT may hide a lab.
+    pub connections_per_source: usize,
+    /// From accept to a valid Hello: four round trips of TCP, TLS, HTTP and WebSocket fit over any
+    /// link that works.
+    pub handshake_timeout: Duration,
+    /// Networks kept in memory.
+    pub networks: usize,
+    /// Nodes kept of one network: the mesh that wice is made for has a few hundred.
+    pub nodes_per_network: usize,
+    /// Bytes of sealed records kept in total.
+    pub record_bytes: usize,
+    /// Records that a connection may publish at once; a node has two.
+    pub publish_burst: u32,
+    /// One more every so long: publishing is debounced and backs off at the node.
+    pub publish_interval: Duration,
+    /// Frames queued for one connection before it counts as too slow and is closed. Twice the
+    /// records of a network of 512.
+    pub queue: usize,
+    /// A frame not taken in this time closes the connection.
+    pub write_timeout: Duration,
+    /// The service pings this often: below the 30 s after which the strictest NATs and proxies
+    /// forget a connection.
+    pub ping_interval: Duration,
+    /// Nothing heard for so long closes the connection: two pings unanswered.
+    pub idle_timeout: Duration,
+    /// Life of TURN credentials; refreshed at half of it.
+    pub credential_lifetime: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_source: 128,
+            handshake_timeout: Duration::from_secs(10),
+            networks: 1024,
+            nodes_per_network: 2048,
+            record_bytes: 64 << 20,
+            publish_burst: 16,
+            publish_interval: Duration::from_secs(1),
+            queue: 1024,
+            write_timeout: Duration::from_secs(20),
+            ping_interval: Duration::from_secs(25),
+            idle_timeout: Duration::from_secs(60),
+            credential_lifetime: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Config {
+    /// A service under its own certificate that serves any network and knows no TURN server.
+    #[must_use]
+    pub fn new(listen: SocketAddr, state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            listen,
+            state_dir: state_dir.into(),
+            transport: Transport::SelfSigned,
+            networks: None,
+            servers: Vec::new(),
+            turn_secret: None,
+            stun: true,
+            metrics_public: false,
+            limits: Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Which addresses of this machine the node may use: its own, never those of a tunnel, a bridge or
+//! a container network.
+
+use std::net::SocketAddr;
+
+use crate::core::node::HostAddress;
+use crate::wireguard::netlink::{DefaultRoutes, Interface, LinkKind};
+
+/// Beginnings of names that container networks and other meshes give their interfaces.
+const FOREIGN: [&str; 16] = [
+    "cali",
+    "cilium",
+    "cni",
+    "docker",
+    "flannel",
+    "kilo",
+    "kube",
+    "lxc",
+    "nodelocaldns",
+    "ovn",
+    "podman",
+    "tailscale",
+    "virbr",
+    "weave",
+    "wg",
+    "zt",
+];
+
+/// The ports that the node's sockets are bound to.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// IPv4, if there is a socket.
+    pub v4: Option<u16>,
+    /// IPv6, if there is a socket.
+    pub v6: Option<u16>,
+}
+
+/// The node's host addresses, those of the default routes' interfaces first. `own` is the index of
+/// the node's own tunnel.
+pub fn host_addresses(
+    interfaces: &[Interface],
+    routes: DefaultRoutes,
+    own: u32,
+    ports: Ports,
+) -> Vec<HostAddress> {
+    let is_default =
+        |interface: &Interface| [routes.v4, routes.v6].contains(&Some(interface.index));
+    let mut usable: Vec<&Interface> = interfaces
+        .iter()
+        .filter(|i| i.running && i.index != own && i.kind != LinkKind::Loopback)
+        .filter(|i| is_default(i) || is_own_network(i))
+        .collect();
+    usable.sort_by_key(|interface| (!is_default(interface), interface.index));
+    let addresses = |interface: &Interface| {
+        let index = interface.index;
+        let good = interface
+            .addresses
+            .iter()
+            .filter(|a| !a.tentative && !a.deprecated);
+        good.filter_map(|address| {
+            let port = if address.ip.is_ipv4() {
+                ports.v4
+            } else {
+                ports.v6
+            }?;
+            Some(HostAddress {
+                address: SocketAddr::new(address.ip, port),
+                interface: index,
+            })
+        })
+        .collect::<Vec<_>>()
+    };
+    usable.into_iter().flat_map(addresses).collect()
+}
+
+/// Whether an interface without a default route leads to a network of this machine's own.
+fn is_own_network(interface: &Interface) -> bool {
+    if FOREIGN
+        .iter()
+        .any(|foreign| interface.name.starts_with(foreign))
+    {
+        return false;
+    }
+    match &interface.kind {
+        LinkKind::Physical => true,
+        LinkKind::Other(kind) => matches!(kind.as_str(), "bond" | "vlan" | "team" | "macvlan"),
+        LinkKind::Loopback
+        | LinkKind::Bridge
+        | LinkKind::Veth
+        | LinkKind::Tun
+        | LinkKind::WireGuard => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wireguard::netlink::InterfaceAddress;
+
+    fn interface(index: u32, name: &str, kind: LinkKind, ip: &str) -> Interface {
+        let address = InterfaceAddress {
+            ip: ip.parse().unwrap(),
+            prefix_len: 24,
+            tentative: false,
+            deprecated: false,
+            secondary: false,
+        };
+        let name = name.to_owned();
+        Interface {
+            index,
+            name,
+            kind,
+            running: true,
+            mtu: 1500,
+            addresses: vec![address],
+        }
+    }
+
+    #[test]
+    fn tunnels_bridges_and_container_networks_are_left_out() {
+        let interfaces = [
+            interface(1, "lo", LinkKind::Loopback, "127.0.0.1"),
+            interface(2, "eth1", LinkKind::Physical, "10.0.0.5"),
+            interface(3, "eth0", LinkKind::Veth, "192.168.1.2"),
+            interface(4, "docker0", LinkKind::Bridge, "172.17.0.1"),
+            interface(5, "cilium_host", LinkKind::Physical, "10.0.1.1"),
+            interface(6, "wice0", LinkKind::Tun, "100.91.0.1"),
+            interface(7, "veth1234", LinkKind::Veth, "10.9.0.1"),
+            interface(8, "bond0", LinkKind::Other("bond".into()), "10.5.0.1"),
+            interface(
+                9,
+                "vxlan.calico",
+                LinkKind::Other("vxlan".into()),
+                "10.6.0.1",
+            ),
+        ];
+        let routes = DefaultRoutes {
+            v4: Some(3),
+            v6: None,
+        };
+        let ports = Ports {
+            v4: Some(51821),
+            v6: None,
+        };
+        let found: Vec<String> = host_addresses(&interfaces, routes, 6, ports)
+            .iter()
+            .map(|host| host.address.to_string())
+            .collect();
+        assert_eq!(
+            found,
+            ["192.168.1.2:51821", "10.0.0.5:51821", "10.5.0.1:51821"]
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! Joining a network by a token, and going on without one.
+
+use wice_signaling::protocol::{
+    JoinReceipt, NetworkId, NetworkKey, PrivateKey, ServerPin, SignalUrl, Token,
+};
+
+use super::state::{NetworkState, State, StateError};
+
+/// The node cannot join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Neither a token nor a network from before.
+    #[error(
+        "this node has not joined a network yet\n  give it a token once: wice up TOKEN (made by `wice invite` on the machine with the network's admin key)"
+    )]
+    NoToken,
+    /// The token is for another network than the node is in.
+    #[error(
+        "this node is in the network {present}, the token is for {other}\n  use another --state-dir and --interface to be in both, or remove the state folder to change over"
+    )]
+    OtherNetwork {
+        /// The one it is in.
+        present: String,
+        /// The token's.
+        other: String,
+    },
+    /// What was kept does not parse.
+    #[error(
+        "the state folder's network.json is damaged ({0})\n  remove it and join again with a token"
+    )]
+    Damaged(&'static str),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// What makes this node a member.
+pub(super) struct Membership {
+    pub(super) name: String,
+    pub(super) url: SignalUrl,
+    pub(super) pin: Option<ServerPin>,
+    pub(super) network: NetworkId,
+    pub(super) network_key: NetworkKey,
+    /// The encoded proof.
+    pub(super) proof: Vec<u8>,
+    pub(super) receipt: Option<JoinReceipt>,
+}
+
+/// By a token, or as kept from before. A token for the same network renews what is kept.
+pub(super) fn membership(
+    state: &State,
+    token: Option<&Token>,
+    key: &PrivateKey,
+) -> Result<Membership, JoinError> {
+    let kept = state.network()?;
+    let Some(token) = token else {
+        return from_state(&kept.ok_or(JoinError::NoToken)?);
+    };
+    if let Some(kept) = kept.as_ref().filter(|kept| kept.network != token.network.0) {
+        return Err(JoinError::OtherNetwork {
+            present: kept.name.clone(),
+            other: token.network_name.clone(),
+        });
+    }
+    let joined = NetworkState {
+        name: token.network_name.clone(),
+        url: token.url.to_string(),
+        pin: token.pin.map(|pin| hex::encode(pin.0)),
+        network: token.network.0,
+        network_key: *token.network_key.expose_secret(),
+        membership: token
+            .invite
+            .sign_member(&token.network, &key.public_key())
+            .encode(),
+        receipt: None,
+    };
+    state.set_network(&joined)?;
+    from_state(&joined)
+}
+
+/// Keeps what the service gave at the first join.
+pub(super) fn keep_receipt(state: &State, receipt: JoinReceipt) -> Result<(), StateError> {
+    let Some(mut network) = state.network()? else {
+        return Ok(());
+    };
+    network.receipt = Some(hex::encode(receipt.0));
+    state.set_network(&network)
+}
+
+fn from_state(kept: &NetworkState) -> Result<Membership, JoinError> {
+    let bytes = |text: &str, what| {
+        hex::decode(text)
+            .ok()
+            .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
+            .ok_or(JoinError::Damaged(what))
+    };
+    Ok(Membership {
+        name: kept.name.clone(),
+        url: kept.url.parse().map_err(|_| JoinError::Damaged("url"))?,
+        pin: kept
+            .pin
+            .as_deref()
+            .map(|pin| bytes(pin, "pin"))
+            .transpose()?
+            .map(ServerPin),
+        network: NetworkId(kept.network),
+        network_key: NetworkKey::from_bytes(kept.network_key),
+        proof: kept.membership.clone(),
+        receipt: kept
+            .receipt
+            .as_deref()
+            .map(|receipt| bytes(receipt, "receipt"))
+            .transpose()?
+            .map(JoinReceipt),
+    })
+}

@@ -1,0 +1,309 @@
+//! What lasts: key, session, sequence, membership, the last adverts of peers and the last servers,
+//! in the state folder. With it a daemon gets its paths back while signaling is down.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use wice_signaling::protocol::{PrivateKey, Session};
+
+/// Nothing that is kept here is larger: 4,096 adverts of 2 KiB.
+const MAX_FILE: u64 = 16 << 20;
+
+const KEY: &str = "key";
+const NODE: &str = "node.json";
+const NETWORK: &str = "network.json";
+const ADVERTS: &str = "adverts.json";
+const SERVERS: &str = "servers.json";
+
+/// The folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file or the folder itself cannot be read or written.
+    #[error(
+        "cannot use {path}: {source}\n  it must be on a writable disk and belong to the daemon's user (see --state-dir)"
+    )]
+    Io {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon has it.
+    #[error(
+        "the state folder {0} is in use by another wice\n  stop that one first (wice down), or give this one its own --state-dir and --interface"
+    )]
+    InUse(String),
+    /// A file's content makes no sense.
+    #[error("{path} is damaged: {why}\n  restore it from a backup, or remove it to start afresh")]
+    Damaged {
+        /// Which.
+        path: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The node's identity in time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// 16 bytes in hex.
+    #[serde(with = "hex")]
+    pub session: [u8; 16],
+    /// Of the last advert that was published.
+    pub sequence: u64,
+    /// Of the last routes that were published.
+    pub routes_sequence: u64,
+    /// Which of the node's possible overlay IPv4 addresses it uses.
+    pub overlay_counter: u8,
+}
+
+impl NodeState {
+    /// The session.
+    pub fn session(&self) -> Session {
+        Session(self.session)
+    }
+}
+
+/// The network that the node has joined.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct NetworkState {
+    /// For people.
+    pub name: String,
+    /// The signaling service.
+    pub url: String,
+    /// The SHA-256 of its certificate in hex; none where public authorities vouch for it.
+    pub pin: Option<String>,
+    /// The network's id in hex.
+    #[serde(with = "hex")]
+    pub network: [u8; 32],
+    /// What its records are sealed under, in hex.
+    #[serde(with = "hex")]
+    pub network_key: [u8; 32],
+    /// The encoded membership.
+    #[serde(with = "hex")]
+    pub membership: Vec<u8>,
+    /// What lets the node in after its invite has expired.
+    pub receipt: Option<String>,
+}
+
+/// A server as it was told last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerState {
+    /// STUN and TURN servers as URIs.
+    pub addresses: Vec<String>,
+    /// Username and password of the TURN servers.
+    pub credentials: Option<(String, String)>,
+}
+
+/// The open folder, locked for this process.
+pub struct State {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl State {
+    /// Opens the folder, made if it is not there (0700), and locks it.
+    pub fn open(folder: &Path) -> Result<Self, StateError> {
+        let at = |path: &Path| path.display().to_string();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|source| StateError::Io {
+                path: at(folder),
+                source,
+            })?;
+        let path = folder.join("lock");
+        let lock = private_file(OpenOptions::new().write(true).create(true).truncate(false))
+            .open(&path)
+            .map_err(|source| StateError::Io {
+                path: at(&path),
+                source,
+            })?;
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        if rustix::fs::flock(&lock, operation).is_err() {
+            return Err(StateError::InUse(at(folder)));
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// The WireGuard private key, made of `fresh` if there is none yet.
+    pub fn key(&self, fresh: [u8; 32]) -> Result<PrivateKey, StateError> {
+        let path = self.folder.join(KEY);
+        match self.read(KEY)? {
+            Some(text) => {
+                let text = String::from_utf8_lossy(&text);
+                text.trim().parse().map_err(|error| StateError::Damaged {
+                    path: path.display().to_string(),
+                    why: format!("{error}"),
+                })
+            }
+            None => {
+                let key = PrivateKey::from_bytes(fresh);
+                let text = base64::Engine::encode(
+                    &base64::engine::general_purpose::STANDARD,
+                    key.expose_secret(),
+                );
+                self.write(KEY, format!("{text}\n").as_bytes())?;
+                Ok(key)
+            }
+        }
+    }
+
+    /// The node's identity in time.
+    pub fn node(&self) -> Result<Option<NodeState>, StateError> {
+        self.read_json(NODE)
+    }
+
+    /// Keeps it.
+    pub fn set_node(&self, node: &NodeState) -> Result<(), StateError> {
+        self.write_json(NODE, node)
+    }
+
+    /// The network that the node has joined.
+    pub fn network(&self) -> Result<Option<NetworkState>, StateError> {
+        self.read_json(NETWORK)
+    }
+
+    /// Keeps it.
+    pub fn set_network(&self, network: &NetworkState) -> Result<(), StateError> {
+        self.write_json(NETWORK, network)
+    }
+
+    /// The last adverts of peers, by key. Damaged ones are as good as none.
+    pub fn adverts(&self) -> BTreeMap<String, String> {
+        self.read_json(ADVERTS).ok().flatten().unwrap_or_default()
+    }
+
+    /// Keeps them: key in base64, record in hex.
+    pub fn set_adverts(&self, adverts: &BTreeMap<String, String>) -> Result<(), StateError> {
+        self.write_json(ADVERTS, adverts)
+    }
+
+    /// The last servers. Damaged ones are as good as none.
+    pub fn servers(&self) -> Option<ServerState> {
+        self.read_json(SERVERS).ok().flatten()
+    }
+
+    /// Keeps them.
+    pub fn set_servers(&self, servers: &ServerState) -> Result<(), StateError> {
+        self.write_json(SERVERS, servers)
+    }
+
+    fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {
+        let Some(bytes) = self.read(name)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StateError::Damaged {
+                path: self.folder.join(name).display().to_string(),
+                why: error.to_string(),
+            })
+    }
+
+    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
+        let bytes = serde_json::to_vec_pretty(value).map_err(|error| StateError::Damaged {
+            path: self.folder.join(name).display().to_string(),
+            why: error.to_string(),
+        })?;
+        self.write(name, &bytes)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.folder.join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(StateError::Io {
+                    path: path.display().to_string(),
+                    source,
+                });
+            }
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE)
+            .read_to_end(&mut bytes)
+            .map_err(|source| StateError::Io {
+                path: path.display().to_string(),
+                source,
+            })?;
+        Ok(Some(bytes))
+    }
+
+    /// Whole or not at all: a power cut leaves the old content.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        let path = self.folder.join(name);
+        let beside = self.folder.join(format!(".{name}.new"));
+        let written = private_file(OpenOptions::new().write(true).create(true).truncate(true))
+            .open(&beside)
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                file.sync_data()
+            })
+            .and_then(|()| fs::rename(&beside, &path));
+        written.map_err(|source| StateError::Io {
+            path: path.display().to_string(),
+            source,
+        })
+    }
+}
+
+fn private_file(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.mode(0o600)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("wice-state-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        folder
+    }
+
+    #[test]
+    fn what_was_kept_comes_back() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = folder("kept");
+        let state = State::open(&folder).unwrap();
+        let key = state.key([7; 32]).unwrap().public_key();
+        assert_eq!(state.key([8; 32]).unwrap().public_key(), key);
+        assert_eq!(state.node().unwrap(), None);
+        let node = NodeState {
+            session: [3; 16],
+            sequence: 9,
+            routes_sequence: 1,
+            overlay_counter: 0,
+        };
+        state.set_node(&node).unwrap();
+        assert!(matches!(State::open(&folder), Err(StateError::InUse(_))));
+        drop(state);
+        let state = State::open(&folder).unwrap();
+        assert_eq!(state.node().unwrap(), Some(node));
+        let mode = |name| {
+            fs::metadata(folder.join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!(mode(KEY), 0o600);
+        assert_eq!(
+            fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        fs::write(folder.join(NODE), b"{").unwrap();
+        assert!(matches!(state.node(), Err(StateError::Damaged { .. })));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,161 @@
+//! Whom a connection to the service trusts: one pinned certificate, or public authorities.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+use wice_signaling::protocol::ServerPin;
+
+/// TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The CA file.
+    #[error("cannot use the CA file {path}: {why}\n  give one or more CA certificates in PEM", path = path.display())]
+    CaFile {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Nobody to trust.
+    #[error("this machine has no CA certificates: install ca-certificates, or set a CA file")]
+    NoRoots,
+    /// rustls refuses its own defaults.
+    #[error("TLS cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// A client configuration, and the pin that it last saw in place of the expected one.
+pub(super) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    verifier: Option<Arc<PinVerifier>>,
+}
+
+impl Tls {
+    /// Trusts `pin` alone if there is one (whatever name or dates the certificate has: boards
+    /// start in 1970), else the system's authorities and those of `ca_file`.
+    pub(super) fn new(pin: Option<ServerPin>, ca_file: Option<&Path>) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let (mut config, verifier) = match pin {
+            Some(pin) => {
+                let verifier = Arc::new(PinVerifier {
+                    pin,
+                    seen: Mutex::new(None),
+                    provider: provider.clone(),
+                });
+                let config = ClientConfig::builder_with_provider(provider)
+                    .with_protocol_versions(&[&rustls::version::TLS13])?
+                    .dangerous()
+                    .with_custom_certificate_verifier(verifier.clone())
+                    .with_no_client_auth();
+                (config, Some(verifier))
+            }
+            None => {
+                // TLS 1.2 too: a company's proxy may speak no other.
+                let config = ClientConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()?
+                    .with_root_certificates(roots(ca_file)?)
+                    .with_no_client_auth();
+                (config, None)
+            }
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            config: Arc::new(config),
+            verifier,
+        })
+    }
+
+    /// The expected pin and the one that came instead, once.
+    pub(super) fn take_mismatch(&self) -> Option<(ServerPin, ServerPin)> {
+        let verifier = self.verifier.as_ref()?;
+        let mut seen = verifier.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((verifier.pin, seen.take()?))
+    }
+}
+
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // Unreadable ones among the system's are skipped: one good root is enough to go on.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let fail = |why: String| TlsError::CaFile {
+            path: path.to_owned(),
+            why,
+        };
+        let certificates = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|error| fail(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(fail("it holds no certificate".to_owned()));
+        }
+        for certificate in certificates {
+            roots
+                .add(certificate)
+                .map_err(|error| fail(error.to_string()))?;
+        }
+    }
+    if roots.is_empty() {
+        Err(TlsError::NoRoots)
+    } else {
+        Ok(roots)
+    }
+}
+
+/// Accepts one certificate, whose holder proves its key as in every TLS handshake.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: ServerPin,
+    seen: Mutex<Option<ServerPin>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let seen = ServerPin::of_certificate(end_entity);
+        if seen == self.pin {
+            return Ok(ServerCertVerified::assertion());
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
