@@ -61,6 +61,10 @@ pub const RECHECK_PAIRS: usize = 4;
 /// Transmissions of such a try.
 pub const RECHECK_RC: u8 = 3;
 
+/// The controlled side starts a handshake of its own on a first path when the controlling side's has
+/// not come for this long: a slow round trip and the path's validation there.
+pub const HANDSHAKE_GRACE: Duration = ms(500);
+
 /// Data went out, none came back: dead after this, with [`DATA_DEAD_HANDSHAKES`] unanswered.
 pub const DATA_DEAD: Duration = secs(15);
 /// A one-way flow is silent by itself for 15 s when one keepalive is lost.

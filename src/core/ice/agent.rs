@@ -9,6 +9,7 @@ use rand_core::{RngCore as _, SeedableRng as _};
 
 use super::pair::{Failure, Pair, PairKey, PairState, Use};
 use super::priority::pair_priority;
+use super::restart::OtherSide;
 use super::{Base, BaseId, Credentials, Nomination, RemoteCandidate, Role};
 use crate::core::stun::{IntegrityKey, RoleClaim, TransactionId, integrity_key};
 use crate::core::timing::{
@@ -45,6 +46,8 @@ pub enum AgentEvent {
     Nominated(PairKey),
     /// The pair worked and has ceased to.
     Lost(PairKey),
+    /// The other side's process has started anew under the same session.
+    Restarted,
     /// The other side sees this base at an address that was not known.
     Reflexive {
         /// What was sent from.
@@ -72,6 +75,7 @@ pub struct Agent {
     pub(super) pairs: BTreeMap<PairKey, Pair>,
     pub(super) triggered: VecDeque<PairKey>,
     pub(super) permitted: BTreeSet<(BaseId, IpAddr)>,
+    pub(super) other_side: OtherSide,
     /// Whether the owner has traffic for this peer: failed pairs are then tried again.
     pub(super) has_traffic: bool,
     rng: ChaCha12Rng,
@@ -98,6 +102,7 @@ impl Agent {
             pairs: BTreeMap::new(),
             triggered: VecDeque::new(),
             permitted: BTreeSet::new(),
+            other_side: OtherSide::default(),
             has_traffic: false,
             rng,
             events: VecDeque::new(),

@@ -59,7 +59,12 @@ impl Agent {
         if self.resolve_role(fields.role) == RoleOutcome::Refuse {
             return Reply::Send(encode_error(request.id(), ROLE_CONFLICT, &self.local_key));
         }
+        let speaks_now = self.hear_claim(fields.role);
         self.learn(base, from, request, &fields);
+        if speaks_now && fields.use_candidate && self.role == Role::Controlled {
+            let key = PairKey { base, remote: from };
+            self.adopt(key, fields.nomination.unwrap_or(0));
+        }
         Reply::Send(encode_success(request.id(), from, &self.local_key))
     }
 
@@ -190,9 +195,6 @@ impl Agent {
                     self.trigger(key);
                 }
             }
-        }
-        if fields.use_candidate && self.role == Role::Controlled {
-            self.adopt(key, fields.nomination.unwrap_or(0));
         }
     }
 

@@ -8,6 +8,7 @@ mod inbound;
 mod outbound;
 mod pair;
 mod priority;
+mod restart;
 #[cfg(test)]
 mod tests;
 mod transaction;

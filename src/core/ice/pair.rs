@@ -97,6 +97,8 @@ pub struct Pair {
     pub(super) unanswered_since: Option<Instant>,
     pub(super) last_probe: Option<Instant>,
     pub(super) last_answer: Option<Instant>,
+    /// Answered by the other side's present life.
+    pub(super) confirmed: bool,
     pub(super) missed: u8,
     pub(super) races: usize,
     /// To be tried again once, with or without traffic.
@@ -144,6 +146,7 @@ impl Pair {
             unanswered_since: None,
             last_probe: None,
             last_answer: None,
+            confirmed: true,
             missed: 0,
             races: 0,
             recheck_asked: false,
@@ -169,6 +172,11 @@ impl Pair {
     /// Whether it may carry data now.
     pub fn is_valid(&self) -> bool {
         self.state == PairState::Succeeded
+    }
+
+    /// Whether it has been answered since the other side has restarted, if it has.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed
     }
 
     /// RFC 8445 §6.1.2.3, in our present role.
@@ -281,6 +289,7 @@ impl Pair {
         self.checks_answered = self.checks_answered.saturating_add(1);
         self.note_history(true);
         self.last_answer = Some(now);
+        self.confirmed = true;
         self.unanswered_since = None;
         self.quiet_since = None;
         self.last_probe = None;
@@ -290,6 +299,11 @@ impl Pair {
             // RFC 6298 §2: alpha = 1/8.
             self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         }
+    }
+
+    pub(super) fn forget_nomination(&mut self) {
+        self.nominated = None;
+        self.nomination_wanted = None;
     }
 
     pub(super) fn note_history(&mut self, answered: bool) {

@@ -254,14 +254,16 @@ impl Node {
         for id in slot.agent.drain_closed() {
             self.transactions.remove(&id);
         }
-        let mut validated = false;
+        let (mut validated, mut restarted) = (false, false);
         while let Some(event) = slot.agent.poll_event() {
             match event {
                 AgentEvent::Validated(_) => validated = true,
                 AgentEvent::Nominated(_) | AgentEvent::Lost(_) => {}
+                AgentEvent::Restarted => restarted = true,
                 AgentEvent::Reflexive { base, mapped } => rebased = Some((base, mapped)),
             }
         }
+        peer.path.handshake_wanted |= restarted;
         if validated {
             self.promote(at);
         }

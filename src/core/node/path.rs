@@ -20,7 +20,7 @@ const MAX_LONELY_DOUBLINGS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct PathState {
     pub(super) selected: Option<PathRef>,
-    /// Chosen, and waiting for its relay's channel.
+    /// Chosen, but waiting for its relay's channel.
     pub(super) pending: Option<PathRef>,
     /// The path before, while packets go on both.
     pub(super) previous: Option<(PathRef, Instant)>,
@@ -30,6 +30,11 @@ pub(super) struct PathState {
     pub(super) changes: u64,
     /// What the owner was told last.
     pub(super) bound: Vec<Route>,
+    /// The other side has restarted: its WireGuard may have forgotten our session, and its handshake
+    /// may be answered on a path that is gone.
+    pub(super) handshake_wanted: bool,
+    /// When to start a handshake ourselves unless the other side's has come.
+    pub(super) handshake_at: Option<Instant>,
     /// When data last went or came.
     pub(super) last_data: Option<Instant>,
     /// Data has gone out and nothing has come back since.
@@ -51,6 +56,8 @@ impl PathState {
             since: now,
             changes: 0,
             bound: Vec::new(),
+            handshake_wanted: false,
+            handshake_at: None,
             last_data: None,
             unanswered_since: None,
             handshakes_unanswered: 0,
@@ -84,11 +91,13 @@ impl PathState {
         packet: WireGuardPacket,
         now: Instant,
     ) {
+        self.handshake_at = None;
         match packet {
             WireGuardPacket::HandshakeInitiation => return,
             WireGuardPacket::Data => self.last_data = Some(now),
             WireGuardPacket::HandshakeResponse | WireGuardPacket::Keepalive => {}
         }
+        self.handshake_wanted = false;
         self.unanswered_since = None;
         self.handshakes_unanswered = 0;
         if path.is_some() && path == self.selected {
@@ -126,7 +135,8 @@ impl PathState {
             .map(|(_, since)| since + UPGRADE_HOLD)
             .filter(|at| now < *at);
         let lonely = self.lonely.map(|(at, _)| at);
-        [previous, idle, better, lonely, self.data_dead_at()]
+        let data_dead = self.data_dead_at();
+        [previous, idle, better, lonely, data_dead, self.handshake_at]
             .into_iter()
             .flatten()
             .min()
@@ -186,20 +196,20 @@ pub(super) fn choose(peer: &mut Peer, now: Instant) -> Option<PathRef> {
     let Peer { slots, path, .. } = peer;
     // The newest agent that has a pair; the one before carries on until then.
     slots.iter().rev().find_map(|slot| {
-        let usable: Vec<&Pair> = slot
-            .agent
-            .pairs()
-            .filter(|pair| pair.is_valid())
-            .filter(|pair| !path.is_held_down(path_ref(slot, pair), now))
-            .collect();
-        // Where all are held down, a bad path beats none.
-        let usable = if usable.is_empty() {
-            slot.agent.pairs().filter(|pair| pair.is_valid()).collect()
-        } else {
-            usable
-        };
+        let valid: Vec<&Pair> = slot.agent.pairs().filter(|p| p.is_valid()).collect();
+        // Where none is confirmed or all are held down, a bad path beats none.
+        let confirmed = prefer(valid, |pair| pair.is_confirmed());
+        let usable = prefer(confirmed, |pair| {
+            !path.is_held_down(path_ref(slot, pair), now)
+        });
         choose_in(slot, &usable, path, now)
     })
+}
+
+/// Those that fulfil the wish, or all if none does.
+fn prefer<'a>(pairs: Vec<&'a Pair>, wish: impl Fn(&Pair) -> bool) -> Vec<&'a Pair> {
+    let wished: Vec<&Pair> = pairs.iter().copied().filter(|pair| wish(pair)).collect();
+    if wished.is_empty() { pairs } else { wished }
 }
 
 fn choose_in(slot: &Slot, usable: &[&Pair], path: &mut PathState, now: Instant) -> Option<PathRef> {

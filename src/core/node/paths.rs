@@ -6,6 +6,7 @@ use super::path::{assign_uses, choose};
 use super::scheduler::Timer;
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, WireGuardPacket};
 use crate::core::ice::{Failure, PairKey, Role};
+use crate::core::timing::HANDSHAKE_GRACE;
 
 impl Node {
     /// WireGuard sent something to this peer by the routes that it was told.
@@ -153,6 +154,14 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        if peer.path.handshake_at.take_if(|at| *at <= now).is_some() {
+            let routes = peer.path.bound.clone();
+            self.events.push_back(Event::Bind {
+                peer: id,
+                routes,
+                handshake: true,
+            });
+        }
         if peer.path.is_lonely(now) {
             for slot in &mut peer.slots {
                 slot.agent.recheck(now);
@@ -220,6 +229,7 @@ impl Node {
 
     /// Tells the owner the routes if they have changed.
     fn bind(&mut self, id: PeerId) {
+        let now = self.now;
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
@@ -238,8 +248,13 @@ impl Node {
         if routes == peer.path.bound {
             return;
         }
-        // One side starts at once; both at once would cost a handshake more.
-        let handshake = peer.path.bound.is_empty() && !routes.is_empty() && controls;
+        // One side starts at once, for both at once would cost a handshake more; the other too if it
+        // has traffic, and else a little later: it may have restarted, and the first not know it.
+        let first = peer.path.bound.is_empty() && !routes.is_empty();
+        let handshake = first && (controls || peer.path.has_traffic(now))
+            || peer.path.handshake_wanted && !routes.is_empty();
+        peer.path.handshake_wanted &= routes.is_empty();
+        peer.path.handshake_at = (first && !handshake).then(|| now + HANDSHAKE_GRACE);
         peer.path.bound.clone_from(&routes);
         self.events.push_back(Event::Bind {
             peer: id,

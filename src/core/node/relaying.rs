@@ -190,8 +190,7 @@ impl Node {
         let Some(peer) = self.peers.get(&peer) else {
             return;
         };
-        let is_direct = |path| peer.pair(path).is_some_and(|pair| pair.relays() == 0);
-        if peer.path.selected.is_some_and(is_direct) {
+        if peer.path.selected.is_some() {
             return;
         }
         self.bind_channel(relay, from);
@@ -213,14 +212,15 @@ impl Node {
         let Some(peer) = self.peers.get(&id) else {
             return;
         };
-        let needed = [peer.path.pending, peer.path.previous.map(|(path, _)| path)];
-        let is_needed = |key| needed.iter().flatten().any(|path| path.key == key);
+        let previous = peer.path.previous.map(|(path, _)| path.key);
+        let pending = peer.path.pending.map(|path| path.key);
         let unused: Vec<(BaseId, SocketAddr)> = peer
             .slots
             .iter()
             .flat_map(|slot| slot.agent.pairs())
             .filter(|pair| pair.relay_transport().is_some() && pair.used() != Use::Selected)
-            .filter(|pair| pair.is_valid() && !is_needed(pair.key()))
+            .filter(|pair| pair.is_valid())
+            .filter(|pair| ![previous, pending].contains(&Some(pair.key())))
             .map(|pair| (pair.key().base, pair.key().remote))
             .collect();
         for (base, remote) in unused {

@@ -225,8 +225,9 @@ impl Allocation {
         }
     }
 
-    /// No longer refreshes the channel to `peer` and takes nothing from it. The server keeps it for
-    /// up to ten minutes (there is no request that ends a channel).
+    /// No longer refreshes the channel to `peer` nor sends on it. The server keeps it for up to ten
+    /// minutes (there is no request that ends a channel), so that what `peer` sends goes on to come in
+    /// by it while `peer` is permitted.
     pub fn unbind_channel(&mut self, peer: SocketAddr) {
         let peer = canonical(peer);
         self.channels.retire(peer);
@@ -239,9 +240,11 @@ impl Allocation {
         self.channels.bound(canonical(peer))
     }
 
-    /// Whose data arrives on a channel number; `None` if nobody's that is wanted.
+    /// Whose data arrives on a channel number: a peer's whose channel is wanted, or whose permission
+    /// is, since the server goes on using a channel for minutes after [`Self::unbind_channel`].
     pub fn channel_peer(&self, number: u16) -> Option<SocketAddr> {
-        self.channels.peer(number)
+        let (peer, wanted) = self.channels.peer(number)?;
+        (wanted || self.permissions.expected(peer.ip())).then_some(peer)
     }
 
     /// Whether `peer` can be sent to now.

@@ -93,16 +93,11 @@ impl Channels {
         channel.expires.map(|_| channel.number)
     }
 
-    /// Whose data arrives on a number; `None` if no wanted channel has it.
-    pub(super) fn peer(&self, number: u16) -> Option<SocketAddr> {
-        self.tied(number)
-            .filter(|peer| self.active.contains_key(peer))
-    }
-
-    /// Whom the server may still tie to a number: it sends on a channel that is no longer wanted until
-    /// the binding expires.
-    pub(super) fn tied(&self, number: u16) -> Option<SocketAddr> {
-        self.numbers.get(&number).copied()
+    /// Whose data arrives on a number, and whether the channel is still wanted: the server goes on
+    /// to use one that is not.
+    pub(super) fn peer(&self, number: u16) -> Option<(SocketAddr, bool)> {
+        let peer = self.numbers.get(&number)?;
+        Some((*peer, self.active.contains_key(peer)))
     }
 
     /// Whether the server may use a number at all, wanted or not.
@@ -265,15 +260,9 @@ mod tests {
         let mut channels = Channels::default();
         assert!(channels.want(peer(1), start) && channels.want(peer(2), start));
         channels.retire(peer(1));
-        assert_eq!(channels.bound(peer(1)), None);
-        assert_eq!(channels.peer(0x4000), None);
-        assert_eq!(
-            channels.tied(0x4000),
-            Some(peer(1)),
-            "the server still uses it"
-        );
+        assert_eq!(channels.peer(0x4000), Some((peer(1), false)));
         assert!(channels.want(peer(1), start));
-        assert_eq!(channels.peer(0x4000), Some(peer(1)));
+        assert_eq!(channels.peer(0x4000), Some((peer(1), true)));
         assert!(channels.any_to(peer(9).ip()));
     }
 

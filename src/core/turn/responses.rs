@@ -54,12 +54,7 @@ impl Allocation {
                     self.counters.ignored += 1;
                     return None;
                 };
-                let wanted = |peer: &SocketAddr| {
-                    self.channels.any_to(peer.ip()) || self.permissions.expected(peer.ip())
-                };
-                self.channels
-                    .tied(number)
-                    .filter(wanted)
+                self.channel_peer(number)
                     .map(|peer| Received { peer, payload })
             }
             Some(0x00..=0x3f) => return self.handle_message(frame, now),

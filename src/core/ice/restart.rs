@@ -1,0 +1,69 @@
+//! The other side's process starts anew under the session that it had: its credentials are the same,
+//! but it counts its nominations from one, and has new allocations. Its tie-breaker, which no wice
+//! node changes while it lives, tells.
+
+use std::collections::VecDeque;
+
+use super::Role;
+use super::agent::{Agent, AgentEvent};
+use super::pair::{Pair, PairKey};
+use crate::core::stun::RoleClaim;
+
+/// Tie-breakers of the past that are remembered: a captured check of theirs must not nominate.
+const MAX_FORMER: usize = 8;
+
+/// What the other side's checks have said of it.
+#[derive(Debug, Default)]
+pub(super) struct OtherSide {
+    present: Option<RoleClaim>,
+    former: VecDeque<RoleClaim>,
+}
+
+impl Agent {
+    /// Hears the role and tie-breaker of an authentic check. False if it is of a former life of the
+    /// other side, and so says nothing of the present.
+    pub(super) fn hear_claim(&mut self, claim: RoleClaim) -> bool {
+        let other = &mut self.other_side;
+        if other.former.contains(&claim) {
+            return false;
+        }
+        let Some(before) = other.present.replace(claim).filter(|was| *was != claim) else {
+            return true;
+        };
+        if other.former.len() == MAX_FORMER {
+            other.former.pop_front();
+        }
+        other.former.push_back(before);
+        // A switched role is a conflict's outcome (RFC 8445 §7.2.5.1), no restart.
+        if std::mem::discriminant(&before) == std::mem::discriminant(&claim) {
+            self.other_side_restarted();
+        }
+        true
+    }
+
+    /// Pairs are checked again, and are not believed in before they are answered while others are;
+    /// what was nominated is nominated again, or waits for the other side's new count.
+    fn other_side_restarted(&mut self) {
+        self.event(AgentEvent::Restarted);
+        let nominated = self.nominated();
+        let valid: Vec<PairKey> = self
+            .pairs
+            .values_mut()
+            .filter(|pair| pair.is_valid())
+            .map(|pair| {
+                pair.confirmed = false;
+                pair.key()
+            })
+            .collect();
+        for key in valid {
+            self.trigger(key);
+        }
+        match self.role {
+            Role::Controlling => self.nominate = nominated.or(self.nominate),
+            Role::Controlled => {
+                self.last_nomination = 0;
+                self.pairs.values_mut().for_each(Pair::forget_nomination);
+            }
+        }
+    }
+}

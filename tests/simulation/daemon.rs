@@ -1,0 +1,469 @@
+//! What a daemon does around its node: sockets, relay connections, signaling, WireGuard.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use stun_types::attribute::AttributeStaticType as _;
+use turn_types::attribute::{Data, XorPeerAddress};
+use wice::core::node::{
+    Arrival, Event, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via, WireGuardPacket,
+};
+use wice_signaling::protocol::{Advert, RelayTransport, Session};
+
+use crate::host::{Connection, PORT};
+use crate::network::{Attached, HostId, INTERNET};
+use crate::turn_server::{self, Client};
+use crate::wireguard;
+use crate::world::{Happening, Record, Stream, World};
+
+/// How long a connection attempt goes on that nobody answers.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl World {
+    pub(crate) fn boot(&mut self, id: HostId) {
+        let others = self.others(id);
+        let seed = self.random.bytes();
+        let now = self.now;
+        self.hosts[id].boot(&others, &self.servers, seed, now);
+        if self.signaling.up {
+            for record in self.signaling.records.values().cloned().collect::<Vec<_>>() {
+                self.fan_out(id, &record);
+            }
+        }
+        self.drain(id);
+    }
+
+    /// The daemon dies; its state stays.
+    pub(crate) fn kill(&mut self, id: HostId) {
+        let host = &mut self.hosts[id];
+        host.node = None;
+        host.wake = None;
+        for connection in std::mem::take(&mut host.relays).into_values() {
+            if let Client::Stream(stream) = connection.client {
+                self.streams[stream].open = false;
+            }
+        }
+    }
+
+    /// The state is lost too.
+    pub(crate) fn forget(&mut self, id: HostId) {
+        let session = Session(self.random.bytes());
+        let host = &mut self.hosts[id];
+        host.session = session;
+        host.stored.clear();
+        host.sequence = 0;
+    }
+
+    pub(crate) fn wake(&mut self, id: HostId) {
+        let now = self.now;
+        let host = &mut self.hosts[id];
+        if host.wake != Some(now) {
+            return;
+        }
+        host.wake = None;
+        host.count_wake(now);
+        let due: Vec<HostId> = host
+            .tunnels
+            .iter()
+            .filter(|(_, tunnel)| tunnel.poll_timeout().is_some_and(|at| at <= now))
+            .map(|(peer, _)| *peer)
+            .collect();
+        for peer in due {
+            let tunnel = self.hosts[id].tunnels.get_mut(&peer).unwrap();
+            let (packets, waits) = tunnel.handle_timeout(now);
+            let host = &mut self.hosts[id];
+            if let (true, Some(peer), Some(node)) = (waits, host.peer_id(peer), &mut host.node) {
+                node.note_wanted(peer, now);
+            }
+            self.tunnel_send(id, peer, &packets);
+        }
+        if let Some(node) = &mut self.hosts[id].node {
+            if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                node.handle_timeout(now);
+            }
+        }
+        self.drain(id);
+    }
+
+    /// Takes all that the node has to say.
+    pub(crate) fn drain(&mut self, id: HostId) {
+        loop {
+            let Some(node) = &mut self.hosts[id].node else {
+                return;
+            };
+            if let Some(transmit) = node.poll_transmit() {
+                self.transmit(id, &transmit);
+            } else if let Some(event) = node.poll_event() {
+                self.event(id, event);
+            } else {
+                break;
+            }
+        }
+        let host = &mut self.hosts[id];
+        let due = host.due().map(|at| at.max(self.now));
+        if due != host.wake {
+            host.wake = due;
+            if let Some(at) = due {
+                self.schedule(at, Happening::Wake(id));
+            }
+        }
+    }
+
+    fn transmit(&mut self, id: HostId, transmit: &Transmit) {
+        let now = self.now;
+        match transmit.via {
+            Via::Host {
+                local,
+                interface,
+                remote,
+            } => {
+                self.hosts[id].audit(Some(remote), &transmit.payload, now);
+                self.from_host(id, local, interface, remote, &transmit.payload);
+            }
+            Via::Relay { relay, .. } => {
+                if let Some((to, payload)) = relayed(&transmit.payload) {
+                    self.hosts[id].audit(to, &payload, now);
+                }
+                self.to_relay(id, relay, &transmit.payload);
+            }
+        }
+    }
+
+    fn from_host(
+        &mut self,
+        id: HostId,
+        local: std::net::IpAddr,
+        interface: u32,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) {
+        if let Some(realm) = self.hosts[id].realm_of(interface) {
+            let from = SocketAddr::new(local, PORT);
+            self.send(Some(id), realm, from, remote, payload);
+        }
+    }
+
+    fn to_relay(&mut self, id: HostId, relay: RelayId, payload: &[u8]) {
+        let Some(connection) = self.hosts[id].relays.get(&relay).copied() else {
+            return;
+        };
+        match connection.client {
+            Client::Udp(from, server) => {
+                self.send(Some(id), connection.realm, from, server, payload);
+            }
+            Client::Stream(stream) => {
+                let at = self.now + self.network.realms[INTERNET].delay;
+                self.schedule(at, Happening::ToServer(stream, payload.to_vec()));
+            }
+        }
+    }
+
+    fn event(&mut self, id: HostId, event: Event) {
+        let now = self.now;
+        match event {
+            Event::OpenRelay { relay, server } => self.open_relay(id, relay, &server),
+            Event::CloseRelay(relay) => {
+                if let Some(connection) = self.hosts[id].relays.remove(&relay) {
+                    if let Client::Stream(stream) = connection.client {
+                        self.streams[stream].open = false;
+                    }
+                }
+            }
+            Event::Publish { advert, sequence } => {
+                self.hosts[id].sequence = sequence;
+                let said = Advert::decode_verified(&advert).unwrap();
+                let addresses = said.candidates.iter().map(|c| c.address).collect();
+                let record = Rc::new((id, advert, addresses));
+                let at = now + self.signaling.delay;
+                self.schedule(at, Happening::Publish(record));
+            }
+            Event::Bind {
+                peer,
+                routes,
+                handshake,
+            } => {
+                let other = self.hosts[id].peers[&peer];
+                let tunnel = self.hosts[id].tunnels.get_mut(&other).unwrap();
+                tunnel.routes = routes;
+                if handshake {
+                    tunnel.start_handshake(now);
+                }
+            }
+            Event::PathChanged { peer, .. } => {
+                let other = self.hosts[id].peers[&peer];
+                let changes = &mut self.hosts[id].paths_changed;
+                changes.entry(other).or_default().push(now);
+            }
+            Event::PeerAdded { .. } | Event::PeerRemoved { .. } => {}
+        }
+    }
+
+    fn open_relay(&mut self, id: HostId, relay: RelayId, server: &RelayServer) {
+        let now = self.now;
+        let Some((realm, ip)) = self.hosts[id].way_to(server.address.ip()) else {
+            if let Some(node) = &mut self.hosts[id].node {
+                node.handle_relay_closed(relay, now);
+            }
+            return;
+        };
+        let host = &mut self.hosts[id];
+        host.next_port += 1;
+        let from = SocketAddr::new(ip, host.next_port);
+        let client = match server.transport {
+            RelayTransport::Udp => Client::Udp(from, server.address),
+            RelayTransport::Tcp | RelayTransport::Tls => {
+                self.streams.push(Stream {
+                    host: id,
+                    server: server.address,
+                    seen: SocketAddr::from(([203, 0, 113, 250], host.next_port)),
+                    open: true,
+                });
+                Client::Stream(self.streams.len() - 1)
+            }
+        };
+        let connection = Connection {
+            client,
+            server: server.address,
+            realm,
+        };
+        host.relays.insert(relay, connection);
+        match client {
+            Client::Udp(..) => {
+                if let Some(node) = &mut host.node {
+                    node.handle_relay_connected(relay, now);
+                }
+            }
+            Client::Stream(stream) => {
+                let at = self.network.realms[INTERNET].at.get(&server.address.ip());
+                let alive = matches!(at, Some(Attached::Turn(t)) if self.relays[*t].alive);
+                // TCP's handshake is one round trip, TLS costs one more.
+                let trip = 2 * self.network.realms[INTERNET].delay;
+                let (after, what) = match (alive, server.transport) {
+                    (false, _) => (CONNECT_TIMEOUT, Happening::StreamClosed(stream)),
+                    (true, RelayTransport::Tls) => (2 * trip, Happening::StreamOpen(stream)),
+                    (true, _) => (trip, Happening::StreamOpen(stream)),
+                };
+                self.schedule(now + after, what);
+            }
+        }
+    }
+
+    fn relay_of_stream(&self, stream: usize) -> Option<(HostId, RelayId)> {
+        let Stream { host, open, .. } = self.streams[stream];
+        let relays = &self.hosts[host].relays;
+        let of_stream = |c: &Connection| c.client == Client::Stream(stream);
+        let (relay, _) = relays.iter().find(|(_, c)| of_stream(c))?;
+        open.then_some((host, *relay))
+    }
+
+    pub(crate) fn stream_opened(&mut self, stream: usize) {
+        let now = self.now;
+        if let Some((id, relay)) = self.relay_of_stream(stream) {
+            if let Some(node) = &mut self.hosts[id].node {
+                node.handle_relay_connected(relay, now);
+            }
+            self.drain(id);
+        }
+    }
+
+    pub(crate) fn stream_closed(&mut self, stream: usize) {
+        let now = self.now;
+        if let Some((id, relay)) = self.relay_of_stream(stream) {
+            self.streams[stream].open = false;
+            if let Some(node) = &mut self.hosts[id].node {
+                node.handle_relay_closed(relay, now);
+            }
+            self.drain(id);
+        }
+    }
+
+    pub(crate) fn stream_to_host(&mut self, stream: usize, bytes: &[u8]) {
+        let now = self.now;
+        let Some((id, relay)) = self.relay_of_stream(stream) else {
+            return;
+        };
+        let mut data = Vec::new();
+        if let Some(node) = &mut self.hosts[id].node {
+            node.handle_relay_stream(relay, bytes, now, |from, payload| {
+                data.push((from, payload.to_vec()));
+            });
+        }
+        for (from, payload) in data {
+            self.tunnel_receive(id, Arrival::Relay { relay, from }, &payload);
+        }
+        self.drain(id);
+    }
+
+    /// A datagram has come to a host.
+    pub(crate) fn deliver(
+        &mut self,
+        id: HostId,
+        interface: u32,
+        origin: Option<HostId>,
+        from: SocketAddr,
+        to: SocketAddr,
+        payload: &[u8],
+    ) {
+        let now = self.now;
+        if self.hosts[id].node.is_none() {
+            return;
+        }
+        if to.port() == PORT {
+            // Relays are honest here: what they pass on has come from a node too.
+            let _ = origin;
+            self.hosts[id].learn(from, payload);
+            let arrival = Arrival::Host {
+                local: to.ip(),
+                interface,
+                from,
+            };
+            let node = self.hosts[id].node.as_mut().unwrap();
+            if node.handle_datagram(arrival, payload, now) == Inbound::Data {
+                self.tunnel_receive(id, arrival, payload);
+            }
+            self.drain(id);
+            return;
+        }
+        let of_socket = |c: &Connection| c.client == Client::Udp(to, from);
+        let relays = &self.hosts[id].relays;
+        let Some(relay) = relays.iter().find(|(_, c)| of_socket(c)).map(|(id, _)| *id) else {
+            return;
+        };
+        self.learn_relayed(id, payload);
+        let node = self.hosts[id].node.as_mut().unwrap();
+        if let Some((from, payload)) = node.handle_relay_datagram(relay, payload, now) {
+            self.tunnel_receive(id, Arrival::Relay { relay, from }, payload);
+        }
+        self.drain(id);
+    }
+
+    pub(crate) fn learn_relayed(&mut self, id: HostId, bytes: &[u8]) {
+        match relayed(bytes) {
+            Some((Some(from), payload)) => self.hosts[id].learn(from, &payload),
+            Some((None, _)) | None => {}
+        }
+    }
+
+    fn tunnel_receive(&mut self, id: HostId, arrival: Arrival, payload: &[u8]) {
+        let now = self.now;
+        let Some((packet, from, to)) = wireguard::decode(payload) else {
+            return;
+        };
+        if to != id {
+            return;
+        }
+        let host = &mut self.hosts[id];
+        let (Some(peer), Some(tunnel)) = (host.peer_id(from), host.tunnels.get_mut(&from)) else {
+            return;
+        };
+        let Some(replies) = tunnel.handle(packet, now) else {
+            return;
+        };
+        if let Some(node) = &mut host.node {
+            node.note_received(peer, arrival, packet.0, now);
+        }
+        // The node may have bound routes by this very packet.
+        self.drain(id);
+        self.tunnel_send(id, from, &replies);
+    }
+
+    pub(crate) fn tunnel_send(&mut self, id: HostId, peer: HostId, packets: &[wireguard::Packet]) {
+        for packet in packets {
+            let routes = self.hosts[id].tunnels[&peer].routes.clone();
+            let Some(number) = self.hosts[id].peer_id(peer).filter(|_| !routes.is_empty()) else {
+                continue;
+            };
+            let bytes = wireguard::encode(*packet, id, peer);
+            for route in routes {
+                self.send_by(id, route, &bytes);
+            }
+            self.note_sent(id, number, packet.0);
+        }
+    }
+
+    fn note_sent(&mut self, id: HostId, peer: PeerId, packet: WireGuardPacket) {
+        let now = self.now;
+        if let Some(node) = &mut self.hosts[id].node {
+            node.note_sent(peer, packet, now);
+        }
+    }
+
+    fn send_by(&mut self, id: HostId, route: Route, bytes: &[u8]) {
+        match route {
+            Route::Host {
+                local,
+                interface,
+                remote,
+            } => self.from_host(id, local, interface, remote, bytes),
+            Route::Relayed { relay, channel } => {
+                let Some(connection) = self.hosts[id].relays.get(&relay) else {
+                    return;
+                };
+                let frame = turn_server::frame(channel, bytes, connection.client);
+                self.to_relay(id, relay, &frame);
+            }
+        }
+    }
+
+    /// A record has come to the service.
+    pub(crate) fn published(&mut self, record: Record) {
+        if !self.signaling.up {
+            self.signaling.waiting.push(record);
+            return;
+        }
+        self.signaling.records.insert(record.0, record.clone());
+        for id in 0..self.hosts.len() {
+            if id != record.0 && self.hosts[id].node.is_some() {
+                self.fan_out(id, &record);
+            }
+        }
+    }
+
+    pub(crate) fn signaling_up(&mut self) {
+        self.signaling.up = true;
+        for record in std::mem::take(&mut self.signaling.waiting) {
+            self.published(record);
+        }
+    }
+
+    fn fan_out(&mut self, to: HostId, record: &Record) {
+        let copies = 1 + usize::from(self.random.chance(self.signaling.duplication));
+        for _ in 0..copies {
+            let late = if self.random.chance(self.signaling.late) {
+                Duration::from_secs(1)
+            } else {
+                Duration::ZERO
+            };
+            let delay = self.signaling.delay + late + self.random.up_to(self.signaling.jitter);
+            self.schedule(self.now + delay, Happening::Advert(to, record.clone()));
+        }
+    }
+
+    pub(crate) fn advert(&mut self, id: HostId, record: &Record) {
+        let now = self.now;
+        let host = &mut self.hosts[id];
+        let Some(node) = &mut host.node else { return };
+        host.known.extend(&record.2);
+        // An old one that comes late is refused, which is as it should be.
+        if node.handle_advert(&record.1, now).is_ok() && record.0 != id {
+            host.stored.insert(record.0, record.1.clone());
+        }
+        self.drain(id);
+    }
+}
+
+/// The peer (where it is named, not only numbered) and the payload of a Send or Data indication.
+fn relayed(bytes: &[u8]) -> Option<(Option<SocketAddr>, Vec<u8>)> {
+    use stun_types::message::{Message, MessageClass};
+    if bytes.first()? & 0xC0 == 0x40 {
+        return Some((None, bytes.get(4..)?.to_vec()));
+    }
+    let message = Message::from_bytes(bytes).ok()?;
+    if message.class() != MessageClass::Indication {
+        return None;
+    }
+    let peer = message.attribute::<XorPeerAddress>().ok()?;
+    let data = message.raw_attribute(Data::TYPE)?.value.to_vec();
+    Some((Some(peer.addr(message.transaction_id())), data))
+}

@@ -1,0 +1,235 @@
+//! A host: its interfaces, its node with all that a daemon keeps around it, and what a daemon would
+//! never let it do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use wice::core::node::{
+    Admission, HostAddress, Node, NodeConfig, PeerId, PeerSnapshot, RelayId, RelayServer,
+    StunServer,
+};
+use wice::core::stun::{Binding, BindingClass, is_stun};
+use wice::core::timing::TA_NODE;
+use wice_signaling::protocol::{PrivateKey, PublicKey, Session};
+
+use crate::network::{HostId, RealmId};
+use crate::turn_server::Client;
+use crate::wireguard::Tunnel;
+
+/// Every node's port: three behind one NAT collide.
+pub(crate) const PORT: u16 = 51_821;
+/// More calls of `handle_timeout` than this in one millisecond are a busy loop.
+const MAX_WAKES: u32 = 50;
+
+pub(crate) struct Interface {
+    pub(crate) realm: RealmId,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) index: u32,
+}
+
+/// The connection to a TURN server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) server: SocketAddr,
+    pub(crate) realm: RealmId,
+}
+
+pub(crate) struct Host {
+    pub(crate) id: HostId,
+    pub(crate) key: PrivateKey,
+    pub(crate) public: PublicKey,
+    pub(crate) session: Session,
+    pub(crate) sequence: u64,
+    pub(crate) interfaces: Vec<Interface>,
+    pub(crate) node: Option<Node>,
+    /// The last advert of each peer, as the state folder has it.
+    pub(crate) stored: BTreeMap<HostId, Vec<u8>>,
+    pub(crate) peers: BTreeMap<PeerId, HostId>,
+    pub(crate) tunnels: BTreeMap<HostId, Tunnel>,
+    pub(crate) relays: BTreeMap<RelayId, Connection>,
+    pub(crate) next_port: u16,
+    pub(crate) traffic: Option<Duration>,
+    pub(crate) wake: Option<Instant>,
+    /// Where it may send checks: servers, advertised addresses, sources of authentic checks.
+    pub(crate) known: BTreeSet<SocketAddr>,
+    pub(crate) paths_changed: BTreeMap<HostId, Vec<Instant>>,
+    last_request: Option<Instant>,
+    pub(crate) requests: u64,
+    wakes: (Instant, u32),
+}
+
+impl Host {
+    pub(crate) fn new(id: HostId, secret: [u8; 32], session: [u8; 16], now: Instant) -> Self {
+        let key = PrivateKey::from_bytes(secret);
+        Self {
+            id,
+            public: key.public_key(),
+            key,
+            session: Session(session),
+            sequence: 0,
+            interfaces: Vec::new(),
+            node: None,
+            stored: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            next_port: 40_000,
+            traffic: None,
+            wake: None,
+            known: BTreeSet::new(),
+            paths_changed: BTreeMap::new(),
+            last_request: None,
+            requests: 0,
+            wakes: (now, 0),
+        }
+    }
+
+    /// Makes the node as a daemon does at its start.
+    pub(crate) fn boot(
+        &mut self,
+        others: &[(HostId, PublicKey)],
+        servers: &(Vec<StunServer>, Vec<RelayServer>),
+        seed: [u8; 32],
+        now: Instant,
+    ) {
+        let config = NodeConfig {
+            key: self.key.clone(),
+            session: self.session,
+            sequence: self.sequence,
+            name: format!("host-{}", self.id),
+            admission: Admission::Added,
+            membership: Vec::new(),
+            seed,
+        };
+        let mut node = Node::new(config, now);
+        self.known
+            .extend(servers.0.iter().map(|server| server.address));
+        self.peers.clear();
+        self.tunnels.clear();
+        for (host, key) in others {
+            let peer = node.add_peer(*key, now).unwrap();
+            self.peers.insert(peer, *host);
+            let mut tunnel =
+                Tunnel::starting_from(u32::from_be_bytes([seed[0], seed[1], seed[2], 0]));
+            tunnel.set_traffic(self.traffic, now);
+            self.tunnels.insert(*host, tunnel);
+        }
+        for record in self.stored.values() {
+            node.handle_advert(record, now).unwrap();
+        }
+        node.handle_addresses(&self.addresses(), now);
+        node.handle_stun_servers(&servers.0, now);
+        node.handle_relay_servers(&servers.1, now);
+        self.node = Some(node);
+    }
+
+    pub(crate) fn addresses(&self) -> Vec<HostAddress> {
+        let of = |interface: &Interface| {
+            let index = interface.index;
+            interface
+                .addresses
+                .iter()
+                .map(move |ip| HostAddress {
+                    address: SocketAddr::new(*ip, PORT),
+                    interface: index,
+                })
+                .collect::<Vec<_>>()
+        };
+        self.interfaces.iter().flat_map(of).collect()
+    }
+
+    pub(crate) fn realm_of(&self, index: u32) -> Option<RealmId> {
+        let interface = self.interfaces.iter().find(|i| i.index == index)?;
+        Some(interface.realm)
+    }
+
+    /// The realm and address from which connections to a server leave.
+    pub(crate) fn way_to(&self, server: IpAddr) -> Option<(RealmId, IpAddr)> {
+        self.interfaces.iter().find_map(|interface| {
+            let of_family = |ip: &&IpAddr| ip.is_ipv4() == server.is_ipv4();
+            let ip = interface.addresses.iter().find(of_family)?;
+            Some((interface.realm, *ip))
+        })
+    }
+
+    pub(crate) fn peer_id(&self, host: HostId) -> Option<PeerId> {
+        self.peers
+            .iter()
+            .find(|(_, known)| **known == host)
+            .map(|(peer, _)| *peer)
+    }
+
+    pub(crate) fn view(&self, of: HostId, now: Instant) -> Option<PeerSnapshot> {
+        self.node.as_ref()?.peer_snapshot(self.peer_id(of)?, now)
+    }
+
+    /// When the host has something to do.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let node = self.node.as_ref()?;
+        let tunnels = self.tunnels.values().filter_map(Tunnel::poll_timeout);
+        let node = node.poll_timeout().map(|(at, _)| at);
+        tunnels.chain(node).min()
+    }
+
+    /// Panics when the host is woken again and again without time passing.
+    pub(crate) fn count_wake(&mut self, now: Instant) {
+        if now < self.wakes.0 + Duration::from_millis(1) {
+            self.wakes.1 += 1;
+            let why = self.node.as_ref().and_then(Node::poll_timeout);
+            assert!(
+                self.wakes.1 <= MAX_WAKES,
+                "busy loop of host {}: {why:?}",
+                self.id
+            );
+        } else {
+            self.wakes = (now, 0);
+        }
+    }
+
+    /// Judges what the node sends: pacing of transactions, and where they go.
+    pub(crate) fn audit(&mut self, to: Option<SocketAddr>, payload: &[u8], now: Instant) {
+        if !is_stun(payload) {
+            return;
+        }
+        let Some(binding) = Binding::parse(payload) else {
+            panic!("host {} sends malformed STUN", self.id);
+        };
+        assert!(
+            to.is_none_or(|to| self.known.contains(&to)),
+            "host {} sends to {to:?}, of which it was told by nobody",
+            self.id
+        );
+        if binding.class() == BindingClass::Request {
+            self.requests += 1;
+            let gap = self.last_request.map(|at| now - at);
+            assert!(
+                gap.is_none_or(|gap| gap >= TA_NODE),
+                "host {} sends two requests within {gap:?}",
+                self.id
+            );
+            self.last_request = Some(now);
+        }
+    }
+
+    /// A check of a node that knows our credentials has come from `from`.
+    pub(crate) fn learn(&mut self, from: SocketAddr, payload: &[u8]) {
+        if !is_stun(payload) {
+            return;
+        }
+        let Some(binding) = Binding::parse(payload) else {
+            return;
+        };
+        let own = wice::core::credentials::End {
+            key: self.public,
+            session: self.session,
+        };
+        let to_us = binding
+            .username()
+            .is_some_and(|(receiver, _)| receiver == own.ufrag());
+        if binding.class() == BindingClass::Request && to_us {
+            self.known.insert(from);
+        }
+    }
+}
