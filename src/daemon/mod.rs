@@ -1,6 +1,7 @@
 //! The daemon of managed mode: it owns the WireGuard interface, keeps state, talks to signaling, and
 //! tells the packet loop what it learns.
 
+pub mod control;
 mod interfaces;
 mod join;
 mod servers;

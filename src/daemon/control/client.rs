@@ -34,7 +34,9 @@ pub enum ClientError {
     #[error("the daemon has ended the connection\n  see its log, then ask again")]
     Closed,
     /// It answers what cannot be read.
-    #[error("cannot read the daemon's answer: {0}\n  is it of another version? compare `wice version` with `wice status --json`")]
+    #[error(
+        "cannot read the daemon's answer: {0}\n  is it of another version? compare `wice version` with `wice status --json`"
+    )]
     Answer(String),
     /// The system refused.
     #[error("cannot talk to the daemon: {0}")]
@@ -83,13 +85,15 @@ pub struct Client {
 impl Client {
     /// Connects.
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).await.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning(path.to_owned())
-            }
-            io::ErrorKind::PermissionDenied => ClientError::Permission(path.to_owned()),
-            _ => ClientError::Io(error),
-        })?;
+        let stream = UnixStream::connect(path)
+            .await
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ClientError::NotRunning(path.to_owned())
+                }
+                io::ErrorKind::PermissionDenied => ClientError::Permission(path.to_owned()),
+                _ => ClientError::Io(error),
+            })?;
         Ok(Self {
             stream: BufReader::new(stream),
         })

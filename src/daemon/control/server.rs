@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::protocol::{
-    ControlError, ErrorKind, MAX_PINGS, MAX_REQUEST, Reply, Request, Servers,
-};
+use super::protocol::{ControlError, ErrorKind, MAX_PINGS, MAX_REQUEST, Reply, Request, Servers};
 use crate::report::{PingEvent, Status, Why};
 
 /// Owner and group: whoever may write here may stop the daemon and read credentials of relays.
@@ -228,8 +228,14 @@ async fn answer<H: Handler>(
     writer: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
     let reply = match request {
-        Request::Status => handler.status().await.map(|status| Reply::Status(Box::new(status))),
-        Request::Why { peer } => handler.why(&peer).await.map(|why| Reply::Why(Box::new(why))),
+        Request::Status => handler
+            .status()
+            .await
+            .map(|status| Reply::Status(Box::new(status))),
+        Request::Why { peer } => handler
+            .why(&peer)
+            .await
+            .map(|why| Reply::Why(Box::new(why))),
         Request::Ping { count, .. } if count == 0 || count > MAX_PINGS => {
             let message = format!("a ping count is 1 to {MAX_PINGS}");
             Err(ControlError::new(ErrorKind::BadRequest, message))
