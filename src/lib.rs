@@ -4,6 +4,7 @@
 //! and answers with transmits, bindings, adverts and events.
 
 pub mod cli;
+pub mod config;
 pub mod core;
 pub mod daemon;
 pub mod io;
