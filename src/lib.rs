@@ -4,9 +4,11 @@
 //! and answers with transmits, bindings, adverts and events.
 
 pub mod cli;
+pub mod config;
 pub mod core;
 pub mod daemon;
 pub mod io;
 pub mod lab;
+pub mod report;
 pub mod signaling;
 pub mod wireguard;

@@ -1,6 +1,8 @@
 //! The daemon of managed mode: it owns the WireGuard interface, keeps state, talks to signaling, and
 //! tells the packet loop what it learns.
 
+mod answers;
+pub mod control;
 mod interfaces;
 mod join;
 mod servers;
@@ -9,6 +11,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,6 +31,8 @@ use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::inprocess::Tunnels;
 use crate::wireguard::netlink::{Netlink, Watch};
 use crate::wireguard::tun::Tun;
+use answers::{Answers, Shared};
+use control::ControlListener;
 use interfaces::{Ports, host_addresses};
 use join::Membership;
 use servers::Servers;
@@ -90,15 +95,6 @@ pub struct StaticRelay {
     pub password: String,
 }
 
-/// The state of the connection to signaling.
-#[derive(Clone, Debug)]
-pub struct SignalingState {
-    /// The service.
-    pub url: String,
-    /// Whether this node is in, and since when; or why not.
-    pub connected: Result<Instant, String>,
-}
-
 /// A running daemon.
 struct Daemon {
     settings: Settings,
@@ -112,11 +108,10 @@ struct Daemon {
     ports: Ports,
     addresses: Vec<HostAddress>,
     signaling: Signaling,
-    signaling_state: SignalingState,
+    shared: Arc<Shared>,
     servers: Servers,
     adverts: BTreeMap<String, String>,
     adverts_changed: bool,
-    last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
 }
 
@@ -225,10 +220,19 @@ impl Daemon {
             ca_file: settings.ca_file.clone(),
             socket_hook: None,
         }));
-        let signaling_state = SignalingState {
-            url: membership.url.to_string(),
-            connected: Err("connecting".to_owned()),
+        let shared = Arc::new(Shared::new(membership.url.to_string()));
+        let socket = settings
+            .run_dir
+            .join(format!("{}.sock", settings.interface));
+        let control = ControlListener::bind(&socket)?;
+        let answers = Answers {
+            interface: settings.interface.clone(),
+            port: ports.v4.unwrap_or(settings.port),
+            started: now,
+            inbox: inbox.clone(),
+            shared: Arc::clone(&shared),
         };
+        tokio::spawn(control::serve(control, Arc::new(answers)));
         let adverts = state.adverts();
         let mut daemon = Self {
             settings,
@@ -242,11 +246,10 @@ impl Daemon {
             ports,
             addresses: Vec::new(),
             signaling,
-            signaling_state,
+            shared,
             servers,
             adverts,
             adverts_changed: false,
-            last_seen: BTreeMap::new(),
             routed: BTreeMap::new(),
         };
         daemon.restore().await?;
@@ -275,6 +278,7 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut keep = tokio::time::interval(KEEP_EVERY);
         let mut settle: Option<Instant> = None;
+        let stop = Arc::clone(&self.shared);
         loop {
             let settled = async {
                 match settle {
@@ -292,6 +296,7 @@ impl Daemon {
                     None => anyhow::bail!("the signaling client has ended: see the log above"),
                 },
                 update = self.servers.next() => {
+                    self.shared.serves(&update.stun, &update.relays);
                     self.inbox.send(Command::StunServers(update.stun))?;
                     self.inbox.send(Command::RelayServers(update.relays))?;
                 }
@@ -306,6 +311,7 @@ impl Daemon {
                 _ = keep.tick() => self.keep_adverts(),
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                () = stop.stop.notified() => return Ok(()),
             }
         }
     }
@@ -339,15 +345,12 @@ impl Daemon {
     fn handle_signaling(&mut self, event: Event) -> anyhow::Result<()> {
         match event {
             Event::Connected => {
-                tracing::info!(
-                    event = "signaling-connected",
-                    url = self.signaling_state.url
-                );
-                self.signaling_state.connected = Ok(Instant::now());
+                tracing::info!(event = "signaling-connected", url = %self.membership.url);
+                self.shared.connected();
             }
             Event::Disconnected { reason, retry_in } => {
                 tracing::warn!(event = "signaling-lost", %reason, ?retry_in);
-                self.signaling_state.connected = Err(reason);
+                self.shared.disconnected(reason);
             }
             Event::Refused { code, text } => {
                 tracing::error!(event = "signaling-refused", reason = code.as_str(), %text);
@@ -358,7 +361,7 @@ impl Daemon {
                 sealed,
                 last_seen,
             } => {
-                self.last_seen.insert(key, (Instant::now(), last_seen));
+                self.shared.seen(key, last_seen);
                 let Membership {
                     network,
                     network_key,

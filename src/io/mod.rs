@@ -1,5 +1,6 @@
 //! Sockets, relay connections and the packet loop.
 
+pub mod echo;
 pub mod packet_loop;
 pub mod relay;
 pub mod udp;

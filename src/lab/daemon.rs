@@ -143,7 +143,7 @@ impl Lab {
             command.arg("--state-dir").arg(machine.state_dir());
             command.arg("--run-dir").arg(machine.run_dir());
             command.args(["--interface", INTERFACE, "--name", node]);
-            command.env("WICE_TURN_CA", authority).args(more);
+            command.env("WICE_CA_FILE", authority).args(more);
             command
         })
     }

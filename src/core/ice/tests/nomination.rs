@@ -189,6 +189,31 @@ fn a_nomination_follows_its_check_although_the_mapped_address_is_new() {
 }
 
 #[test]
+fn a_nomination_waits_with_a_pair_that_fails_on_one_side_only() {
+    let mut net = Net::connected();
+    let key = net.only(1).key();
+    let now = net.now;
+    net.agents[1].fail(key, Failure::DataDead, now);
+    assert_eq!(net.agents[1].nominated(), None);
+    // Its recheck comes before the other side's next check, which would nominate it again.
+    let sent = net.sent.iter().filter(|sent| sent.1 == 0).count();
+    net.run_until(Duration::from_secs(3), |net| net.only(1).is_valid());
+    assert_eq!(net.sent.iter().filter(|sent| sent.1 == 0).count(), sent);
+    assert_eq!(net.agents[1].nominated(), Some(key));
+}
+
+#[test]
+fn a_nomination_is_repeated_by_every_check_of_its_pair() {
+    let mut net = Net::connected();
+    let key = net.only(1).key();
+    let pair = net.agents[1].pairs.get_mut(&key).unwrap();
+    pair.nominated = None;
+    net.run_until(Duration::from_secs(7), |net| {
+        net.agents[1].nominated() == Some(key)
+    });
+}
+
+#[test]
 fn other_pairs_stay_after_the_nomination() {
     let (mut net, [high, _]) = two_pairs(Nomination::Repeated);
     net.owners = true;

@@ -1,0 +1,45 @@
+//! `wice down` and `wice reload`: what the daemon is told to do.
+
+use clap::Args;
+
+use super::{Control, block_on};
+use crate::config::{DEFAULT_INTERFACE, check_interface};
+use crate::daemon::control::{Client, Request, find_socket};
+use crate::report::Health;
+
+/// Stop the daemon and take its interface away; `wice up` goes on from there.
+#[derive(Args, Debug)]
+pub(super) struct DownArgs {
+    #[command(flatten)]
+    control: Control,
+}
+
+/// Let the daemon read its configuration again.
+#[derive(Args, Debug)]
+pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    control: Control,
+}
+
+pub(super) fn down(args: &DownArgs) -> anyhow::Result<Health> {
+    block_on(async { Ok(connect(&args.control).await?.down().await?) })?;
+    Ok(Health::Well)
+}
+
+pub(super) fn reload(args: &ReloadArgs) -> anyhow::Result<Health> {
+    block_on(async { Ok(connect(&args.control).await?.call(&Request::Reload).await?) })?;
+    Ok(Health::Well)
+}
+
+/// The daemon of these flags.
+pub(super) async fn connect(control: &Control) -> anyhow::Result<Client> {
+    if let Some(interface) = &control.interface {
+        check_interface(interface)?;
+    }
+    let socket = find_socket(
+        &control.run_dir,
+        control.interface.as_deref(),
+        DEFAULT_INTERFACE,
+    )?;
+    Ok(Client::connect(&socket).await?)
+}

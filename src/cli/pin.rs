@@ -1,0 +1,153 @@
+//! Which certificate a signaling service shows, for the token to pin.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use wice_signaling::protocol::{ServerPin, SignalUrl};
+
+use super::block_on;
+
+/// A service that takes longer is looked for by hand.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where `wice signal` keeps the certificate that it made.
+const OWN_CERTIFICATE: &str = "tls-cert.der";
+
+/// What to pin: `None` where a public authority vouches for the service, or where there is no TLS. A service that does not answer
+/// but has its state here is known by that.
+pub(super) fn find(url: &SignalUrl, state_dir: &Path) -> anyhow::Result<Option<ServerPin>> {
+    if !url.tls {
+        return Ok(None);
+    }
+    let looked = block_on(async {
+        tokio::time::timeout(LOOK_TIMEOUT, look(url))
+            .await
+            .unwrap_or_else(|_| {
+                Err(anyhow::anyhow!(
+                    "no answer within {} s",
+                    LOOK_TIMEOUT.as_secs()
+                ))
+            })
+    });
+    match looked {
+        Ok(None) => Ok(None),
+        Ok(Some(pin)) => {
+            eprintln!("pinned {pin}, which the service shows now: compare it with what `wice signal` printed");
+            Ok(Some(pin))
+        }
+        Err(error) => match std::fs::read(state_dir.join(OWN_CERTIFICATE)) {
+            Ok(der) => Ok(Some(ServerPin::of_certificate(&der))),
+            Err(_) => Err(error).context(format!(
+                "cannot look at the certificate of {url} (start the service first, or give its --pin)"
+            )),
+        },
+    }
+}
+
+async fn look(url: &SignalUrl) -> anyhow::Result<Option<ServerPin>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let seen = Arc::new(Seen::new(Arc::clone(&provider)));
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::<Seen>::clone(&seen);
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(url.authority()).await?;
+    let name = ServerName::try_from(url.host.clone())?;
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await?;
+    let found = seen
+        .found
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    found.context("the service showed no certificate")
+}
+
+/// Takes any certificate, and notes whether a public authority vouches for it (`Some(None)`) or its hash. Nothing is sent over
+/// the connection: what is trusted is for the user to compare.
+#[derive(Debug)]
+struct Seen {
+    found: Mutex<Option<Option<ServerPin>>>,
+    public: Option<Arc<WebPkiServerVerifier>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Seen {
+    fn new(provider: Arc<CryptoProvider>) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        let builder =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        Self {
+            found: Mutex::new(None),
+            // Without any roots everything is pinned.
+            public: builder.build().ok(),
+            provider,
+        }
+    }
+}
+
+impl ServerCertVerifier for Seen {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let vouched = self.public.as_ref().is_some_and(|public| {
+            public
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .is_ok()
+        });
+        let pin = (!vouched).then(|| ServerPin::of_certificate(end_entity));
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,182 @@
+//! `wice revoke`: puts nodes and invites out.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use wice_signaling::protocol::{Invite, InviteId, PrivateKey, PublicKey, RevocationList};
+
+use super::diagnose::ask_status;
+use super::network::now;
+use super::random::random;
+use super::store::Network;
+use super::{Control, StateDir, block_on, print};
+use crate::report::Health;
+use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+
+/// Connecting, proving and publishing take some round trips; a service that is down takes longer.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between looks whether the service has the list.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The membership under which the list is carried need not last.
+const CARRIER_EXPIRY: u64 = 3600;
+/// Shorter starts of ids are mistyped labels.
+const MIN_PREFIX: usize = 4;
+
+/// Put a node or an invite out of a network, with every node that joined by it. It cannot be taken back.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wice revoke lab-d              a node, by the name that the daemon here knows
+  wice revoke 8Zk…=              a node, by its WireGuard key
+  wice revoke rack-7             an invite, by its label or the start of its id (wice network show)
+
+The list is signed here and carried by the signaling service; nodes drop whom it names at once.")]
+pub(super) struct RevokeArgs {
+    /// The node's key or name, or the invite's id or label.
+    #[arg(value_name = "NODE|INVITE")]
+    target: String,
+    /// The network; not needed where there is only one.
+    #[arg(long, value_name = "NAME")]
+    network: Option<String>,
+    /// Authorities to trust for signaling, in PEM.
+    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// HTTP proxy for signaling, like http://proxy.example:3128.
+    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
+    proxy: Option<String>,
+    #[command(flatten)]
+    state: StateDir,
+    #[command(flatten)]
+    control: Control,
+}
+
+pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<Health> {
+    let mut network = Network::open(&args.state.state_dir, args.network.as_deref())?;
+    let (nodes, invites, what) = target(args, &network)?;
+    let list = network.revoke(nodes, invites)?;
+    let carried = block_on(async {
+        tokio::time::timeout(PUSH_TIMEOUT, carry(args, &network, &list))
+            .await
+            .unwrap_or_else(|_| {
+                bail!(
+                    "the signaling service has not taken it within {} s",
+                    PUSH_TIMEOUT.as_secs()
+                )
+            })
+    });
+    carried.with_context(|| {
+        format!("{what} is revoked on this machine, but the list was not carried (repeat the command when the service answers)")
+    })?;
+    print(&format!("{what} is revoked\n"))?;
+    Ok(Health::Well)
+}
+
+/// Invites by id or label first, then nodes by key, then by the name that the daemon on this machine knows.
+fn target(
+    args: &RevokeArgs,
+    network: &Network,
+) -> anyhow::Result<(BTreeSet<PublicKey>, BTreeSet<InviteId>, String)> {
+    let wanted = args.target.as_str();
+    if let Ok(key) = wanted.parse::<PublicKey>() {
+        return Ok((
+            BTreeSet::from([key]),
+            BTreeSet::new(),
+            format!("node {key}"),
+        ));
+    }
+    let matches = |id: &str, label: &str| {
+        label == wanted || id == wanted || (wanted.len() >= MIN_PREFIX && id.starts_with(wanted))
+    };
+    let mut found = network
+        .record
+        .invites
+        .iter()
+        .filter(|invite| matches(&invite.id, &invite.label));
+    match (found.next(), found.next()) {
+        (Some(invite), None) => {
+            let mut bytes = [0; 32];
+            hex::decode_to_slice(&invite.id, &mut bytes).context("the invite's id is damaged")?;
+            let what = format!(
+                "invite {}, with all nodes that joined by it,",
+                &invite.id[..8]
+            );
+            return Ok((BTreeSet::new(), BTreeSet::from([InviteId(bytes)]), what));
+        }
+        (Some(_), Some(_)) => bail!(
+            "several invites are meant by {wanted}\n  give the start of one's id: wice network show"
+        ),
+        (None, _) => {}
+    }
+    let status = block_on(ask_status(&args.control)).map_err(|_| {
+        anyhow::anyhow!(
+            "{wanted} is neither a key nor an invite of {}, and no daemon runs here that may know its name\n  give the node's key (wice status --json there), or an invite (wice network show)",
+            network.record.name
+        )
+    })?;
+    let peer = status.find(wanted).map_err(anyhow::Error::msg)?;
+    let key: PublicKey = peer.key.parse()?;
+    let what = format!("node {} ({key})", peer.name);
+    Ok((BTreeSet::from([key]), BTreeSet::new(), what))
+}
+
+/// Joins for a moment as a node of its own, hands the list over, and looks from a second connection whether the service has it.
+async fn carry(args: &RevokeArgs, network: &Network, list: &RevocationList) -> anyhow::Result<()> {
+    let id = network.admin.network_id();
+    let invite = Invite::new(
+        &network.admin,
+        &random()?,
+        now()? + CARRIER_EXPIRY,
+        "wice revoke",
+        &[],
+    )?;
+    let seed: [u8; 32] = random()?;
+    let key = PrivateKey::from_bytes(seed);
+    let membership = invite.sign_member(&id, &key.public_key()).encode();
+    let config = || -> anyhow::Result<WebSocketConfig> {
+        Ok(WebSocketConfig {
+            url: network.url()?,
+            pin: network.pin()?,
+            network: id,
+            key: PrivateKey::from_bytes(seed),
+            membership: membership.clone(),
+            receipt: None,
+            proxy: args
+                .proxy
+                .as_deref()
+                .filter(|p| !p.is_empty())
+                .map(str::parse)
+                .transpose()?,
+            ca_file: args.ca_file.clone(),
+            socket_hook: None,
+        })
+    };
+    let mut carrier = Signaling::start(WebSocketBackend::new(config()?));
+    carrier.push_revocations(list.clone());
+    connected(&mut carrier).await?;
+    drop(carrier);
+    loop {
+        let mut witness = Signaling::start(WebSocketBackend::new(config()?));
+        if connected(&mut witness).await? >= list.sequence() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Waits until the service has let us in; the sequence of the list that it has, 0 without.
+async fn connected(signaling: &mut Signaling) -> anyhow::Result<u64> {
+    let mut sequence = 0;
+    loop {
+        match signaling.next().await {
+            Some(Event::Connected) => return Ok(sequence),
+            Some(Event::Revocations(list)) => sequence = list.sequence(),
+            Some(Event::Refused { text, .. }) => bail!("the signaling service refuses: {text}"),
+            Some(Event::Disconnected { reason, .. }) => bail!("{reason}"),
+            Some(Event::Record { .. } | Event::Servers(_) | Event::Receipt(_)) => {}
+            None => bail!("the signaling client has ended"),
+        }
+    }
+}

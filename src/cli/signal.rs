@@ -1,0 +1,191 @@
+//! `wice signal`: the signaling service.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal as os_signal};
+use wice_signaling::protocol::{NetworkId, ServerAddress};
+use wice_signaling::server::{Config, Server, Transport};
+
+use super::{StateDir, Usage, start_log, store};
+use crate::config::{LogConfig, LogFormat};
+use crate::report::Health;
+
+/// How often networks made on this machine are looked for.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Run the signaling service: it carries sealed adverts between proven members, answers STUN, and hands out relays.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  wice signal --listen 0.0.0.0:8443
+  wice signal --listen 0.0.0.0:443 --cert fullchain.pem --key privkey.pem
+  wice signal --turn turn:turn.example:3478 --turn turns:turn.example:443 --turn-secret-file /etc/wice/turn.secret --network ID
+
+Networks made on this machine (wice network new, same --state-dir) are served, and those named by --network. Without any, every
+network is served, but gets no credentials for relays: anyone can make a network.")]
+pub(super) struct SignalArgs {
+    /// Where it listens: TCP for nodes, UDP for STUN.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "WICE_SIGNAL_LISTEN",
+        default_value = "0.0.0.0:8443"
+    )]
+    listen: SocketAddr,
+    /// Certificate chain in PEM; without, one is made at the first start and pinned by tokens.
+    #[arg(long, value_name = "FILE", requires = "key", conflicts_with = "plain")]
+    cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// No TLS: behind a proxy that has it.
+    #[arg(long)]
+    plain: bool,
+    /// A network to serve, by its id; give it once for each.
+    #[arg(long, value_name = "ID")]
+    network: Vec<String>,
+    /// A TURN or STUN server to tell nodes of, like turn:turn.example:3478, turns:turn.example:443 or stun:stun.example.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WICE_SIGNAL_TURN",
+        value_delimiter = ','
+    )]
+    turn: Vec<ServerAddress>,
+    /// The secret shared with the TURN servers (static-auth-secret in coturn); others on this machine can see it here.
+    #[arg(
+        long,
+        value_name = "SECRET",
+        env = "WICE_TURN_SECRET",
+        hide_env_values = true
+    )]
+    turn_secret: Option<String>,
+    /// A file with that secret.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WICE_TURN_SECRET_FILE",
+        conflicts_with = "turn_secret"
+    )]
+    turn_secret_file: Option<PathBuf>,
+    /// Do not answer STUN.
+    #[arg(long)]
+    no_stun: bool,
+    /// Answer /metrics to everyone, not to this machine alone.
+    #[arg(long)]
+    metrics_public: bool,
+    /// error, warn, info, debug or trace.
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "WICE_LOG_LEVEL",
+        default_value = "info"
+    )]
+    log_level: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    log_json: bool,
+    #[command(flatten)]
+    state: StateDir,
+}
+
+pub(super) fn signal(args: &SignalArgs) -> anyhow::Result<Health> {
+    start_log(&LogConfig {
+        level: args.log_level.clone(),
+        format: if args.log_json {
+            LogFormat::Json
+        } else {
+            LogFormat::Text
+        },
+    })?;
+    let named: BTreeSet<NetworkId> = args
+        .network
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|_| {
+                Usage(format!(
+                    "{text} is no network's id\n  one has 64 hexadecimal digits: wice network show"
+                ))
+            })
+        })
+        .collect::<Result<_, Usage>>()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(run(args, named))?;
+    Ok(Health::Well)
+}
+
+/// Serves; begins anew with other networks when one is made on this machine.
+async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()> {
+    let mut terminate = os_signal(SignalKind::terminate())?;
+    let mut interrupt = os_signal(SignalKind::interrupt())?;
+    loop {
+        let local = store::ids(&args.state.state_dir);
+        let networks: BTreeSet<NetworkId> = named.union(&local).copied().collect();
+        let server = Server::bind(config(args, networks)?).await?;
+        let pin = server.pin().map(|pin| pin.to_string());
+        tracing::info!(
+            event = "serving",
+            listen = %server.local_addr(),
+            pin = pin.as_deref().unwrap_or("none"),
+            networks = named.union(&local).count(),
+        );
+        let mut stopped = false;
+        let end = async {
+            tokio::select! {
+                _ = terminate.recv() => stopped = true,
+                _ = interrupt.recv() => stopped = true,
+                () = changed(args, &local) => tracing::info!(event = "networks-changed"),
+            }
+        };
+        server.serve(end).await;
+        if stopped {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits until the networks of this machine are others than `known`.
+async fn changed(args: &SignalArgs, known: &BTreeSet<NetworkId>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if store::ids(&args.state.state_dir) != *known {
+            return;
+        }
+    }
+}
+
+fn config(args: &SignalArgs, networks: BTreeSet<NetworkId>) -> anyhow::Result<Config> {
+    let mut config = Config::new(args.listen, &args.state.state_dir);
+    config.transport = match (&args.cert, &args.key, args.plain) {
+        (_, _, true) => Transport::Plain,
+        (Some(certificate), Some(key), false) => Transport::Certificate {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        },
+        (_, _, false) => Transport::SelfSigned,
+    };
+    config.networks = (!networks.is_empty()).then_some(networks);
+    config.servers.clone_from(&args.turn);
+    config.turn_secret = match &args.turn_secret_file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| {
+                format!(
+                    "the TURN secret {} cannot be read (let this user read it)",
+                    path.display()
+                )
+            })?;
+            Some(text.trim().to_owned())
+        }
+        None => args.turn_secret.clone(),
+    };
+    config.stun = !args.no_stun;
+    config.metrics_public = args.metrics_public;
+    Ok(config)
+}

@@ -1,0 +1,374 @@
+//! From flags, environment and file to one configuration, checked.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use wice_signaling::protocol::{MAX_NAME_LEN, ServerAddress, ServerKind, Token};
+
+use super::file::secret;
+use super::{
+    ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
+    LogConfig, LogFormat, RelayPolicy,
+};
+use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Settings, StaticRelay};
+use crate::signaling::ProxyUrl;
+
+/// IPv6 needs it (RFC 8200 §5).
+const MIN_MTU: u32 = 1280;
+/// The most that a packet can have.
+const MAX_MTU: u32 = 65_535;
+/// `IFNAMSIZ` less its final zero.
+const MAX_INTERFACE: usize = 15;
+
+/// What flags and environment say; it goes before the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The token itself.
+    pub token: Option<String>,
+    /// A file with the token.
+    pub token_file: Option<PathBuf>,
+    /// See [`FileConfig`], likewise all that follow.
+    pub interface: Option<String>,
+    /// The node's name.
+    pub name: Option<String>,
+    /// Where state is kept.
+    pub state_dir: Option<PathBuf>,
+    /// Where the control socket is.
+    pub run_dir: Option<PathBuf>,
+    /// UDP port.
+    pub listen_port: Option<u16>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// STUN servers, instead of the file's.
+    pub stun: Vec<String>,
+    /// Prefixes taken, instead of the file's.
+    pub accept_routes: Vec<String>,
+    /// Prefixes announced, instead of the file's.
+    pub advertise_routes: Vec<String>,
+    /// HTTP proxy; empty for none.
+    pub proxy: Option<String>,
+    /// More authorities to trust.
+    pub ca_file: Option<PathBuf>,
+    /// Relay policy.
+    pub policy: Option<String>,
+    /// What is logged.
+    pub log_level: Option<String>,
+    /// How it is logged.
+    pub log_format: Option<String>,
+    /// Where metrics are served; empty for nowhere.
+    pub metrics: Option<String>,
+}
+
+/// What the machine says, where nobody else does.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Its name.
+    pub hostname: Option<String>,
+    /// `HTTPS_PROXY` or `https_proxy`.
+    pub https_proxy: Option<String>,
+}
+
+impl Surroundings {
+    /// Of this machine and process.
+    pub fn here() -> Self {
+        let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let proxy = ["HTTPS_PROXY", "https_proxy"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        Self {
+            hostname: hostname.map(|name| name.trim().to_owned()),
+            https_proxy: proxy,
+        }
+    }
+}
+
+impl DaemonConfig {
+    /// `overrides` over `file` over `surroundings` over defaults. Reads the files that secrets are in.
+    pub fn resolve(
+        overrides: Overrides,
+        file: FileConfig,
+        surroundings: Surroundings,
+    ) -> Result<Self, ConfigError> {
+        let token = token(&overrides, &file)?;
+        let interface = overrides.interface.or(file.interface);
+        let interface = interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
+        check_interface(&interface)?;
+        let name = overrides.name.or(file.name);
+        let name = name.or(surroundings.hostname.map(|name| short_name(&name)));
+        let name = name.unwrap_or_else(|| "node".to_owned());
+        check_name(&name)?;
+        let mtu = overrides.mtu.or(file.mtu).unwrap_or(DEFAULT_MTU);
+        if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
+            let hint =
+                format!("give {MIN_MTU} to {MAX_MTU}; the default {DEFAULT_MTU} fits most paths");
+            return Err(ConfigError::value("mtu", format!("is {mtu}"), hint));
+        }
+        let proxy = non_empty(overrides.proxy.or(file.proxy).or(surroundings.https_proxy));
+        if let Some(proxy) = &proxy {
+            parse::<ProxyUrl>("proxy", proxy, "HTTPS_PROXY counts too; --proxy '' is none")?;
+        }
+        let ca_file = overrides.ca_file.or(file.ca_file);
+        if let Some(path) = &ca_file {
+            check_readable("ca_file", path)?;
+        }
+        let metrics = non_empty(overrides.metrics.or(file.metrics))
+            .map(|text| parse::<SocketAddr>("metrics", &text, "write it like 127.0.0.1:9586"))
+            .transpose()?;
+        Ok(Self {
+            settings: Settings {
+                token,
+                interface,
+                name,
+                port: overrides
+                    .listen_port
+                    .or(file.listen_port)
+                    .unwrap_or(DEFAULT_PORT),
+                mtu,
+                state_dir: or_default(overrides.state_dir, file.state_dir, DEFAULT_STATE_DIR),
+                run_dir: or_default(overrides.run_dir, file.run_dir, DEFAULT_RUN_DIR),
+                stun: stun(&instead(overrides.stun, file.stun))?,
+                turn: turn(&file.turn.unwrap_or_default())?,
+                accept_routes: list(
+                    "accept_routes",
+                    &instead(overrides.accept_routes, file.accept_routes),
+                )?,
+                advertise_routes: list(
+                    "advertise_routes",
+                    &instead(overrides.advertise_routes, file.advertise_routes),
+                )?,
+                proxy,
+                ca_file,
+            },
+            policy: policy(overrides.policy.or(file.policy).as_deref())?,
+            log: LogConfig {
+                level: overrides
+                    .log_level
+                    .or(file.log_level)
+                    .unwrap_or_else(|| "info".to_owned()),
+                format: log_format(overrides.log_format.or(file.log_format).as_deref())?,
+            },
+            metrics,
+        })
+    }
+
+    /// Its text as a configuration file, for people: without token and passwords.
+    pub fn to_toml(&self) -> String {
+        let settings = &self.settings;
+        let quoted = |items: Vec<String>| {
+            let items: Vec<String> = items.iter().map(|item| format!("{item:?}")).collect();
+            format!("[{}]", items.join(", "))
+        };
+        let texts =
+            |items: &[ServerAddress]| quoted(items.iter().map(ToString::to_string).collect());
+        let mut lines = vec![
+            format!("interface = {:?}", settings.interface),
+            format!("name = {:?}", settings.name),
+            format!("state_dir = {:?}", settings.state_dir),
+            format!("run_dir = {:?}", settings.run_dir),
+            format!("listen_port = {}", settings.port),
+            format!("mtu = {}", settings.mtu),
+            format!("stun = {}", texts(&settings.stun)),
+            format!(
+                "accept_routes = {}",
+                quoted(
+                    settings
+                        .accept_routes
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect()
+                )
+            ),
+            format!(
+                "advertise_routes = {}",
+                quoted(
+                    settings
+                        .advertise_routes
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect()
+                )
+            ),
+            format!("policy = {:?}", self.policy.as_str()),
+            format!("log_level = {:?}", self.log.level),
+            format!("log_format = {:?}", self.log.format.as_str()),
+        ];
+        if settings.proxy.is_some() {
+            // It may hold a password.
+            lines.push("# proxy is set".to_owned());
+        }
+        if let Some(path) = &settings.ca_file {
+            lines.push(format!("ca_file = {path:?}"));
+        }
+        if let Some(address) = &self.metrics {
+            lines.push(format!("metrics = \"{address}\""));
+        }
+        for relay in &settings.turn {
+            lines.push(format!("# turn {} as {}", relay.address, relay.username));
+        }
+        lines.push(String::new());
+        lines.join("\n")
+    }
+}
+
+/// Whether Linux takes it as the name of an interface, and a file can be named after it.
+pub fn check_interface(name: &str) -> Result<(), ConfigError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty()
+        || name.len() > MAX_INTERFACE
+        || name.starts_with('.')
+        || !name.chars().all(allowed)
+    {
+        let problem = format!("cannot be {name:?}");
+        let hint = format!(
+            "give 1 to {MAX_INTERFACE} letters, digits, dots, dashes or underscores, like {DEFAULT_INTERFACE}"
+        );
+        return Err(ConfigError::value("interface", problem, hint));
+    }
+    Ok(())
+}
+
+fn token(overrides: &Overrides, file: &FileConfig) -> Result<Option<Token>, ConfigError> {
+    let text = match (&overrides.token, &overrides.token_file, &file.token_file) {
+        (Some(token), _, _) => token.clone(),
+        (None, Some(path), _) | (None, None, Some(path)) => secret("token_file", path)?,
+        (None, None, None) => return Ok(None),
+    };
+    text.parse().map(Some).map_err(|error| {
+        let hint = "ask whoever runs the network: `wice invite` prints a token; give it whole, between quotes";
+        ConfigError::value("token", format!("cannot be used: {error}"), hint)
+    })
+}
+
+/// Hosts are often called by their full name; the first label is what people say.
+fn short_name(hostname: &str) -> String {
+    hostname.split('.').next().unwrap_or(hostname).to_owned()
+}
+
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
+        let hint = format!("give 1 to {MAX_NAME_LEN} bytes without control characters");
+        return Err(ConfigError::value(
+            "name",
+            format!("cannot be {name:?}"),
+            hint,
+        ));
+    }
+    Ok(())
+}
+
+fn check_readable(name: &str, path: &Path) -> Result<(), ConfigError> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let problem = format!("cannot be read: {}: {error}", path.display());
+            Err(ConfigError::value(
+                name,
+                problem,
+                "give a file of certificates in PEM",
+            ))
+        }
+    }
+}
+
+fn stun(servers: &[String]) -> Result<Vec<ServerAddress>, ConfigError> {
+    let servers: Vec<ServerAddress> = list("stun", servers)?;
+    if let Some(other) = servers
+        .iter()
+        .find(|server| server.kind != ServerKind::Stun)
+    {
+        let hint = "a TURN server needs credentials: put it under [[turn]] in the file";
+        return Err(ConfigError::value(
+            "stun",
+            format!("names a TURN server: {other}"),
+            hint,
+        ));
+    }
+    Ok(servers)
+}
+
+fn turn(servers: &[super::file::TurnConfig]) -> Result<Vec<StaticRelay>, ConfigError> {
+    let relay = |server: &super::file::TurnConfig| {
+        let address: ServerAddress = parse(
+            "turn.url",
+            &server.url,
+            "write it like turn:relay.example:3478",
+        )?;
+        if address.kind == ServerKind::Stun {
+            let problem = format!("is a STUN server: {address}");
+            let hint = "put it under stun, or write turn: or turns:";
+            return Err(ConfigError::value("turn.url", problem, hint));
+        }
+        Ok(StaticRelay {
+            address,
+            username: server.username.clone(),
+            password: secret("turn.password_file", &server.password_file)?,
+        })
+    };
+    servers.iter().map(relay).collect()
+}
+
+fn policy(text: Option<&str>) -> Result<RelayPolicy, ConfigError> {
+    let all = [
+        RelayPolicy::Auto,
+        RelayPolicy::RelayOnly,
+        RelayPolicy::DirectOnly,
+    ];
+    let Some(text) = text else {
+        return Ok(RelayPolicy::default());
+    };
+    all.into_iter()
+        .find(|policy| policy.as_str() == text)
+        .ok_or_else(|| {
+            ConfigError::value(
+                "policy",
+                format!("cannot be {text:?}"),
+                "it is auto, relay-only or direct-only",
+            )
+        })
+}
+
+fn log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {
+    match text {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(other) => {
+            let problem = format!("cannot be {other:?}");
+            Err(ConfigError::value(
+                "log_format",
+                problem,
+                "it is text or json",
+            ))
+        }
+    }
+}
+
+fn list<T: FromStr<Err: Display>>(name: &str, items: &[String]) -> Result<Vec<T>, ConfigError> {
+    items
+        .iter()
+        .map(|item| parse(name, item, "correct it, or leave it out"))
+        .collect()
+}
+
+fn parse<T: FromStr<Err: Display>>(name: &str, text: &str, hint: &str) -> Result<T, ConfigError> {
+    text.parse().map_err(|error: T::Err| {
+        ConfigError::value(name, format!("cannot be {text:?}: {error}"), hint)
+    })
+}
+
+fn instead(flags: Vec<String>, file: Option<Vec<String>>) -> Vec<String> {
+    if flags.is_empty() {
+        file.unwrap_or_default()
+    } else {
+        flags
+    }
+}
+
+fn or_default(flag: Option<PathBuf>, file: Option<PathBuf>, default: &str) -> PathBuf {
+    flag.or(file).unwrap_or_else(|| PathBuf::from(default))
+}
+
+fn non_empty(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}

@@ -1,0 +1,177 @@
+use std::path::Path;
+
+use super::*;
+
+fn file(text: &str) -> Result<FileConfig, ConfigError> {
+    FileConfig::parse(text, Path::new("/etc/wice/wice.toml"))
+}
+
+fn resolve(overrides: Overrides, text: &str) -> Result<DaemonConfig, ConfigError> {
+    let surroundings = Surroundings {
+        hostname: Some("lab-a.example.org".into()),
+        https_proxy: Some("http://env-proxy:8080".into()),
+    };
+    DaemonConfig::resolve(overrides, file(text).unwrap(), surroundings)
+}
+
+fn refused(text: &str) -> String {
+    match file(text) {
+        Err(error) => error.to_string(),
+        Ok(parsed) => DaemonConfig::resolve(Overrides::default(), parsed, Surroundings::default())
+            .unwrap_err()
+            .to_string(),
+    }
+}
+
+#[test]
+fn defaults_come_from_the_machine() {
+    let config = resolve(Overrides::default(), "").unwrap();
+    assert_eq!(config.settings.interface, "wice0");
+    assert_eq!(config.settings.name, "lab-a");
+    assert_eq!(config.settings.port, 51821);
+    assert_eq!(
+        config.settings.proxy.as_deref(),
+        Some("http://env-proxy:8080")
+    );
+    assert_eq!(config.settings.state_dir, Path::new("/var/lib/wice"));
+    assert_eq!(config.policy, RelayPolicy::Auto);
+    assert!(config.settings.token.is_none() && config.metrics.is_none());
+}
+
+#[test]
+fn flags_go_before_the_file_before_the_machine() {
+    let text = "
+        interface = \"wg7\"
+        name = \"from-file\"
+        listen_port = 1000
+        stun = [\"stun:file.example\"]
+        proxy = \"http://file-proxy:1\"
+        policy = \"relay-only\"
+        metrics = \"127.0.0.1:9586\"
+    ";
+    let from_file = resolve(Overrides::default(), text).unwrap();
+    assert_eq!(from_file.settings.name, "from-file");
+    assert_eq!(
+        from_file.settings.stun[0].to_string(),
+        "stun:file.example:3478"
+    );
+    assert_eq!(
+        from_file.settings.proxy.as_deref(),
+        Some("http://file-proxy:1")
+    );
+    let overrides = Overrides {
+        name: Some("from-flag".into()),
+        stun: vec!["stun:flag.example:99".into()],
+        proxy: Some(String::new()),
+        metrics: Some(String::new()),
+        ..Overrides::default()
+    };
+    let config = resolve(overrides, text).unwrap();
+    assert_eq!(config.settings.name, "from-flag");
+    assert_eq!(config.settings.interface, "wg7");
+    assert_eq!(config.settings.port, 1000);
+    assert_eq!(config.settings.stun.len(), 1);
+    assert_eq!(config.settings.stun[0].to_string(), "stun:flag.example:99");
+    assert_eq!(config.settings.proxy, None, "an empty flag is none");
+    assert_eq!(config.metrics, None);
+    assert_eq!(config.policy, RelayPolicy::RelayOnly);
+}
+
+#[test]
+fn unknown_keys_are_told_with_the_nearest() {
+    assert_eq!(
+        refused("listen_prot = 1"),
+        "/etc/wice/wice.toml: there is no key listen_prot\n  did you mean listen_port?"
+    );
+    assert_eq!(
+        refused("[[turn]]\nurl = \"turn:a\"\nuser = \"u\"\npassword_file = \"/x\""),
+        "/etc/wice/wice.toml: there is no key turn.user\n  keys are url, username, password_file"
+    );
+    assert!(refused("colour = true").contains("keys are token_file, interface, name"));
+}
+
+#[test]
+fn wrong_values_say_how_they_should_look() {
+    for (text, expected) in [
+        ("mtu = 100", "mtu is 100\n  give 1280 to 65535"),
+        (
+            "interface = \"wice/0\"",
+            "interface cannot be \"wice/0\"\n  give 1 to 15",
+        ),
+        (
+            "policy = \"direct\"",
+            "policy cannot be \"direct\"\n  it is auto",
+        ),
+        (
+            "stun = [\"turn:x\"]",
+            "stun names a TURN server: turn:x:3478?transport=udp\n  a TURN server needs credentials",
+        ),
+        (
+            "stun = [\"x\"]",
+            "stun cannot be \"x\": not a STUN or TURN server",
+        ),
+        (
+            "proxy = \"proxy:1\"",
+            "proxy cannot be \"proxy:1\": not an HTTP proxy",
+        ),
+        (
+            "advertise_routes = [\"10.0.0.1/8\"]",
+            "advertise_routes cannot be \"10.0.0.1/8\": not an IP prefix",
+        ),
+        ("metrics = \"9586\"", "metrics cannot be \"9586\": "),
+        (
+            "ca_file = \"/nonexistent/ca.pem\"",
+            "ca_file cannot be read: /nonexistent/ca.pem",
+        ),
+        (
+            "token_file = \"/nonexistent/token\"",
+            "cannot read /nonexistent/token: ",
+        ),
+        ("mtu = \"big\"", "/etc/wice/wice.toml is not valid TOML: "),
+        ("mtu =", "/etc/wice/wice.toml is not valid TOML: "),
+    ] {
+        let error = refused(text);
+        assert!(error.starts_with(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn secrets_come_from_files() {
+    let folder = std::env::temp_dir().join(format!("wice-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("password");
+    std::fs::write(&path, "  s3cret\n").unwrap();
+    let text = format!(
+        "[[turn]]\nurl = \"turns:relay.example:443\"\nusername = \"u\"\npassword_file = {path:?}"
+    );
+    let config = resolve(Overrides::default(), &text).unwrap();
+    assert_eq!(config.settings.turn[0].password, "s3cret");
+    assert!(!config.to_toml().contains("s3cret"));
+    std::fs::write(&path, "\n").unwrap();
+    let error = resolve(Overrides::default(), &text)
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("turn.password_file is empty"), "{error}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn what_is_printed_is_read_back() {
+    let text =
+        "interface = \"wg7\"\nadvertise_routes = [\"10.1.0.0/16\"]\nmetrics = \"127.0.0.1:9586\"\n";
+    let config = resolve(Overrides::default(), text).unwrap();
+    let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
+    assert_eq!(again.to_toml(), config.to_toml());
+    assert_eq!(again.settings.advertise_routes.len(), 1);
+}
+
+#[test]
+fn a_bad_token_is_told_without_being_shown() {
+    let overrides = Overrides {
+        token: Some("wice1abc".into()),
+        ..Overrides::default()
+    };
+    let error = resolve(overrides, "").unwrap_err().to_string();
+    assert!(error.starts_with("token cannot be used: "), "{error}");
+    assert!(!error.contains("wice1abc"));
+}

@@ -1,0 +1,192 @@
+//! The words: what is the case, and what to do about it.
+
+use std::time::Duration;
+
+use wice_signaling::protocol::{Mapping, NatBehavior};
+
+use super::{Code, Reason, days, is_dependent};
+use crate::core::node::RelaySnapshot;
+use crate::core::turn;
+
+pub(super) fn blocked(code: Code, port: u16) -> Reason {
+    let (side, place) = if code == Code::UdpBlockedHere {
+        ("this node's", "here")
+    } else {
+        ("the peer's", "there")
+    };
+    advised(
+        code,
+        &format!("UDP is blocked {place}"),
+        &format!("allow UDP out of {side} network"),
+        &format!(
+            "allow UDP out of {side} network, at least from port {port} and to port 3478; until then TCP or TLS to the relay carries the traffic"
+        ),
+    )
+}
+
+pub(super) fn both_dependent(port: u16) -> Reason {
+    advised(
+        Code::BothNatsEndpointDependent,
+        "both NATs map by endpoint",
+        &format!("forward UDP {port} on one side, or enable IPv6"),
+        &format!(
+            "forward UDP {port} to one of the two nodes, or enable IPv6 on both, or set up port mapping (UPnP, NAT-PMP, PCP) on one router"
+        ),
+    )
+}
+
+pub(super) fn pair_unreachable(here: NatBehavior, port: u16) -> Reason {
+    let (mapping, filtering) = if is_dependent(here) {
+        ("this NAT", "the other")
+    } else {
+        ("the other NAT", "this one")
+    };
+    let (on, to) = if is_dependent(here) {
+        ("the peer's side", "the peer")
+    } else {
+        ("this side", "this node")
+    };
+    advised(
+        Code::NatPairUnreachable,
+        &format!(
+            "{mapping} maps by endpoint, and {filtering} lets in only ports that it has sent to"
+        ),
+        &format!("forward UDP {port} on {on}, or enable IPv6"),
+        &format!(
+            "forward UDP {port} to {to} (its NAT keeps one port, so it is the easier side), or enable IPv6 on both, or set up port mapping (UPnP, NAT-PMP, PCP) on one router"
+        ),
+    )
+}
+
+pub(super) fn firewalled(here: NatBehavior, port: u16) -> Reason {
+    let who = if here.mapping == Mapping::None {
+        "this node"
+    } else {
+        "the peer"
+    };
+    advised(
+        Code::Firewalled,
+        &format!(
+            "{who} has a public address behind a firewall, and the other NAT maps by endpoint"
+        ),
+        &format!("open UDP {port} in the firewall of {who}"),
+        &format!(
+            "open UDP {port} inbound in the firewall of {who}: its address is public, so that is enough"
+        ),
+    )
+}
+
+pub(super) fn no_common_family() -> Reason {
+    advised(
+        Code::NoCommonFamily,
+        "the two nodes have no IP family in common",
+        "enable IPv6 on both, or IPv4 on both",
+        "one node has only IPv4 and the other only IPv6: give both the same (IPv6 on both is best); until then a relay with both families carries the traffic",
+    )
+}
+
+pub(super) fn checking(age: Option<Duration>) -> Reason {
+    let summary = match age {
+        Some(age) => format!("looking for paths since {:.1} s", age.as_secs_f64()),
+        None => "looking for paths".to_owned(),
+    };
+    said(Code::Checking, &summary)
+}
+
+pub(super) fn no_advert(last_seen: Option<Duration>) -> Reason {
+    let summary = match last_seen {
+        Some(seen) if seen > Duration::ZERO => {
+            format!("has published nothing; last seen {} ago", days(seen))
+        }
+        Some(_) | None => "has published nothing yet".to_owned(),
+    };
+    advised(
+        Code::NoAdvert,
+        &summary,
+        "start wice there",
+        "start wice on the peer (wice up), and see that it reaches the same signaling service (wice status there)",
+    )
+}
+
+pub(super) fn peer_away(last_seen: Option<Duration>) -> Reason {
+    let seen = last_seen.map(days).unwrap_or_default();
+    advised(
+        Code::PeerAway,
+        &format!("last seen {seen} ago"),
+        "see whether the peer is on",
+        "see whether the peer is on and its daemon runs (wice status there)",
+    )
+}
+
+pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
+    let failed = relays
+        .iter()
+        .find_map(|relay| Some((relay, relay.failure?)));
+    let Some((relay, failure)) = failed else {
+        return advised(
+            Code::RelayUnavailable,
+            "the relay has not answered yet",
+            "see wice netcheck",
+            "see whether the relay can be reached at all: wice netcheck",
+        );
+    };
+    let name = &relay.name;
+    let (cause, remedy) = match failure {
+        turn::Failure::WrongCredentials => (
+            "refuses our credentials",
+            "check username and password of the relay, and the clocks where the credentials are time-limited",
+        ),
+        turn::Failure::Quota => (
+            "has no quota left for this user",
+            "raise the relay's quota for a user (user-quota in coturn), or wait until old allocations expire",
+        ),
+        turn::Failure::Capacity => (
+            "is full",
+            "give the relay more ports (min-port, max-port in coturn), or add another one",
+        ),
+        turn::Failure::NoAnswer | turn::Failure::ConnectionClosed | turn::Failure::Expired => (
+            "cannot be reached",
+            "see that the relay runs and that UDP 3478 or TCP 443 to it is open (wice netcheck)",
+        ),
+        turn::Failure::Forbidden => (
+            "forbids us to allocate",
+            "ask the relay's operator to allow this user",
+        ),
+        turn::Failure::BadChallenge
+        | turn::Failure::StaleNonce
+        | turn::Failure::Unauthenticated { .. }
+        | turn::Failure::Mismatch
+        | turn::Failure::WrongUser
+        | turn::Failure::Family(_)
+        | turn::Failure::Transport
+        | turn::Failure::Alternate(_)
+        | turn::Failure::ServerError(_)
+        | turn::Failure::Rejected(_)
+        | turn::Failure::BadAnswer
+        | turn::Failure::Desynchronized => ("does not work", ""),
+    };
+    let remedy = if remedy.is_empty() {
+        failure.to_string()
+    } else {
+        remedy.to_owned()
+    };
+    advised(
+        Code::RelayUnavailable,
+        &format!("no direct path, and relay {name} {cause}"),
+        &remedy,
+        &remedy,
+    )
+}
+
+pub(super) fn said(code: Code, summary: &str) -> Reason {
+    advised(code, summary, "", "")
+}
+
+pub(super) fn advised(code: Code, summary: &str, hint: &str, remedy: &str) -> Reason {
+    Reason {
+        code,
+        summary: summary.to_owned(),
+        hint: hint.to_owned(),
+        remedy: remedy.to_owned(),
+    }
+}

@@ -1,0 +1,311 @@
+//! What the daemon answers on its control socket.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use wice_signaling::protocol::{PublicKey, RelayTransport};
+
+use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
+use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
+use crate::io::echo::echo;
+use crate::io::packet_loop::{Command, Inbox};
+use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
+
+/// The packet loop answers within this, or something is very wrong.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A ping that has no reply by then is lost; the next follows at once.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the daemon's parts share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<SharedState>,
+    /// Somebody wants the daemon to stop.
+    pub(super) stop: Notify,
+}
+
+#[derive(Debug)]
+struct SharedState {
+    url: String,
+    signaling: Result<Instant, (Instant, String)>,
+    last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
+    stun: Vec<StunServer>,
+    relays: Vec<RelayServer>,
+}
+
+impl Shared {
+    pub(super) fn new(url: String) -> Self {
+        let state = SharedState {
+            url,
+            signaling: Err((Instant::now(), "connecting".to_owned())),
+            last_seen: BTreeMap::new(),
+            stun: Vec::new(),
+            relays: Vec::new(),
+        };
+        Self {
+            state: Mutex::new(state),
+            stop: Notify::new(),
+        }
+    }
+
+    pub(super) fn connected(&self) {
+        self.with(|state| state.signaling = Ok(Instant::now()));
+    }
+
+    pub(super) fn disconnected(&self, reason: String) {
+        self.with(|state| state.signaling = Err((Instant::now(), reason)));
+    }
+
+    pub(super) fn seen(&self, key: PublicKey, ago: Duration) {
+        self.with(|state| {
+            state.last_seen.insert(key, (Instant::now(), ago));
+        });
+    }
+
+    pub(super) fn serves(&self, stun: &[StunServer], relays: &[RelayServer]) {
+        self.with(|state| {
+            state.stun = stun.to_vec();
+            state.relays = relays.to_vec();
+        });
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut SharedState) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Answers clients of the control socket.
+pub(super) struct Answers {
+    pub(super) interface: String,
+    pub(super) port: u16,
+    pub(super) started: Instant,
+    pub(super) inbox: Inbox,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// Everything that reports are made of.
+struct Seen {
+    node: NodeSnapshot,
+    addresses: Vec<IpAddr>,
+    peers: BTreeMap<PublicKey, PeerInputs>,
+    signaling: Signaling,
+}
+
+impl Answers {
+    async fn look(&self) -> Result<Seen, ControlError> {
+        let (sender, receiver) = oneshot::channel();
+        let inspect = Command::Inspect(Box::new(move |view| {
+            let node = view.node.snapshot(view.now);
+            let peers: BTreeMap<PublicKey, PeerInputs> = node
+                .peers
+                .iter()
+                .map(|peer| {
+                    let tunnel = view.tunnels.find(&peer.key);
+                    let stats = tunnel.and_then(|id| view.tunnels.stats(id, view.now));
+                    let owned = view.overlay.owned(&peer.key).cloned().unwrap_or_default();
+                    let hosts = owned.prefixes.first().map(|prefix| prefix.address());
+                    let inputs = PeerInputs {
+                        addresses: owned
+                            .ipv4
+                            .map(IpAddr::V4)
+                            .into_iter()
+                            .chain(hosts)
+                            .collect(),
+                        stats: stats.unwrap_or_default(),
+                        ..PeerInputs::default()
+                    };
+                    (peer.key, inputs)
+                })
+                .collect();
+            let (v4, v6) = view.overlay.own_addresses();
+            // Fails only when the client has given up.
+            let _ = sender.send((node, peers, vec![IpAddr::V4(v4), IpAddr::V6(v6)]));
+        }));
+        let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
+        self.inbox
+            .send(inspect)
+            .map_err(|error| failed(error.to_string()))?;
+        let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
+        let Ok(Ok((node, mut peers, addresses))) = answer else {
+            return Err(failed(
+                "the packet loop does not answer: see the daemon's log".into(),
+            ));
+        };
+        let signaling = self.shared.with(|state| {
+            for (key, (at, ago)) in &state.last_seen {
+                if let Some(peer) = peers.get_mut(key) {
+                    let away = *ago > Duration::ZERO;
+                    peer.last_seen = Some(if away { *ago + at.elapsed() } else { *ago });
+                }
+            }
+            let (connected, since, error) = match &state.signaling {
+                Ok(since) => (true, *since, None),
+                Err((since, error)) => (false, *since, Some(error.clone())),
+            };
+            let since_s = since.elapsed().as_secs();
+            Signaling {
+                url: state.url.clone(),
+                connected,
+                since_s,
+                error,
+            }
+        });
+        Ok(Seen {
+            node,
+            addresses,
+            peers,
+            signaling,
+        })
+    }
+
+    fn inputs<'a>(&'a self, seen: &'a Seen) -> Inputs<'a> {
+        Inputs {
+            interface: &self.interface,
+            managed: true,
+            addresses: &seen.addresses,
+            listen_port: self.port,
+            uptime: self.started.elapsed(),
+            relay_only: false,
+            node: &seen.node,
+            signaling: &seen.signaling,
+            peers: &seen.peers,
+        }
+    }
+}
+
+impl Handler for Answers {
+    async fn status(&self) -> Result<Status, ControlError> {
+        Ok(self.inputs(&self.look().await?).status())
+    }
+
+    async fn why(&self, peer: &str) -> Result<Why, ControlError> {
+        let seen = self.look().await?;
+        let why = self.inputs(&seen).why(peer);
+        why.map_err(|message| ControlError::new(ErrorKind::NoSuchPeer, message))
+    }
+
+    async fn ping(
+        &self,
+        peer: &str,
+        count: u32,
+        events: mpsc::Sender<PingEvent>,
+    ) -> Result<(), ControlError> {
+        let started = Instant::now();
+        let identifier = std::process::id() as u16;
+        for sequence in 1..=count {
+            let seen = self.look().await?;
+            let inputs = self.inputs(&seen);
+            let no_peer = |message: String| ControlError::new(ErrorKind::NoSuchPeer, message);
+            let snapshot = inputs.find(peer).map_err(no_peer)?;
+            let Some(to) = seen
+                .peers
+                .get(&snapshot.key)
+                .and_then(|p| p.addresses.first())
+            else {
+                return Err(no_peer(format!("{peer} has no address in the overlay")));
+            };
+            let to = *to;
+            let sent = tokio::task::spawn_blocking(move || {
+                echo(to, identifier, sequence as u16, PING_TIMEOUT)
+            })
+            .await;
+            let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
+            let rtt = sent
+                .map_err(|error| failed(error.to_string()))?
+                .map_err(|error| failed(format!("cannot ping {to}: {error}")))?;
+            let seen = self.look().await?;
+            let inputs = self.inputs(&seen);
+            let report = inputs.peer(inputs.find(peer).map_err(no_peer)?);
+            let direct = report.path.kind == PathKind::Direct;
+            let event = match rtt {
+                Some(rtt) => PingEvent::Pong {
+                    schema: SCHEMA,
+                    peer: report.name.clone(),
+                    sequence,
+                    rtt_ms: rtt.as_secs_f64() * 1000.0,
+                    path: report.path,
+                },
+                None => PingEvent::Lost {
+                    schema: SCHEMA,
+                    peer: report.name.clone(),
+                    sequence,
+                    reason: report.reason.clone(),
+                    summary: report.summary.clone(),
+                },
+            };
+            let answered = rtt.is_some();
+            let last = sequence == count;
+            let end = if direct && answered {
+                let after_s = if sequence == 1 {
+                    0.0
+                } else {
+                    started.elapsed().as_secs_f64()
+                };
+                Some(PingEvent::Direct {
+                    schema: SCHEMA,
+                    after_s,
+                })
+            } else if last {
+                Some(PingEvent::NotDirect {
+                    schema: SCHEMA,
+                    reason: report.reason,
+                    summary: report.summary,
+                    hint: report.hint,
+                })
+            } else {
+                None
+            };
+            let done = end.is_some();
+            for event in std::iter::once(event).chain(end) {
+                if events.send(event).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if done {
+                return Ok(());
+            }
+            if answered {
+                tokio::time::sleep(PING_TIMEOUT).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn servers(&self) -> Result<Servers, ControlError> {
+        Ok(self.shared.with(|state| Servers {
+            stun: state
+                .stun
+                .iter()
+                .map(|server| format!("stun:{}", server.address))
+                .collect(),
+            turn: state.relays.iter().map(login).collect(),
+        }))
+    }
+
+    async fn reload(&self) -> Result<(), ControlError> {
+        let message = "the configuration is read at the start: wice down, then wice up";
+        Err(ControlError::new(ErrorKind::Failed, message))
+    }
+
+    async fn down(&self) -> Result<(), ControlError> {
+        self.shared.stop.notify_one();
+        Ok(())
+    }
+}
+
+fn login(server: &RelayServer) -> TurnLogin {
+    let address = server.address;
+    let url = match server.transport {
+        RelayTransport::Udp => format!("turn:{address}?transport=udp"),
+        RelayTransport::Tcp => format!("turn:{address}?transport=tcp"),
+        RelayTransport::Tls => format!("turns:{address}?transport=tcp"),
+    };
+    TurnLogin {
+        url,
+        username: server.username.clone(),
+        password: server.password.clone(),
+    }
+}

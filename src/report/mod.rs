@@ -1,0 +1,380 @@
+//! What people and machines are told: serde structs with a schema version, made from the node's snapshot, and their text. Both
+//! the daemon (which makes them) and the command line (which gets them over the control socket) use them.
+
+mod build;
+mod netcheck;
+mod ping;
+mod render;
+mod render_netcheck;
+mod style;
+#[cfg(test)]
+mod tests;
+mod units;
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+pub use build::{Inputs, PeerInputs, path_of};
+pub use netcheck::{
+    MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
+};
+pub use ping::PingEvent;
+pub use style::Style;
+pub use units::{bytes, duration, rtt};
+
+/// Version of every JSON document. It rises when a field changes its meaning or goes; new fields may come without.
+pub const SCHEMA: u32 = 1;
+
+/// The report of the whole node: `wice status --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The daemon's version.
+    pub version: String,
+    /// The WireGuard interface.
+    pub interface: String,
+    /// `managed` or `attached`.
+    pub mode: String,
+    /// The node's name.
+    pub name: String,
+    /// Its WireGuard public key, in base64.
+    pub key: String,
+    /// Its addresses in the overlay.
+    pub addresses: Vec<IpAddr>,
+    /// Its UDP port.
+    pub listen_port: u16,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// What STUN says of its NAT.
+    pub nat: Nat,
+    /// The signaling connection.
+    pub signaling: Signaling,
+    /// Every configured relay and transport.
+    pub relays: Vec<Relay>,
+    /// Its own candidates.
+    pub candidates: Vec<End>,
+    /// What each STUN server sees.
+    pub observations: Vec<Observation>,
+    /// The peers, by name, then key.
+    pub peers: Vec<Peer>,
+    /// What was counted since the start.
+    pub counters: Counters,
+}
+
+/// What is known of a NAT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nat {
+    /// RFC 4787 §4.1: `unknown`, `none`, `endpoint-independent`, `address-dependent`, `address-and-port-dependent`; `blocked`
+    /// where no STUN server answers.
+    pub mapping: String,
+    /// RFC 4787 §5: `unknown`, `endpoint-independent`, `address-dependent`, `address-and-port-dependent`.
+    pub filtering: String,
+    /// A global IPv6 address is among the candidates.
+    pub ipv6: bool,
+}
+
+/// The connection to signaling.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signaling {
+    /// The service's URL.
+    pub url: String,
+    /// Whether it is connected.
+    pub connected: bool,
+    /// Seconds since it was connected, or lost.
+    pub since_s: u64,
+    /// Why it is not connected.
+    pub error: Option<String>,
+}
+
+/// A relay over one transport.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Relay {
+    /// Its host.
+    pub name: String,
+    /// `udp`, `tcp` or `tls`.
+    pub transport: String,
+    /// Our allocation's address.
+    pub relayed: Option<SocketAddr>,
+    /// Round trip to it.
+    pub rtt_ms: Option<f64>,
+    /// Why the last attempt failed.
+    pub failure: Option<String>,
+}
+
+/// What one STUN server saw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Observation {
+    /// What was asked from.
+    pub base: SocketAddr,
+    /// The server, as configured.
+    pub server: String,
+    /// Where it saw the base.
+    pub mapped: Option<SocketAddr>,
+    /// Round trip.
+    pub rtt_ms: Option<f64>,
+    /// At least one round went unanswered.
+    pub silent: bool,
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name, or the start of its key before it has published one.
+    pub name: String,
+    /// Its WireGuard public key, in base64.
+    pub key: String,
+    /// Its addresses in the overlay.
+    pub addresses: Vec<IpAddr>,
+    /// What carries its packets.
+    pub path: Path,
+    /// Round trip on the path.
+    pub rtt_ms: Option<f64>,
+    /// Stable code: see `wice why --help`.
+    pub reason: String,
+    /// The reason in words.
+    pub summary: String,
+    /// What to do, in a few words; empty where nothing is to be done.
+    pub hint: String,
+    /// Seconds since the last WireGuard handshake.
+    pub handshake_age_s: Option<u64>,
+    /// Bytes received from it, as WireGuard counts.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Seconds since its node was last connected to signaling; 0 while it is.
+    pub last_seen_s: Option<u64>,
+    /// How often its path has changed.
+    pub path_changes: u64,
+}
+
+/// What carries a peer's packets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    /// `native`, `direct`, `relayed` or `none`.
+    pub kind: PathKind,
+    /// Our end.
+    pub local: Option<End>,
+    /// The other end.
+    pub remote: Option<End>,
+    /// `udp`, `tcp` or `tls`, where a relay is in the path.
+    pub relay_transport: Option<String>,
+    /// Its host, where it is one of ours.
+    pub relay: Option<String>,
+    /// WireGuard has answered on it.
+    pub up: bool,
+    /// Seconds since it was chosen.
+    pub age_s: Option<u64>,
+}
+
+/// What kind of path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    /// WireGuard's own endpoint.
+    Native,
+    /// No relay in it.
+    Direct,
+    /// At least one relay in it.
+    Relayed,
+    /// There is none.
+    None,
+}
+
+impl PathKind {
+    /// As JSON and tables have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A candidate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// `host`, `srflx`, `prflx`, `mapped` or `relay`.
+    pub kind: String,
+    /// Transport address.
+    pub address: SocketAddr,
+}
+
+/// Why a peer's path is what it is: `wice why --json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The peer, as in the status.
+    pub peer: Peer,
+    /// What to do, in full; empty where nothing is to be done.
+    pub remedy: String,
+    /// Our NAT.
+    pub here: Nat,
+    /// What each STUN server sees of us.
+    pub observations: Vec<Observation>,
+    /// The peer's NAT as its advert says; `None` without an advert.
+    pub there: Option<Nat>,
+    /// `controlling` or `controlled`; `None` before there is an agent.
+    pub role: Option<String>,
+    /// Every pair, the selected one first, then by falling priority.
+    pub pairs: Vec<Pair>,
+}
+
+/// A candidate pair.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Our end: how it is known, and what it sends from.
+    pub local: End,
+    /// Where the other side sees us.
+    pub mapped: Option<SocketAddr>,
+    /// The other end.
+    pub remote: End,
+    /// `udp`, `tcp` or `tls`, where a relay is in it.
+    pub relay_transport: Option<String>,
+    /// `in use`, `standby`, `works`, `held`, `waiting`, `checking` or `failed`.
+    pub state: String,
+    /// Checks sent.
+    pub checks_sent: u32,
+    /// Checks answered.
+    pub checks_answered: u32,
+    /// Round trip.
+    pub rtt_ms: Option<f64>,
+    /// Why it does not carry the data; `None` if it does.
+    pub why_not: Option<String>,
+}
+
+/// What was counted since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Checks sent, retransmissions included.
+    pub checks_sent: u64,
+    /// Checks answered.
+    pub checks_answered: u64,
+    /// Messages dropped because a queue was full.
+    pub transmits_dropped: u64,
+    /// Checks not sent because their destination has not answered often enough.
+    pub over_budget: u64,
+    /// STUN that could not be parsed.
+    pub malformed: u64,
+    /// STUN at an address that is no base.
+    pub no_base: u64,
+    /// STUN from somebody unknown.
+    pub strangers: u64,
+    /// STUN whose integrity does not hold.
+    pub unauthentic: u64,
+    /// Checks under a session that was replaced.
+    pub superseded: u64,
+    /// Adverts taken.
+    pub adverts_accepted: u64,
+    /// Adverts refused.
+    pub adverts_refused: u64,
+    /// Paths whose checks were answered and WireGuard's packets were not.
+    pub data_dead: u64,
+}
+
+/// How well a node or a peer does: the exit code of what reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    /// As well as the networks allow.
+    Well,
+    /// It works, but something is missing.
+    Degraded,
+    /// It does not work.
+    Broken,
+}
+
+impl Health {
+    /// 0, 1 or 2.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Well => 0,
+            Self::Degraded => 1,
+            Self::Broken => 2,
+        }
+    }
+}
+
+impl Peer {
+    /// A peer that is switched off is nobody's fault: without a path and not connected to signaling.
+    pub fn is_away(&self) -> bool {
+        self.path.kind == PathKind::None
+            && matches!(self.reason.as_str(), "peer-away" | "no-advert")
+    }
+
+    /// Well with any path that has carried WireGuard, degraded while one is looked for, broken without.
+    pub fn health(&self) -> Health {
+        match (self.path.kind, self.reason.as_str()) {
+            (_, "checking") if self.path.kind == PathKind::None => Health::Degraded,
+            (PathKind::None, _) => Health::Broken,
+            (_, "wireguard-unanswered") => Health::Degraded,
+            (PathKind::Native | PathKind::Direct | PathKind::Relayed, _) => Health::Well,
+        }
+    }
+}
+
+impl Status {
+    /// Well while signaling is connected and every peer that is not away has a path (a relayed one is a path); broken if none has.
+    pub fn health(&self) -> Health {
+        let present: Vec<Health> = self
+            .peers
+            .iter()
+            .filter(|peer| !peer.is_away())
+            .map(Peer::health)
+            .collect();
+        if !present.is_empty() && present.iter().all(|health| *health == Health::Broken) {
+            return Health::Broken;
+        }
+        if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {
+            Health::Well
+        } else {
+            Health::Degraded
+        }
+    }
+
+    /// The peer of this name, key, start of a key of at least four characters, or overlay address; an error names those that there are.
+    pub fn find(&self, wanted: &str) -> Result<&Peer, String> {
+        /// Shorter starts of keys are mistyped names.
+        const MIN_PREFIX: usize = 4;
+        let exact = |peer: &&Peer| {
+            peer.name == wanted
+                || peer.key == wanted
+                || peer.addresses.iter().any(|a| a.to_string() == wanted)
+        };
+        if let Some(peer) = self.peers.iter().find(exact) {
+            return Ok(peer);
+        }
+        let mut by_prefix = self
+            .peers
+            .iter()
+            .filter(|peer| wanted.len() >= MIN_PREFIX && peer.key.starts_with(wanted));
+        if let (Some(peer), None) = (by_prefix.next(), by_prefix.next()) {
+            return Ok(peer);
+        }
+        Err(unknown_peer(
+            wanted,
+            self.peers.iter().map(|p| p.name.as_str()),
+        ))
+    }
+}
+
+/// What is said where no peer is meant by `wanted`.
+pub fn unknown_peer<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
+    /// Enough to see what they are called.
+    const SHOWN: usize = 8;
+    let names: Vec<&str> = names.take(SHOWN + 1).collect();
+    let known = match names.as_slice() {
+        [] => "there are no peers yet (wice invite makes a token for one)".to_owned(),
+        names if names.len() > SHOWN => {
+            format!(
+                "peers are {} and more (wice status)",
+                names[..SHOWN].join(", ")
+            )
+        }
+        names => format!("peers are {}", names.join(", ")),
+    };
+    format!("no peer is called {wanted}\n  {known}")
+}
