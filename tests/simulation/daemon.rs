@@ -28,7 +28,9 @@ impl World {
         self.hosts[id].boot(&others, &self.servers, seed, now);
         if self.signaling.up {
             for record in self.signaling.records.values().cloned().collect::<Vec<_>>() {
-                self.fan_out(id, &record);
+                if self.knows(id, record.0) {
+                    self.fan_out(id, &record);
+                }
             }
         }
         self.drain(id);
@@ -81,6 +83,7 @@ impl World {
         if let Some(node) = &mut self.hosts[id].node {
             if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
                 node.handle_timeout(now);
+                self.hosts[id].timeouts += 1;
             }
         }
         self.drain(id);
@@ -414,7 +417,7 @@ impl World {
         }
         self.signaling.records.insert(record.0, record.clone());
         for id in 0..self.hosts.len() {
-            if id != record.0 && self.hosts[id].node.is_some() {
+            if id != record.0 && self.knows(id, record.0) && self.hosts[id].node.is_some() {
                 self.fan_out(id, &record);
             }
         }
