@@ -31,7 +31,7 @@ use network::{Behavior, HostId, INTERNET};
 use topology::*;
 use world::World;
 
-const PEERS: usize = 100;
+const PEERS: usize = 300;
 /// How often it is looked at whether all have a path.
 const STEP: Duration = Duration::from_millis(500);
 const HUB: HostId = 0;
@@ -67,7 +67,10 @@ fn a_thousand_peers() {
     let found = world.run_till(Duration::from_secs(120), STEP, |w| paths(w) == PEERS);
     println!("{} paths after {found:?}", paths(&world));
     let settled = world.run_till(Duration::from_secs(120), STEP, World::is_settled);
-    println!("as the oracle has it {settled:?} later, {:?} of real time", wall.elapsed());
+    println!(
+        "as the oracle has it {settled:?} later, {:?} of real time",
+        wall.elapsed()
+    );
     println!("{:.0} requests a second", requests(&mut world, begin));
     assert!(found.is_some() && settled.is_some(), "{}", odd(&world));
 
@@ -80,7 +83,11 @@ fn a_thousand_peers() {
     let timeouts = std::mem::take(&mut world.hosts[HUB].timeouts);
     println!("at rest {rate:.0} requests a second, {work} looks at agents in {timeouts} timeouts");
     assert!(rate <= 100.0, "more than half of what the pacing allows");
-    assert!(paths(&world) == PEERS && world.is_settled(), "{}", odd(&world));
+    assert!(
+        paths(&world) == PEERS && world.is_settled(),
+        "{}",
+        odd(&world)
+    );
     assert!(memory(&mut world) <= MEMORY);
 }
 

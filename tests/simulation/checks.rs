@@ -133,9 +133,11 @@ impl World {
                 let path = peer
                     .path
                     .map(|p| (p.pair.local, p.pair.mapped, p.pair.remote, p.up));
+                let changes = host.paths_changed.get(&other).into_iter().flatten();
+                let changes: Vec<_> = changes.map(|at| *at - self.start).collect();
                 writeln!(
                     out,
-                    "  to {other} {:?}: {path:?}, {} changes",
+                    "  to {other} {:?}: {path:?}, {} changes {changes:?}",
                     peer.role, peer.changes
                 )
                 .unwrap();

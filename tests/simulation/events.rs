@@ -120,7 +120,9 @@ fn a_daemon_that_has_lost_its_state_comes_back_as_a_new_session() {
             world.start_at(restarted, secs(1));
             world.run_for(secs(1));
             let begin = world.now;
-            let back = world.run_till(secs(5), STEP, |w| w.is_settled() && received_since(w, begin));
+            let back = world.run_till(secs(5), STEP, |w| {
+                w.is_settled() && received_since(w, begin)
+            });
             assert!(back.is_some(), "{homes:?}\n{}", world.describe());
         }
     }
