@@ -141,6 +141,10 @@ impl World {
         remote: SocketAddr,
         payload: &[u8],
     ) {
+        // What a host sends to an address of its own never leaves it.
+        if self.hosts[id].owns(remote.ip()) {
+            return;
+        }
         if let Some(realm) = self.hosts[id].realm_of(interface) {
             let from = SocketAddr::new(local, PORT);
             self.send(Some(id), realm, from, remote, payload);
@@ -303,18 +307,15 @@ impl World {
         &mut self,
         id: HostId,
         interface: u32,
-        origin: Option<HostId>,
         from: SocketAddr,
         to: SocketAddr,
         payload: &[u8],
     ) {
         let now = self.now;
-        if self.hosts[id].node.is_none() {
+        if self.hosts[id].node.is_none() || self.hosts[id].owns(from.ip()) {
             return;
         }
         if to.port() == PORT {
-            // Relays are honest here: what they pass on has come from a node too.
-            let _ = origin;
             self.hosts[id].learn(from, payload);
             let arrival = Arrival::Host {
                 local: to.ip(),

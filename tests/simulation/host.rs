@@ -146,6 +146,10 @@ impl Host {
         self.interfaces.iter().flat_map(of).collect()
     }
 
+    pub(crate) fn owns(&self, ip: IpAddr) -> bool {
+        self.interfaces.iter().any(|i| i.addresses.contains(&ip))
+    }
+
     pub(crate) fn realm_of(&self, index: u32) -> Option<RealmId> {
         let interface = self.interfaces.iter().find(|i| i.index == index)?;
         Some(interface.realm)

@@ -309,7 +309,7 @@ impl World {
         match who {
             Attached::Host(host, interface) => {
                 if !self.is_cut(*origin, host, payload) {
-                    self.deliver(host, interface, *origin, *from, to, payload);
+                    self.deliver(host, interface, *from, to, payload);
                 }
             }
             Attached::Stun => {
