@@ -325,6 +325,7 @@ pub(super) fn assign_uses(peer: &mut Peer, eager: bool, now: Instant) {
         Some(relay_hosts(slot, slot.agent.pair(path.key)?))
     });
     let previous = peer.path.previous.map(|(path, _)| path);
+    let pending = peer.path.pending;
     for slot in &mut peer.slots {
         let generation = slot.generation;
         let mut others: Vec<(&Pair, PathRef)> = slot
@@ -361,6 +362,7 @@ pub(super) fn assign_uses(peer: &mut Peer, eager: bool, now: Instant) {
             .map(|(_, path)| *path)
             .filter(|_| keeps_standbys)
             .chain(previous)
+            .chain(pending)
             .collect();
         let others: Vec<PathRef> = others.into_iter().map(|(_, path)| path).collect();
         for path in others {
