@@ -78,11 +78,15 @@ fn a_thousand_peers() {
     let (rest, work) = (world.now, work(&world));
     world.hosts[HUB].requests = 0;
     world.hosts[HUB].timeouts.clear();
+    world.hosts[HUB].most_touched = 0;
     world.run_for(Duration::from_secs(60));
     let rate = requests(&mut world, rest);
     let work = self::work(&world) - work;
     let timeouts = std::mem::take(&mut world.hosts[HUB].timeouts);
     println!("at rest {rate:.0} requests a second, {work} looks at agents in {timeouts:?}");
+    let most = world.hosts[HUB].most_touched;
+    println!("at most {most} looks in one call");
+    assert!(most <= 8, "a timeout looks at {most} agents");
     assert!(rate <= 100.0, "more than half of what the pacing allows");
     assert!(
         paths(&world) == PEERS && world.is_settled(),

@@ -82,7 +82,11 @@ impl World {
         }
         if let Some(node) = &mut self.hosts[id].node {
             if let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now) {
+                let before = node.counters().agents_touched;
                 node.handle_timeout(now);
+                let touched = node.counters().agents_touched - before;
+                let host = &mut self.hosts[id];
+                host.most_touched = host.most_touched.max(touched);
                 *self.hosts[id].timeouts.entry(why).or_default() += 1;
             }
         }
