@@ -1,6 +1,12 @@
 //! One node with a thousand peers in the simulated internet: every path is found, the pacing holds
 //! (each host is audited for it), a peer costs little memory, and a timeout touches only what is due.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests are not tests to clippy"
+)]
+#![allow(dead_code, reason = "shared with the simulation, which uses the rest")]
+
 #[path = "../simulation/checks.rs"]
 mod checks;
 #[path = "../simulation/daemon.rs"]
@@ -13,6 +19,8 @@ mod network;
 mod oracle;
 #[path = "../simulation/random.rs"]
 mod random;
+#[path = "../simulation/signaling.rs"]
+mod signaling;
 #[path = "../simulation/topology.rs"]
 mod topology;
 #[path = "../simulation/turn_server.rs"]

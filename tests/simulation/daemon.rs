@@ -15,7 +15,7 @@ use crate::host::{Connection, PORT};
 use crate::network::{Attached, HostId, INTERNET};
 use crate::turn_server::{self, Client};
 use crate::wireguard;
-use crate::world::{Happening, Record, Stream, World};
+use crate::world::{Happening, Stream, World};
 
 /// How long a connection attempt goes on that nobody answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -80,15 +80,15 @@ impl World {
             }
             self.tunnel_send(id, peer, &packets);
         }
-        if let Some(node) = &mut self.hosts[id].node {
-            if let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now) {
-                let before = node.counters().agents_touched;
-                node.handle_timeout(now);
-                let touched = node.counters().agents_touched - before;
-                let host = &mut self.hosts[id];
-                host.most_touched = host.most_touched.max(touched);
-                *self.hosts[id].timeouts.entry(why).or_default() += 1;
-            }
+        if let Some(node) = &mut self.hosts[id].node
+            && let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now)
+        {
+            let before = node.counters().agents_touched;
+            node.handle_timeout(now);
+            let touched = node.counters().agents_touched - before;
+            let host = &mut self.hosts[id];
+            host.most_touched = host.most_touched.max(touched);
+            *host.timeouts.entry(why).or_default() += 1;
         }
         self.drain(id);
     }
@@ -126,18 +126,18 @@ impl World {
                 remote,
             } => {
                 self.hosts[id].audit(Some(remote), &transmit.payload, now);
-                self.from_host(id, local, interface, remote, &transmit.payload);
+                self.send_from_host(id, local, interface, remote, &transmit.payload);
             }
             Via::Relay { relay, .. } => {
                 if let Some((to, payload)) = relayed(&transmit.payload) {
                     self.hosts[id].audit(to, &payload, now);
                 }
-                self.to_relay(id, relay, &transmit.payload);
+                self.send_to_relay(id, relay, &transmit.payload);
             }
         }
     }
 
-    fn from_host(
+    fn send_from_host(
         &mut self,
         id: HostId,
         local: std::net::IpAddr,
@@ -155,7 +155,7 @@ impl World {
         }
     }
 
-    fn to_relay(&mut self, id: HostId, relay: RelayId, payload: &[u8]) {
+    fn send_to_relay(&mut self, id: HostId, relay: RelayId, payload: &[u8]) {
         let Some(connection) = self.hosts[id].relays.get(&relay).copied() else {
             return;
         };
@@ -175,10 +175,10 @@ impl World {
         match event {
             Event::OpenRelay { relay, server } => self.open_relay(id, relay, &server),
             Event::CloseRelay(relay) => {
-                if let Some(connection) = self.hosts[id].relays.remove(&relay) {
-                    if let Client::Stream(stream) = connection.client {
-                        self.streams[stream].open = false;
-                    }
+                if let Some(connection) = self.hosts[id].relays.remove(&relay)
+                    && let Client::Stream(stream) = connection.client
+                {
+                    self.streams[stream].open = false;
                 }
             }
             Event::Publish { advert, sequence } => {
@@ -233,11 +233,7 @@ impl World {
                 Client::Stream(self.streams.len() - 1)
             }
         };
-        let connection = Connection {
-            client,
-            server: server.address,
-            realm,
-        };
+        let connection = Connection { client, realm };
         host.relays.insert(relay, connection);
         match client {
             Client::Udp(..) => {
@@ -347,9 +343,8 @@ impl World {
     }
 
     pub(crate) fn learn_relayed(&mut self, id: HostId, bytes: &[u8]) {
-        match relayed(bytes) {
-            Some((Some(from), payload)) => self.hosts[id].learn(from, &payload),
-            Some((None, _)) | None => {}
+        if let Some((Some(from), payload)) = relayed(bytes) {
+            self.hosts[id].learn(from, &payload);
         }
     }
 
@@ -403,61 +398,15 @@ impl World {
                 local,
                 interface,
                 remote,
-            } => self.from_host(id, local, interface, remote, bytes),
+            } => self.send_from_host(id, local, interface, remote, bytes),
             Route::Relayed { relay, channel } => {
                 let Some(connection) = self.hosts[id].relays.get(&relay) else {
                     return;
                 };
                 let frame = turn_server::frame(channel, bytes, connection.client);
-                self.to_relay(id, relay, &frame);
+                self.send_to_relay(id, relay, &frame);
             }
         }
-    }
-
-    /// A record has come to the service.
-    pub(crate) fn published(&mut self, record: Record) {
-        if !self.signaling.up {
-            self.signaling.waiting.push(record);
-            return;
-        }
-        self.signaling.records.insert(record.0, record.clone());
-        for id in 0..self.hosts.len() {
-            if id != record.0 && self.knows(id, record.0) && self.hosts[id].node.is_some() {
-                self.fan_out(id, &record);
-            }
-        }
-    }
-
-    pub(crate) fn signaling_up(&mut self) {
-        self.signaling.up = true;
-        for record in std::mem::take(&mut self.signaling.waiting) {
-            self.published(record);
-        }
-    }
-
-    fn fan_out(&mut self, to: HostId, record: &Record) {
-        let copies = 1 + usize::from(self.random.chance(self.signaling.duplication));
-        for _ in 0..copies {
-            let late = if self.random.chance(self.signaling.late) {
-                Duration::from_secs(1)
-            } else {
-                Duration::ZERO
-            };
-            let delay = self.signaling.delay + late + self.random.up_to(self.signaling.jitter);
-            self.schedule(self.now + delay, Happening::Advert(to, record.clone()));
-        }
-    }
-
-    pub(crate) fn advert(&mut self, id: HostId, record: &Record) {
-        let now = self.now;
-        let host = &mut self.hosts[id];
-        let Some(node) = &mut host.node else { return };
-        host.known.extend(&record.2);
-        // An old one that comes late is refused, which is as it should be.
-        if node.handle_advert(&record.1, now).is_ok() && record.0 != id {
-            host.stored.insert(record.0, record.1.clone());
-        }
-        self.drain(id);
     }
 }
 

@@ -123,10 +123,10 @@ impl Node {
         }
         let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
         for id in ids {
-            if let Some(relay) = self.relays.active.get_mut(&id) {
-                if relay.allocation.poll_timeout().is_some_and(|at| at <= now) {
-                    relay.allocation.handle_timeout(now);
-                }
+            if let Some(relay) = self.relays.active.get_mut(&id)
+                && relay.allocation.poll_timeout().is_some_and(|at| at <= now)
+            {
+                relay.allocation.handle_timeout(now);
             }
             while let Some(event) = self
                 .relays
@@ -238,12 +238,12 @@ impl Node {
         if let Some(known) = self.peers.get_mut(&id) {
             known.wishes.insert((relay, peer.ip()));
         }
-        if let Some(known) = self.relays.active.get_mut(&relay) {
-            if known.allocation.channel(peer).is_none() {
-                known.allocation.bind_channel(peer, now);
-                known.allocation.handle_timeout(now);
-                self.flush_relay(relay);
-            }
+        if let Some(known) = self.relays.active.get_mut(&relay)
+            && known.allocation.channel(peer).is_none()
+        {
+            known.allocation.bind_channel(peer, now);
+            known.allocation.handle_timeout(now);
+            self.flush_relay(relay);
         }
     }
 
