@@ -207,7 +207,7 @@ pub(super) fn choose(peer: &mut Peer, now: Instant) -> Option<PathRef> {
 }
 
 /// Those that fulfil the wish, or all if none does.
-fn prefer<'a>(pairs: Vec<&'a Pair>, wish: impl Fn(&Pair) -> bool) -> Vec<&'a Pair> {
+fn prefer(pairs: Vec<&Pair>, wish: impl Fn(&Pair) -> bool) -> Vec<&Pair> {
     let wished: Vec<&Pair> = pairs.iter().copied().filter(|pair| wish(pair)).collect();
     if wished.is_empty() { pairs } else { wished }
 }

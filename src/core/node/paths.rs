@@ -17,10 +17,10 @@ impl Node {
         };
         let had_traffic = peer.path.has_traffic(now);
         peer.path.note_sent(packet, now);
-        if let Some(path) = peer.path.selected {
-            if let Some(slot) = peer.slot_mut(path.generation) {
-                slot.agent.note_sent(path.key, now);
-            }
+        if let Some(path) = peer.path.selected
+            && let Some(slot) = peer.slot_mut(path.generation)
+        {
+            slot.agent.note_sent(path.key, now);
         }
         if had_traffic != peer.path.has_traffic(now) {
             self.follow_traffic(id);

@@ -121,10 +121,10 @@ impl Node {
         }
         let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
         for id in ids {
-            if let Some(relay) = self.relays.active.get_mut(&id) {
-                if relay.allocation.poll_timeout().is_some_and(|at| at <= now) {
-                    relay.allocation.handle_timeout(now);
-                }
+            if let Some(relay) = self.relays.active.get_mut(&id)
+                && relay.allocation.poll_timeout().is_some_and(|at| at <= now)
+            {
+                relay.allocation.handle_timeout(now);
             }
             while let Some(event) = self
                 .relays
@@ -171,10 +171,10 @@ impl Node {
             };
             let wanted: Vec<IpAddr> = agent.wanted_permissions(base).collect();
             for peer in wanted {
-                if self.relays.permit(relay, peer, now) {
-                    if let Some(agent) = self.agent_mut(at) {
-                        agent.permit(base, peer);
-                    }
+                if self.relays.permit(relay, peer, now)
+                    && let Some(agent) = self.agent_mut(at)
+                {
+                    agent.permit(base, peer);
                 }
             }
         }
@@ -198,12 +198,12 @@ impl Node {
 
     pub(super) fn bind_channel(&mut self, relay: RelayId, peer: SocketAddr) {
         let now = self.now;
-        if let Some(known) = self.relays.active.get_mut(&relay) {
-            if known.allocation.channel(peer).is_none() {
-                known.allocation.bind_channel(peer, now);
-                known.allocation.handle_timeout(now);
-                self.flush_relay(relay);
-            }
+        if let Some(known) = self.relays.active.get_mut(&relay)
+            && known.allocation.channel(peer).is_none()
+        {
+            known.allocation.bind_channel(peer, now);
+            known.allocation.handle_timeout(now);
+            self.flush_relay(relay);
         }
     }
 
