@@ -80,7 +80,13 @@ impl PathState {
                 self.last_data = Some(now);
                 self.unanswered_since.get_or_insert(now);
             }
-            WireGuardPacket::HandshakeInitiation => self.handshakes_unanswered += 1,
+            WireGuardPacket::HandshakeInitiation => {
+                self.handshakes_unanswered += 1;
+                if self.selected.is_none() {
+                    // Without a session data waits in WireGuard, and this is all that shows of it.
+                    self.last_data = Some(now);
+                }
+            }
             WireGuardPacket::HandshakeResponse | WireGuardPacket::Keepalive => {}
         }
     }
