@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
+pub(crate) use build::{milliseconds, nat as nat_of};
 pub use netcheck::{
     MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
 };
