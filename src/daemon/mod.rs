@@ -204,6 +204,7 @@ impl Daemon {
             event = "started",
             interface = settings.interface,
             name = settings.name,
+            network = membership.name,
             key = %key.public_key(),
             ipv4 = %v4_address,
             ipv6 = %v6_address,

@@ -121,10 +121,10 @@ impl Node {
         }
         let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
         for id in ids {
-            if let Some(relay) = self.relays.active.get_mut(&id) {
-                if relay.allocation.poll_timeout().is_some_and(|at| at <= now) {
-                    relay.allocation.handle_timeout(now);
-                }
+            if let Some(relay) = self.relays.active.get_mut(&id)
+                && relay.allocation.poll_timeout().is_some_and(|at| at <= now)
+            {
+                relay.allocation.handle_timeout(now);
             }
             while let Some(event) = self
                 .relays
@@ -157,6 +157,16 @@ impl Node {
         self.send_relayed(relay, to, packet);
     }
 
+    /// A pair from this base has fallen silent: if it is an allocation, is it still there? Behind a
+    /// router that has rebooted it is at an address that the server does not know.
+    pub(super) fn verify_relay(&mut self, base: BaseId) {
+        let now = self.now;
+        let relay = self.bases.relay_of(base);
+        if let Some(known) = relay.and_then(|relay| self.relays.active.get_mut(&relay)) {
+            known.allocation.verify(now);
+        }
+    }
+
     /// Asks the relays to let this agent's remote addresses through.
     pub(super) fn ask_permissions(&mut self, at: AgentRef) {
         let now = self.now;
@@ -171,10 +181,10 @@ impl Node {
             };
             let wanted: Vec<IpAddr> = agent.wanted_permissions(base).collect();
             for peer in wanted {
-                if self.relays.permit(relay, peer, now) {
-                    if let Some(agent) = self.agent_mut(at) {
-                        agent.permit(base, peer);
-                    }
+                if self.relays.permit(relay, peer, now)
+                    && let Some(agent) = self.agent_mut(at)
+                {
+                    agent.permit(base, peer);
                 }
             }
         }
@@ -198,12 +208,12 @@ impl Node {
 
     pub(super) fn bind_channel(&mut self, relay: RelayId, peer: SocketAddr) {
         let now = self.now;
-        if let Some(known) = self.relays.active.get_mut(&relay) {
-            if known.allocation.channel(peer).is_none() {
-                known.allocation.bind_channel(peer, now);
-                known.allocation.handle_timeout(now);
-                self.flush_relay(relay);
-            }
+        if let Some(known) = self.relays.active.get_mut(&relay)
+            && known.allocation.channel(peer).is_none()
+        {
+            known.allocation.bind_channel(peer, now);
+            known.allocation.handle_timeout(now);
+            self.flush_relay(relay);
         }
     }
 

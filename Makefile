@@ -1,0 +1,64 @@
+# What a newcomer types. `make demo` and `make test` set up what they need themselves.
+
+CARGO ?= cargo
+# What the lab and the tests run beside Rust; Debian's names.
+LAB_PACKAGES := nftables coturn iproute2 iputils-ping
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux
+LAB_TOOLS := nft turnserver ip ping
+TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit netns interop bench lint docs setup-lab setup-test setup-interop
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
+	$(CARGO) build --release --locked --bin wice
+	./target/release/wice lab --nat port-restricted --nat port-restricted
+	@echo
+	./target/release/wice lab --nat symmetric --nat symmetric
+
+test: setup-test unit netns interop ## every test; as root, for the network namespaces
+
+unit: setup-test ## unit tests, the simulation, the service, the TURN client against coturn
+	$(CARGO) test --workspace --exclude wice-netns-tests --locked
+
+netns: setup-test ## real daemons behind real kernel NATs
+	$(CARGO) build --locked --bin wice
+	$(CARGO) test -p wice-netns-tests --locked -- --test-threads=1
+
+interop: setup-interop ## the check engine against other ICE stacks
+	./tests/interop/run.sh
+
+bench: setup-test ## the figures of BENCHMARKS.md, on this machine
+	./benches/run
+
+lint: ## formatting, clippy, licences, documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences are not checked (cargo install cargo-deny)"; fi
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+# Installs Debian packages where a tool is missing; elsewhere says what is needed.
+define ensure
+	@missing=; for tool in $(1); do command -v $$tool >/dev/null || [ -x /usr/sbin/$$tool ] || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing:$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null; \
+	  else \
+	    echo "missing:$$missing"; echo "  install them first; on Debian: sudo apt-get install $(2)"; exit 1; \
+	  fi; \
+	fi
+endef
+
+setup-lab:
+	$(call ensure,$(LAB_TOOLS),$(LAB_PACKAGES))
+
+setup-test:
+	$(call ensure,$(TEST_TOOLS),$(TEST_PACKAGES))
+
+setup-interop:
+	./tests/interop/setup.sh
