@@ -1,5 +1,7 @@
 //! The built binary, as people and scripts call it: exit codes, what goes to which stream, configuration, networks and invites.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -46,6 +46,7 @@ impl Netcheck {
             match self.hairpin {
                 Some(true) => "yes",
                 Some(false) => "no: two nodes behind this NAT meet only inside it",
+                None if self.nat.mapping == "none" => "not needed: there is no NAT",
                 None => "not known",
             },
         );
