@@ -25,6 +25,8 @@ pub const SIGNAL_PORT: u16 = 443;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a new node's address is looked for.
 const ADDRESS_POLL: Duration = Duration::from_millis(2);
+/// How often a new node is asked whether it has settled.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
 /// The name of the lab's network.
 const NETWORK: &str = "lab";
 /// The machine that has the network's admin key.
@@ -72,6 +74,20 @@ pub struct EndStatus {
 struct Status {
     #[serde(default)]
     peers: Vec<PeerStatus>,
+    #[serde(default)]
+    signaling: SignalingStatus,
+    #[serde(default)]
+    relays: Vec<RelayStatus>,
+}
+
+#[derive(Default, Deserialize)]
+struct SignalingStatus {
+    connected: bool,
+}
+
+#[derive(Deserialize)]
+struct RelayStatus {
+    relayed: Option<SocketAddr>,
 }
 
 impl Lab {
@@ -150,6 +166,29 @@ impl Lab {
 
     /// The peers that a node's daemon reports; none while it does not answer.
     pub fn peers(&self, node: &str) -> Result<Vec<PeerStatus>, LabError> {
+        let status = self.status(node)?;
+        Ok(status.map(|status| status.peers).unwrap_or_default())
+    }
+
+    /// Waits until a node is in and has a relay, or for `patience`; tells which.
+    pub fn wait_settled(&self, node: &str, patience: Duration) -> Result<bool, LabError> {
+        let deadline = std::time::Instant::now() + patience;
+        while std::time::Instant::now() < deadline {
+            let status = self.status(node)?;
+            if status.is_some_and(|status| {
+                status.signaling.connected && status.relays.iter().any(|r| r.relayed.is_some())
+            }) {
+                return Ok(true);
+            }
+            if super::tools::interrupted() {
+                return Err(LabError::Interrupted);
+            }
+            std::thread::sleep(SETTLE_POLL);
+        }
+        Ok(false)
+    }
+
+    fn status(&self, node: &str) -> Result<Option<Status>, LabError> {
         let machine = self.node(node)?;
         let mut command = machine.ns().command(self.binary()?);
         command
@@ -158,8 +197,7 @@ impl Lab {
         let output = command
             .output()
             .doing(|| format!("asking {node} for its status"))?;
-        let status = serde_json::from_slice::<Status>(&output.stdout);
-        Ok(status.map(|status| status.peers).unwrap_or_default())
+        Ok(serde_json::from_slice(&output.stdout).ok())
     }
 
     /// The overlay address of a node: what its kernel has on the overlay interface.
