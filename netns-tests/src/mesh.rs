@@ -239,13 +239,14 @@ impl Mesh {
     pub fn evidence(&self, first: &str, second: &str) -> String {
         let mut text = String::new();
         for (node, peer) in [(first, second), (second, first)] {
-            let why = self.lab.wice(node, &["why", peer]);
-            let why = why.map(|output| {
-                let said = [output.stdout, output.stderr].concat();
-                String::from_utf8_lossy(&said).into_owned()
-            });
-            text.push_str(&format!("--- {node}: wice why {peer}\n"));
-            text.push_str(&why.unwrap_or_else(|error| error.to_string()));
+            for asked in [vec!["status"], vec!["why", peer]] {
+                let said = self.lab.wice(node, &asked).map(|output| {
+                    let said = [output.stdout, output.stderr].concat();
+                    String::from_utf8_lossy(&said).into_owned()
+                });
+                text.push_str(&format!("--- {node}: wice {}\n", asked.join(" ")));
+                text.push_str(&said.unwrap_or_else(|error| error.to_string()));
+            }
             if let Some(daemon) = self.daemons.get(node) {
                 let output = daemon.output();
                 let lines: Vec<&str> = output.lines().collect();
