@@ -74,8 +74,14 @@ pub const HOLD_DOWN: Duration = secs(300);
 /// On a switch packets go on both paths for at most this long.
 pub const DUAL_SEND: Duration = secs(3);
 
+/// The last of them is waited for no longer than the answer needs, at least for this long.
+pub const LAST_PROBE_WAIT: Duration = ms(200);
+
 /// A better class of path is taken when at least this many of the last eight checks came back.
 pub const UPGRADE_ANSWERED: u32 = 5;
+/// A pair that stands by and has lost more is checked this often until it holds (in five to eight
+/// checks) or is dead: a path that comes back is taken within seconds.
+pub const TRIAL_INTERVAL: Duration = secs(1);
 /// Within a class: round trip shorter by this share (per cent) …
 pub const UPGRADE_RTT_PERCENT: u32 = 20;
 /// … and by this much …

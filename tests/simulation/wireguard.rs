@@ -155,7 +155,8 @@ impl Tunnel {
     }
 
     fn establish(&mut self, session: u32, initiator: bool, now: Instant) {
-        self.previous = self.current.map(|(current, _)| current);
+        let current = self.current.map(|(current, _)| current);
+        self.previous = self.next.filter(|_| initiator).or(current);
         self.current = Some((session, now));
         self.next = None;
         self.initiator = initiator;

@@ -144,8 +144,9 @@ impl Agent {
         pair.used = used;
         if pair.is_valid() {
             pair.forget_liveness();
-            pair.next_check =
-                keepalive_interval(used, has_traffic).map(|i| now + i.mul_f64(jitter));
+            pair.next_check = pair
+                .keepalive_interval(has_traffic)
+                .map(|i| now + i.mul_f64(jitter));
         }
     }
 
@@ -160,7 +161,10 @@ impl Agent {
         for pair in self.pairs.values_mut().filter(|pair| pair.is_valid()) {
             let due = match (pair.used, has_traffic) {
                 (Use::Selected, true) => Some(now),
-                (used, _) => keepalive_interval(used, has_traffic).map(|i| now + i.mul_f64(jitter)),
+                (Use::Selected | Use::Standby | Use::None, _) => {
+                    let interval = pair.keepalive_interval(has_traffic);
+                    interval.map(|i| now + i.mul_f64(jitter))
+                }
             };
             pair.next_check = match (pair.next_check, due) {
                 (Some(set), Some(due)) => Some(set.min(due)),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use wice_signaling::protocol::CandidateKind;
 
-use super::agent::{Agent, AgentEvent, keepalive_interval};
+use super::agent::{Agent, AgentEvent};
 use super::candidates::{Origin, canonical};
 use super::pair::{Failure, Pair, PairKey, PairState};
 use super::transaction::{Purpose, Transaction};
@@ -245,8 +245,9 @@ impl Agent {
         let seen_anew = pair.mapped != Some(mapped);
         pair.mapped = Some(mapped);
         if !was_valid || moved {
-            pair.next_check =
-                keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter));
+            pair.next_check = pair
+                .keepalive_interval(has_traffic)
+                .map(|i| now + i.mul_f64(jitter));
         }
         let nominated = match (role, transaction.purpose) {
             (Role::Controlling, Purpose::Nominate(value)) => Some(value),

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::CandidateKind;
 
-use super::agent::{Agent, keepalive_interval};
+use super::agent::Agent;
 use super::pair::{Failure, Pair, PairKey, PairState, Use};
 use super::priority::candidate_priority;
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, Nomination, Role};
 use crate::core::stun::{Check, TransactionId};
 use crate::core::timing::{IDLE_RC, MAX_PAIRS, RC, RECHECK, RECHECK_RC, RTO_MIN, STALL_MISSES};
+
+/// Probes of the selected path that go unanswered before all others are checked.
+const DOUBT_MISSES: u8 = 1;
 
 /// A check to send.
 #[derive(Debug)]
@@ -190,6 +193,10 @@ impl Agent {
                 purpose: Purpose::Consent,
                 transmissions: 1,
             },
+            (_, Use::Standby) if pair.is_on_trial(self.has_traffic) => Action::Start {
+                purpose: Purpose::Consent,
+                transmissions: 1,
+            },
             (_, Use::Selected | Use::Standby | Use::None) => Action::Start {
                 purpose: Purpose::Keepalive,
                 transmissions: IDLE_RC,
@@ -226,14 +233,24 @@ impl Agent {
                 let jitter = self.jitter();
                 let has_traffic = self.has_traffic;
                 let pair = self.pairs.get_mut(&key)?;
+                if pair.is_on_trial(has_traffic) {
+                    if pair.unanswered_since.is_some() {
+                        pair.note_history(false);
+                    }
+                    if pair.is_silent() {
+                        self.set_failed(key, Failure::Silent, now);
+                        return None;
+                    }
+                }
+                let pair = self.pairs.get_mut(&key)?;
                 pair.next_check = match pair.state {
                     PairState::Failed(_) => {
                         pair.recheck_asked = false;
                         Some(now + RECHECK.mul_f64(jitter))
                     }
-                    PairState::Succeeded => {
-                        keepalive_interval(pair.used, has_traffic).map(|i| now + i.mul_f64(jitter))
-                    }
+                    PairState::Succeeded => pair
+                        .keepalive_interval(has_traffic)
+                        .map(|i| now + i.mul_f64(jitter)),
                     PairState::InProgress => {
                         pair.races += 1;
                         None
@@ -253,6 +270,11 @@ impl Agent {
                     return None;
                 }
                 pair.last_probe = Some(now);
+                if pair.missed == DOUBT_MISSES {
+                    // Whatever has taken this path may have taken others: which of them are alive is
+                    // to be known when it is given up.
+                    self.doubt_all_but(Some(key));
+                }
                 self.start(key, Purpose::Probe, 1, rto, now)
             }
         }

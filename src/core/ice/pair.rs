@@ -11,7 +11,8 @@ use super::transaction::Transaction;
 use super::{BaseId, BaseKind, RemoteCandidate};
 use crate::core::stun::TransactionId;
 use crate::core::timing::{
-    CONSENT_EXPIRY, IDLE_CHECK, MAX_OPEN, PROBE_INTERVAL, RELAY_RACE, SILENCE,
+    CONSENT_EXPIRY, IDLE_CHECK, LAST_PROBE_WAIT, MAX_OPEN, PROBE_INTERVAL, RELAY_RACE, SILENCE,
+    STALL_MISSES, TRIAL_INTERVAL, UPGRADE_ANSWERED,
 };
 
 /// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
@@ -249,6 +250,12 @@ impl Pair {
         (self.history.count_ones(), self.history_len)
     }
 
+    /// Whether enough of them was answered to trust it with data.
+    pub fn holds(&self) -> bool {
+        let (answered, of) = self.recent();
+        answered * 8 >= UPGRADE_ANSWERED * of
+    }
+
     /// Whether it may be checked for the first time.
     pub(super) fn is_waiting(&self) -> bool {
         self.state == PairState::Waiting && !self.held
@@ -396,9 +403,31 @@ impl Pair {
             (None, None) => return None,
         } + silence;
         Some(match self.last_probe {
+            Some(last) if self.missed + 1 >= STALL_MISSES => {
+                let trip = self.rtt.map_or(PROBE_INTERVAL, |rtt| rtt * 3 / 2);
+                suspect.max(last + trip.max(LAST_PROBE_WAIT))
+            }
             Some(last) => suspect.max(last + self.probe_interval()),
             None => suspect,
         })
+    }
+
+    /// How often it is checked without cause, as what it is used for has it.
+    pub(super) fn keepalive_interval(&self, has_traffic: bool) -> Option<Duration> {
+        if self.is_on_trial(has_traffic) {
+            return Some(TRIAL_INTERVAL);
+        }
+        keepalive_interval(self.used, has_traffic)
+    }
+
+    /// Whether it could take over, but for what it has lost.
+    pub(super) fn is_on_trial(&self, has_traffic: bool) -> bool {
+        has_traffic && self.used == Use::Standby && self.is_valid() && !self.holds()
+    }
+
+    /// Whether nothing of late has been answered.
+    pub(super) fn is_silent(&self) -> bool {
+        self.history_len == 8 && self.history == 0
     }
 
     /// When the other side's consent lapses: on what carries data, and on what nothing keeps alive.

@@ -41,23 +41,26 @@ impl Agent {
         true
     }
 
-    /// Pairs are checked again, and are not believed in before they are answered while others are;
-    /// what was nominated is nominated again, or waits for the other side's new count.
-    fn other_side_restarted(&mut self) {
-        self.event(AgentEvent::Restarted);
-        let nominated = self.nominated();
-        let valid: Vec<PairKey> = self
-            .pairs
-            .values_mut()
-            .filter(|pair| pair.is_valid())
+    /// Valid pairs are checked again, and not believed in before they are answered while others are.
+    pub(super) fn doubt_all_but(&mut self, believed: Option<PairKey>) {
+        let valid = self.pairs.values_mut().filter(|pair| pair.is_valid());
+        let doubted: Vec<PairKey> = valid
+            .filter(|pair| Some(pair.key()) != believed)
             .map(|pair| {
                 pair.confirmed = false;
                 pair.key()
             })
             .collect();
-        for key in valid {
+        for key in doubted {
             self.trigger(key);
         }
+    }
+
+    /// All pairs are in doubt; what was nominated is nominated again, or waits for the other side's new count.
+    fn other_side_restarted(&mut self) {
+        self.event(AgentEvent::Restarted);
+        let nominated = self.nominated();
+        self.doubt_all_but(None);
         match self.role {
             Role::Controlling => self.nominate = nominated.or(self.nominate),
             Role::Controlled => {

@@ -257,6 +257,7 @@ impl Node {
             nomination: Nomination::Repeated,
             seed,
         });
+        engine.set_traffic(peer.path.has_traffic(self.now), self.now);
         for base in bases {
             engine.set_base(base);
         }

@@ -255,10 +255,12 @@ impl Node {
             self.transactions.remove(&id);
         }
         let (mut validated, mut restarted) = (false, false);
+        let mut lost = Vec::new();
         while let Some(event) = slot.agent.poll_event() {
             match event {
                 AgentEvent::Validated(_) => validated = true,
-                AgentEvent::Nominated(_) | AgentEvent::Lost(_) => {}
+                AgentEvent::Nominated(_) => {}
+                AgentEvent::Lost(key) => lost.push(key.base),
                 AgentEvent::Restarted => restarted = true,
                 AgentEvent::Reflexive { base, mapped } => rebased = Some((base, mapped)),
             }
@@ -269,6 +271,9 @@ impl Node {
         }
         if let Some((base, mapped)) = rebased {
             self.note_reflexive(base, mapped);
+        }
+        for base in lost {
+            self.verify_relay(base);
         }
         self.update_path(at.peer);
     }

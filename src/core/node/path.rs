@@ -1,16 +1,17 @@
 //! Which of the valid pairs carries a peer's data. ICE validates, this chooses: relay first, then
 //! better, without a gap, and without flapping.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
-use wice_signaling::protocol::RelayTransport;
+use wice_signaling::protocol::{CandidateKind, RelayTransport};
 
 use super::peer::{Peer, Slot};
 use super::{PathRef, Route, WireGuardPacket};
 use crate::core::ice::{Pair, Role, Use};
 use crate::core::timing::{
-    DATA_DEAD, DATA_DEAD_HANDSHAKES, DUAL_SEND, HOLD_DOWN, IDLE_AFTER, RECHECK, UPGRADE_ANSWERED,
-    UPGRADE_EVERY, UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
+    DATA_DEAD, DATA_DEAD_HANDSHAKES, DUAL_SEND, HOLD_DOWN, IDLE_AFTER, RECHECK, UPGRADE_EVERY,
+    UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
 };
 
 /// Back-off of trying again where there is no path and no traffic: [`RECHECK`] doubled this often.
@@ -79,7 +80,13 @@ impl PathState {
                 self.last_data = Some(now);
                 self.unanswered_since.get_or_insert(now);
             }
-            WireGuardPacket::HandshakeInitiation => self.handshakes_unanswered += 1,
+            WireGuardPacket::HandshakeInitiation => {
+                self.handshakes_unanswered += 1;
+                if self.selected.is_none() {
+                    // Without a session data waits in WireGuard, and this is all that shows of it.
+                    self.last_data = Some(now);
+                }
+            }
             WireGuardPacket::HandshakeResponse | WireGuardPacket::Keepalive => {}
         }
     }
@@ -206,6 +213,24 @@ pub(super) fn choose(peer: &mut Peer, now: Instant) -> Option<PathRef> {
     })
 }
 
+/// The valid pairs of the newest agent that has one, best first.
+pub(super) fn ranked(peer: &Peer) -> Vec<PathRef> {
+    let of = |slot: &Slot| {
+        let mut valid: Vec<&Pair> = slot.agent.pairs().filter(|p| p.is_valid()).collect();
+        valid.sort_by_key(|pair| {
+            (
+                !pair.is_confirmed(),
+                class(pair),
+                u64::MAX - pair.priority(),
+            )
+        });
+        let paths: Vec<PathRef> = valid.into_iter().map(|pair| path_ref(slot, pair)).collect();
+        paths
+    };
+    let mut by_agent = peer.slots.iter().rev().map(of);
+    by_agent.find(|paths| !paths.is_empty()).unwrap_or_default()
+}
+
 /// Those that fulfil the wish, or all if none does.
 fn prefer(pairs: Vec<&Pair>, wish: impl Fn(&Pair) -> bool) -> Vec<&Pair> {
     let wished: Vec<&Pair> = pairs.iter().copied().filter(|pair| wish(pair)).collect();
@@ -229,9 +254,8 @@ fn choose_in(slot: &Slot, usable: &[&Pair], path: &mut PathState, now: Instant) 
         return Some(path_ref(slot, best));
     };
     if class(best) < class(present) {
-        let (answered, of) = best.recent();
-        let holds = answered * 8 >= UPGRADE_ANSWERED * of;
-        return Some(path_ref(slot, if holds { best } else { present }));
+        let taken = if best.holds() { best } else { present };
+        return Some(path_ref(slot, taken));
     }
     let same_class = usable.iter().filter(|pair| class(pair) == class(present));
     let faster = same_class
@@ -270,6 +294,10 @@ fn is_faster(pair: &Pair, than: &Pair) -> bool {
 /// best relayed of the others stand by.
 pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
     let selected = peer.path.selected;
+    let carrying = selected.and_then(|path| {
+        let slot = peer.slot(path.generation)?;
+        Some(relay_hosts(slot, slot.agent.pair(path.key)?))
+    });
     let previous = peer.path.previous.map(|(path, _)| path);
     for slot in &mut peer.slots {
         let generation = slot.generation;
@@ -290,7 +318,17 @@ pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
             .collect();
         others.sort_by_key(|(pair, _)| (class(pair), u64::MAX - pair.priority()));
         let direct = others.iter().find(|(pair, _)| pair.relays() == 0);
-        let relayed = others.iter().find(|(pair, _)| pair.relays() > 0);
+        // A relay that dies is not to take the path and what stands by for it.
+        let shares = |pair: &Pair| {
+            let hosts = relay_hosts(slot, pair).into_iter().flatten();
+            hosts
+                .into_iter()
+                .any(|host| carrying.is_some_and(|c| c.contains(&Some(host))))
+        };
+        let relayed = others
+            .iter()
+            .filter(|(pair, _)| pair.relays() > 0)
+            .min_by_key(|(pair, _)| shares(pair));
         let standby: Vec<PathRef> = direct
             .into_iter()
             .chain(relayed)
@@ -310,6 +348,15 @@ pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
             slot.agent.set_use(path.key, Use::Selected, now);
         }
     }
+}
+
+/// The addresses of the relays in a path: ours and theirs.
+fn relay_hosts(slot: &Slot, pair: &Pair) -> [Option<IpAddr>; 2] {
+    let key = pair.key();
+    let base = slot.agent.bases().iter().find(|base| base.id == key.base);
+    let ours = base.filter(|_| pair.relay_transport().is_some());
+    let theirs = (pair.remote().kind == CandidateKind::Relayed).then(|| key.remote.ip());
+    [ours.map(|base| base.address.ip()), theirs]
 }
 
 fn path_ref(slot: &Slot, pair: &Pair) -> PathRef {

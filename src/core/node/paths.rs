@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::path::{assign_uses, choose};
+use super::path::{assign_uses, choose, ranked};
 use super::scheduler::Timer;
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, WireGuardPacket};
 use crate::core::ice::{Failure, PairKey, Role};
@@ -97,7 +97,10 @@ impl Node {
             .selected
             .is_some_and(|path| peer.pair(path).is_some_and(|p| p.is_valid()));
         if chosen != peer.path.selected && (ready || !present_works) {
-            let chosen = if ready { chosen } else { None };
+            let chosen = if ready { chosen } else { self.best_ready(id) };
+            let Some(peer) = self.peers.get_mut(&id) else {
+                return;
+            };
             if chosen != peer.path.selected {
                 peer.path.select(chosen, now);
                 self.events
@@ -116,6 +119,15 @@ impl Node {
         self.bind(id);
         self.arm_path(id);
         self.arm_agents(id);
+    }
+
+    /// What can carry data at once while the best waits for its relay's channel.
+    fn best_ready(&self, id: PeerId) -> Option<PathRef> {
+        let peer = self.peers.get(&id)?;
+        let by_choice = ranked(peer);
+        by_choice
+            .into_iter()
+            .find(|path| self.route(id, *path).is_some())
     }
 
     /// The controlling side says which pair it has chosen.

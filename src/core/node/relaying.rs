@@ -158,6 +158,16 @@ impl Node {
         self.send_relayed(relay, to, packet);
     }
 
+    /// A pair from this base has fallen silent: if it is an allocation, is it still there? Behind a
+    /// router that has rebooted it is at an address that the server does not know.
+    pub(super) fn verify_relay(&mut self, base: BaseId) {
+        let now = self.now;
+        let relay = self.bases.relay_of(base);
+        if let Some(known) = relay.and_then(|relay| self.relays.active.get_mut(&relay)) {
+            known.allocation.verify(now);
+        }
+    }
+
     /// Asks the relays to let this agent's remote addresses through.
     pub(super) fn ask_permissions(&mut self, at: AgentRef) {
         let now = self.now;

@@ -108,15 +108,18 @@ pub(super) fn parse_allocated(message: &Message<'_>) -> Option<Allocated> {
     if relayed.port() == 0 || relayed.ip().is_unspecified() || relayed.ip().is_multicast() {
         return None;
     }
-    let mapped = message
-        .attribute::<XorMappedAddress>()
-        .ok()
-        .map(|mapped| canonical(mapped.addr(id)));
+    let mapped = mapped_address(message);
     Some(Allocated {
         relayed,
         mapped,
         lifetime: lifetime(message).filter(|&lifetime| lifetime > 0)?,
     })
+}
+
+/// Where the server sees this client (RFC 8489 §14.2).
+pub(super) fn mapped_address(message: &Message<'_>) -> Option<SocketAddr> {
+    let mapped = message.attribute::<XorMappedAddress>().ok()?;
+    Some(canonical(mapped.addr(message.transaction_id())))
 }
 
 /// The LIFETIME of a response, in seconds.

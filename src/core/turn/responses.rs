@@ -188,7 +188,14 @@ impl Allocation {
                     self.event(AllocationEvent::ChannelBound { peer, number });
                 }
             }
-            Request::Keepalive => {}
+            Request::Keepalive => {
+                // Seen elsewhere than before, the server may not know this client any more. Nobody
+                // vouches for the answer, so it only makes us ask.
+                let seen = message::mapped_address(message);
+                if seen.is_some() && seen != self.mapped_address() && !self.is_stream() {
+                    self.verify(now);
+                }
+            }
         }
     }
 
