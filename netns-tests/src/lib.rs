@@ -1,17 +1,36 @@
-//! What the namespace tests share: building labs, and finding the program under test.
+//! What the namespace tests share: building labs and meshes of real daemons in them, saying what
+//! must come of a pair, and telling times.
 //!
 //! These tests need root (or `unshare -Urnm cargo test -p wice-netns-tests`) and the programs that
 //! the lab names. A test that cannot run fails and says why.
 
+mod mesh;
+mod random;
+mod table;
+mod want;
+
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use wice::lab::{Lab, LabConfig};
 
+pub use mesh::{Mesh, Pinged};
+pub use random::Random;
+pub use table::{Table, seconds};
+pub use want::Want;
+
 /// How long silence must last to count as an answer in a lab without delay: a hundred times what
 /// an answer takes there, on a machine that is busy.
 pub const SILENCE: Duration = Duration::from_millis(500);
+/// Round trip of labs in which times are told: two homes of one country.
+pub const RTT: Duration = Duration::from_millis(40);
+/// Until paths must be as the networks allow: the slowest way (an office that drops UDP and all
+/// but the web's ports) takes 15 s at most.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Builds a lab, with a message that says what is missing.
 pub fn lab(config: LabConfig) -> Result<Lab> {
@@ -32,4 +51,27 @@ pub fn wice_binary() -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
+}
+
+/// Times are told by one test at a time: others would take the processors away meanwhile.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks until there is something or patience ends.
+pub fn wait_for<T>(
+    patience: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(Some(found));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
 }
