@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use wice_signaling::protocol::{MAX_NAME_LEN, ServerAddress, ServerKind, Token};
+use wice_signaling::protocol::{Advert, IpPrefix, MAX_NAME_LEN, ServerAddress, ServerKind, Token};
 
 use super::file::secret;
 use super::{
@@ -156,60 +156,52 @@ impl DaemonConfig {
     /// Its text as a configuration file, for people: without token and passwords.
     pub fn to_toml(&self) -> String {
         let settings = &self.settings;
-        let quoted = |items: Vec<String>| {
-            let items: Vec<String> = items.iter().map(|item| format!("{item:?}")).collect();
+        let array = |items: Vec<String>| {
+            let items: Vec<String> = items.into_iter().map(quoted).collect();
             format!("[{}]", items.join(", "))
         };
-        let texts =
-            |items: &[ServerAddress]| quoted(items.iter().map(ToString::to_string).collect());
+        let path = |path: &Path| quoted(path.display().to_string());
+        let prefixes = |items: &[IpPrefix]| array(items.iter().map(ToString::to_string).collect());
+        let servers =
+            |items: &[ServerAddress]| array(items.iter().map(ToString::to_string).collect());
         let mut lines = vec![
-            format!("interface = {:?}", settings.interface),
-            format!("name = {:?}", settings.name),
-            format!("state_dir = {:?}", settings.state_dir),
-            format!("run_dir = {:?}", settings.run_dir),
+            format!("interface = {}", quoted(&settings.interface)),
+            format!("name = {}", quoted(&settings.name)),
+            format!("state_dir = {}", path(&settings.state_dir)),
+            format!("run_dir = {}", path(&settings.run_dir)),
             format!("listen_port = {}", settings.port),
             format!("mtu = {}", settings.mtu),
-            format!("stun = {}", texts(&settings.stun)),
-            format!(
-                "accept_routes = {}",
-                quoted(
-                    settings
-                        .accept_routes
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect()
-                )
-            ),
+            format!("stun = {}", servers(&settings.stun)),
+            format!("accept_routes = {}", prefixes(&settings.accept_routes)),
             format!(
                 "advertise_routes = {}",
-                quoted(
-                    settings
-                        .advertise_routes
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect()
-                )
+                prefixes(&settings.advertise_routes)
             ),
-            format!("policy = {:?}", self.policy.as_str()),
-            format!("log_level = {:?}", self.log.level),
-            format!("log_format = {:?}", self.log.format.as_str()),
+            format!("policy = {}", quoted(self.policy.as_str())),
+            format!("log_level = {}", quoted(&self.log.level)),
+            format!("log_format = {}", quoted(self.log.format.as_str())),
         ];
         if settings.proxy.is_some() {
             // It may hold a password.
             lines.push("# proxy is set".to_owned());
         }
-        if let Some(path) = &settings.ca_file {
-            lines.push(format!("ca_file = {path:?}"));
+        if let Some(file) = &settings.ca_file {
+            lines.push(format!("ca_file = {}", path(file)));
         }
         if let Some(address) = &self.metrics {
             lines.push(format!("metrics = \"{address}\""));
         }
         for relay in &settings.turn {
-            lines.push(format!("# turn {} as {}", relay.address, relay.username));
+            lines.push(format!("# turn {} as {:?}", relay.address, relay.username));
         }
         lines.push(String::new());
         lines.join("\n")
     }
+}
+
+/// A text as TOML has it: Rust's own escapes are others.
+fn quoted(text: impl Into<String>) -> String {
+    toml::Value::String(text.into()).to_string()
 }
 
 /// Whether Linux takes it as the name of an interface, and a file can be named after it.
@@ -247,8 +239,10 @@ fn short_name(hostname: &str) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), ConfigError> {
-    if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
-        let hint = format!("give 1 to {MAX_NAME_LEN} bytes without control characters");
+    if name.is_empty() || !Advert::takes_name(name) {
+        let hint = format!(
+            "give 1 to {MAX_NAME_LEN} bytes without characters that control the terminal or turn the line"
+        );
         return Err(ConfigError::value(
             "name",
             format!("cannot be {name:?}"),

@@ -166,6 +166,28 @@ fn what_is_printed_is_read_back() {
 }
 
 #[test]
+fn what_is_printed_is_toml_whatever_the_names_are() {
+    let text = "name = \"n\\u07b9\\u0301'\\\\\"\nlog_level = \"a\\u0007\\n\\\"b\"\nstate_dir = \"/a\\tb\"\n";
+    let config = resolve(Overrides::default(), text).unwrap();
+    let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
+    assert_eq!(again.settings.name, config.settings.name);
+    assert_eq!(again.log, config.log);
+    assert_eq!(again.settings.state_dir, config.settings.state_dir);
+}
+
+#[test]
+fn a_name_that_no_advert_may_carry_is_refused_at_once() {
+    for name in ["a\u{202e}b", "a\u{2028}b", "a\u{7}", &"n".repeat(64)] {
+        let overrides = Overrides {
+            name: Some(name.to_owned()),
+            ..Overrides::default()
+        };
+        let error = resolve(overrides, "").unwrap_err().to_string();
+        assert!(error.starts_with("name cannot be"), "{error}");
+    }
+}
+
+#[test]
 fn a_bad_token_is_told_without_being_shown() {
     let overrides = Overrides {
         token: Some("wice1abc".into()),

@@ -165,6 +165,11 @@ impl Node {
         }
     }
 
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
     /// One peer, as it is now.
     pub fn peer_snapshot(&self, id: PeerId, now: Instant) -> Option<PeerSnapshot> {
         let peer = self.peers.get(&id)?;
