@@ -201,8 +201,8 @@ impl Lab {
 
     /// Waits until a node is in and has a relay, or for `patience`; tells which.
     pub fn wait_settled(&self, node: &str, patience: Duration) -> Result<bool, LabError> {
-        let deadline = std::time::Instant::now() + patience;
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
             let status = self.status(node)?;
             if status.is_some_and(|status| {
                 status.signaling.connected && status.relays.iter().any(|r| r.relayed.is_some())

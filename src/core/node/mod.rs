@@ -251,6 +251,7 @@ impl Node {
         let Some(slot) = peer.slot_mut(at.generation) else {
             return;
         };
+        self.counters.agents_touched += 1;
         for id in slot.agent.drain_closed() {
             self.transactions.remove(&id);
         }

@@ -15,6 +15,8 @@ use crate::core::turn::Failure;
 pub struct Counters {
     /// Checks sent, retransmissions included.
     pub checks_sent: u64,
+    /// How often an agent was looked at, in any call: the work that was done.
+    pub agents_touched: u64,
     /// Checks answered.
     pub checks_answered: u64,
     /// Messages dropped because the owner did not fetch them.
@@ -168,6 +170,12 @@ impl Node {
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// How many peers have a path.
+    pub fn paths(&self) -> usize {
+        let has_path = |peer: &&super::Peer| peer.path.selected.is_some();
+        self.peers.values().filter(has_path).count()
     }
 
     /// One peer, as it is now.
