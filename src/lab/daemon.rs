@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -26,9 +26,6 @@ pub const SIGNAL_PORT: u16 = 443;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a new node's address is looked for.
 const ADDRESS_POLL: Duration = Duration::from_millis(2);
-/// What the signaling service logs when it listens, and how long it may take to see a network.
-const SERVING: &str = "event=\"serving\"";
-const SERVED_TIMEOUT: Duration = Duration::from_secs(3);
 /// Where programs look for a proxy.
 const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 /// The name of the lab's network.
@@ -145,7 +142,6 @@ impl Lab {
     pub fn network_token(&self) -> Result<String, LabError> {
         let url = self.signal_url();
         self.admin(&["network", "new", NETWORK, "--signal", &url])?;
-        self.wait_until_served()?;
         let printed = self.admin(&["invite"])?;
         let token = printed.split_whitespace().last().map(str::to_string);
         token.ok_or_else(|| LabError::Tool {
@@ -153,21 +149,6 @@ impl Lab {
             namespace: ADMIN.into(),
             stderr: "it printed no token".into(),
         })
-    }
-
-    /// The signaling service begins anew when it sees the network that was made beside it: a node
-    /// that came before would be sent away once, and get the relay's credentials late.
-    fn wait_until_served(&self) -> Result<(), LabError> {
-        let Ok(log) = std::fs::read_to_string(self.directory.log("signaling")) else {
-            return Ok(()); // No service runs.
-        };
-        let (mut log, deadline) = (log, Instant::now() + SERVED_TIMEOUT);
-        while log.matches(SERVING).count() < 2 && Instant::now() < deadline {
-            std::thread::sleep(ADDRESS_POLL);
-            log = std::fs::read_to_string(self.directory.log("signaling"))
-                .doing(|| "reading the signaling service's log".into())?;
-        }
-        Ok(())
     }
 
     /// Starts a node's daemon; `token` is `None` for a node that has joined before. `more` is
