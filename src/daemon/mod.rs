@@ -116,6 +116,7 @@ struct Daemon {
     adverts: BTreeMap<String, String>,
     adverts_changed: bool,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
+    routes_published: bool,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -259,6 +260,7 @@ impl Daemon {
             adverts,
             adverts_changed: false,
             routed: BTreeMap::new(),
+            routes_published: false,
         };
         daemon.restore().await?;
         Ok((daemon, notices))
@@ -273,9 +275,6 @@ impl Daemon {
             if let Ok(record) = hex::decode(record) {
                 self.inbox.send(Command::Advert(record))?;
             }
-        }
-        if !self.settings.advertise_routes.is_empty() || self.node_state.routes_sequence > 0 {
-            self.publish_routes()?;
         }
         Ok(())
     }
@@ -330,6 +329,10 @@ impl Daemon {
                 self.node_state.sequence = sequence;
                 self.state.set_node(&self.node_state)?;
                 self.publish(RecordKind::Advert, &advert)?;
+                // After the first advert: peers take routes from nodes that they know.
+                if !std::mem::replace(&mut self.routes_published, true) {
+                    self.publish_routes()?;
+                }
             }
             Notice::Accepted(record) => {
                 // The key stands after the version (see the advert's layout).
@@ -415,6 +418,9 @@ impl Daemon {
     }
 
     fn publish_routes(&mut self) -> anyhow::Result<()> {
+        if self.settings.advertise_routes.is_empty() && self.node_state.routes_sequence == 0 {
+            return Ok(());
+        }
         self.node_state.routes_sequence += 1;
         self.state.set_node(&self.node_state)?;
         let mut prefixes = self.settings.advertise_routes.clone();
