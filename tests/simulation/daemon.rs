@@ -81,9 +81,9 @@ impl World {
             self.tunnel_send(id, peer, &packets);
         }
         if let Some(node) = &mut self.hosts[id].node {
-            if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
+            if let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now) {
                 node.handle_timeout(now);
-                self.hosts[id].timeouts += 1;
+                *self.hosts[id].timeouts.entry(why).or_default() += 1;
             }
         }
         self.drain(id);

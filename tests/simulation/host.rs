@@ -58,7 +58,8 @@ pub(crate) struct Host {
     pub(crate) paths_changed: BTreeMap<HostId, Vec<Instant>>,
     last_request: Option<Instant>,
     pub(crate) requests: u64,
-    pub(crate) timeouts: u64,
+    /// Calls of `handle_timeout`, by what they were for.
+    pub(crate) timeouts: BTreeMap<&'static str, u64>,
     wakes: (Instant, u32),
 }
 
@@ -85,7 +86,7 @@ impl Host {
             paths_changed: BTreeMap::new(),
             last_request: None,
             requests: 0,
-            timeouts: 0,
+            timeouts: BTreeMap::new(),
             wakes: (now, 0),
         }
     }
