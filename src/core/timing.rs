@@ -69,6 +69,8 @@ pub const HANDSHAKE_GRACE: Duration = ms(500);
 pub const DATA_DEAD: Duration = secs(15);
 /// A one-way flow is silent by itself for 15 s when one keepalive is lost.
 pub const DATA_DEAD_HANDSHAKES: u32 = 2;
+/// WireGuard repeats an unanswered handshake after 5 s and up to a third of a second (whitepaper §6.4).
+pub const HANDSHAKE_TIMEOUT: Duration = ms(5_350);
 /// A data-dead pair is not chosen again for this long while another works.
 pub const HOLD_DOWN: Duration = secs(300);
 /// On a switch packets go on both paths for at most this long.
@@ -93,7 +95,7 @@ pub const UPGRADE_EVERY: Duration = secs(300);
 
 /// The most pairs of one agent (RFC 8445 §6.1.2.5 asks for a bound; 16 remote candidates × 4 bases).
 pub const MAX_PAIRS: usize = 64;
-/// The most pairs with addresses that no advert names and that do not work. Two translators that
+/// The most pairs of one base with addresses that no advert names and that do not work. Two translators that
 /// give every destination a port of its own and let everyone in make a new address of every answer:
 /// without a bound that chase is one check a round trip for good. They are forgotten after
 /// [`RECHECK`].
@@ -130,7 +132,8 @@ mod tests {
         assert!(secs(5) < CONSENT_EXPIRY && CONSENT_EXPIRY < PAC_MIN);
         assert!(IDLE_CHECK.mul_f64(1.2) < secs(25));
         assert!(RECHECK.mul_f64(1.2) < secs(30));
-        assert!(DATA_DEAD < secs(30));
+        // WireGuard starts the first handshake when nothing has come for 15 s.
+        assert!(DATA_DEAD + HANDSHAKE_TIMEOUT * DATA_DEAD_HANDSHAKES < secs(30));
         assert!(DUAL_SEND < SILENCE + PROBE_INTERVAL * u32::from(STALL_MISSES));
         assert!(STUN_REFRESH < secs(30));
         assert!(RELAY_RACE[1] < RTO_MIN);

@@ -5,6 +5,7 @@ mod answers;
 pub mod control;
 mod interfaces;
 mod join;
+mod metrics;
 mod servers;
 mod state;
 
@@ -82,6 +83,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
+    /// Where Prometheus metrics are served; none for nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A TURN server with credentials that do not come from signaling.
@@ -234,7 +237,11 @@ impl Daemon {
             inbox: inbox.clone(),
             shared: Arc::clone(&shared),
         };
-        tokio::spawn(control::serve(control, Arc::new(answers)));
+        let answers = Arc::new(answers);
+        tokio::spawn(control::serve(control, Arc::clone(&answers)));
+        if let Some(address) = settings.metrics {
+            metrics::serve(address, answers).await?;
+        }
         let adverts = state.adverts();
         let mut daemon = Self {
             settings,

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -26,6 +26,8 @@ pub const SIGNAL_PORT: u16 = 443;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a new node's address is looked for.
 const ADDRESS_POLL: Duration = Duration::from_millis(2);
+/// How often a new node is asked whether it has settled.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
 /// Where programs look for a proxy.
 const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 /// The name of the lab's network.
@@ -84,6 +86,20 @@ pub struct EndStatus {
 struct Status {
     #[serde(default)]
     peers: Vec<PeerStatus>,
+    #[serde(default)]
+    signaling: SignalingStatus,
+    #[serde(default)]
+    relays: Vec<RelayStatus>,
+}
+
+#[derive(Default, Deserialize)]
+struct SignalingStatus {
+    connected: bool,
+}
+
+#[derive(Deserialize)]
+struct RelayStatus {
+    relayed: Option<SocketAddr>,
 }
 
 impl Lab {
@@ -179,9 +195,31 @@ impl Lab {
 
     /// The peers that a node's daemon reports; none while it does not answer.
     pub fn peers(&self, node: &str) -> Result<Vec<PeerStatus>, LabError> {
-        let output = self.wice(node, &["status", "--json"])?;
-        let status = serde_json::from_slice::<Status>(&output.stdout);
+        let status = self.status(node)?;
         Ok(status.map(|status| status.peers).unwrap_or_default())
+    }
+
+    /// Waits until a node is in and has a relay, or for `patience`; tells which.
+    pub fn wait_settled(&self, node: &str, patience: Duration) -> Result<bool, LabError> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let status = self.status(node)?;
+            if status.is_some_and(|status| {
+                status.signaling.connected && status.relays.iter().any(|r| r.relayed.is_some())
+            }) {
+                return Ok(true);
+            }
+            if super::tools::interrupted() {
+                return Err(LabError::Interrupted);
+            }
+            std::thread::sleep(SETTLE_POLL);
+        }
+        Ok(false)
+    }
+
+    fn status(&self, node: &str) -> Result<Option<Status>, LabError> {
+        let output = self.wice(node, &["status", "--json"])?;
+        Ok(serde_json::from_slice(&output.stdout).ok())
     }
 
     /// Runs a command of wice on a machine, for the daemon and the state that are there.

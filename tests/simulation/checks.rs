@@ -5,7 +5,7 @@ use std::time::Duration;
 use wice::core::node::PathView;
 
 use crate::network::HostId;
-use crate::world::World;
+use crate::world::{STEP, World};
 
 /// What carries a pair's data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +56,7 @@ impl World {
         let count = self.hosts.len();
         (0..count)
             .flat_map(|a| (a + 1..count).map(move |b| (a, b)))
+            .filter(|(a, b)| self.knows(*a, *b))
             .collect()
     }
 
@@ -132,9 +133,11 @@ impl World {
                 let path = peer
                     .path
                     .map(|p| (p.pair.local, p.pair.mapped, p.pair.remote, p.up));
+                let changes = host.paths_changed.get(&other).into_iter().flatten();
+                let changes: Vec<_> = changes.map(|at| *at - self.start).collect();
                 writeln!(
                     out,
-                    "  to {other} {:?}: {path:?}, {} changes",
+                    "  to {other} {:?}: {path:?}, {} changes {changes:?}",
                     peer.role, peer.changes
                 )
                 .unwrap();
@@ -170,7 +173,7 @@ impl World {
 
     /// Runs until all is as the oracle has it; panics if it takes longer.
     pub(crate) fn settle(&mut self, limit: Duration) -> Duration {
-        match self.run_till(limit, World::is_settled) {
+        match self.run_till(limit, STEP, World::is_settled) {
             Some(took) => took,
             None => panic!("not settled in {limit:?}\n{}", self.describe()),
         }

@@ -28,7 +28,9 @@ impl World {
         self.hosts[id].boot(&others, &self.servers, seed, now);
         if self.signaling.up {
             for record in self.signaling.records.values().cloned().collect::<Vec<_>>() {
-                self.fan_out(id, &record);
+                if self.knows(id, record.0) {
+                    self.fan_out(id, &record);
+                }
             }
         }
         self.drain(id);
@@ -81,6 +83,7 @@ impl World {
         if let Some(node) = &mut self.hosts[id].node {
             if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
                 node.handle_timeout(now);
+                self.hosts[id].timeouts += 1;
             }
         }
         self.drain(id);
@@ -138,6 +141,10 @@ impl World {
         remote: SocketAddr,
         payload: &[u8],
     ) {
+        // What a host sends to an address of its own never leaves it.
+        if self.hosts[id].owns(remote.ip()) {
+            return;
+        }
         if let Some(realm) = self.hosts[id].realm_of(interface) {
             let from = SocketAddr::new(local, PORT);
             self.send(Some(id), realm, from, remote, payload);
@@ -300,18 +307,15 @@ impl World {
         &mut self,
         id: HostId,
         interface: u32,
-        origin: Option<HostId>,
         from: SocketAddr,
         to: SocketAddr,
         payload: &[u8],
     ) {
         let now = self.now;
-        if self.hosts[id].node.is_none() {
+        if self.hosts[id].node.is_none() || self.hosts[id].owns(from.ip()) {
             return;
         }
         if to.port() == PORT {
-            // Relays are honest here: what they pass on has come from a node too.
-            let _ = origin;
             self.hosts[id].learn(from, payload);
             let arrival = Arrival::Host {
                 local: to.ip(),
@@ -414,7 +418,7 @@ impl World {
         }
         self.signaling.records.insert(record.0, record.clone());
         for id in 0..self.hosts.len() {
-            if id != record.0 && self.hosts[id].node.is_some() {
+            if id != record.0 && self.knows(id, record.0) && self.hosts[id].node.is_some() {
                 self.fan_out(id, &record);
             }
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::checks::Kind;
 use crate::network::{Attached, Behavior, HostId, INTERNET};
 use crate::topology::*;
-use crate::world::{Conditions, Cut, World};
+use crate::world::{Conditions, Cut, STEP, World};
 
 const A: HostId = 0;
 const B: HostId = 1;
@@ -87,7 +87,7 @@ fn a_daemon_restarts_with_its_state_while_signaling_is_down() {
             world.start_at(restarted, Duration::ZERO);
             let begin = world.now;
             world.run_for(Duration::from_millis(1));
-            let back = world.run_till(secs(3), |w| w.is_up(A, B) && received_since(w, begin));
+            let back = world.run_till(secs(3), STEP, |w| w.is_up(A, B) && received_since(w, begin));
             assert!(back.is_some(), "{homes:?}\n{}", world.describe());
             // Both at rest on one path, and what they do not know of each other does not matter.
             world.run_for(secs(60));
@@ -120,7 +120,9 @@ fn a_daemon_that_has_lost_its_state_comes_back_as_a_new_session() {
             world.start_at(restarted, secs(1));
             world.run_for(secs(1));
             let begin = world.now;
-            let back = world.run_till(secs(5), |w| w.is_settled() && received_since(w, begin));
+            let back = world.run_till(secs(5), STEP, |w| {
+                w.is_settled() && received_since(w, begin)
+            });
             assert!(back.is_some(), "{homes:?}\n{}", world.describe());
         }
     }
@@ -266,7 +268,7 @@ fn a_path_that_never_passes_wireguard_is_left() {
             world.hosts[id].traffic = Some(TRAFFIC);
             world.start_at(id, Duration::ZERO);
         }
-        let up = world.run_till(secs(32), |w| w.is_up(A, B));
+        let up = world.run_till(secs(32), STEP, |w| w.is_up(A, B));
         assert!(up.is_some(), "{}", world.describe());
     }
 }
@@ -334,7 +336,7 @@ fn idle_paths_stay_and_cost_little() {
             world.drain(x);
         }
         let woken = world.now;
-        let flows = world.run_till(secs(1), |w| received_since(w, woken));
+        let flows = world.run_till(secs(1), STEP, |w| received_since(w, woken));
         assert!(flows.is_some(), "{homes:?}\n{}", world.describe());
     }
 }

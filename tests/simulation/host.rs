@@ -47,6 +47,7 @@ pub(crate) struct Host {
     /// The last advert of each peer, as the state folder has it.
     pub(crate) stored: BTreeMap<HostId, Vec<u8>>,
     pub(crate) peers: BTreeMap<PeerId, HostId>,
+    numbers: BTreeMap<HostId, PeerId>,
     pub(crate) tunnels: BTreeMap<HostId, Tunnel>,
     pub(crate) relays: BTreeMap<RelayId, Connection>,
     pub(crate) next_port: u16,
@@ -57,6 +58,7 @@ pub(crate) struct Host {
     pub(crate) paths_changed: BTreeMap<HostId, Vec<Instant>>,
     last_request: Option<Instant>,
     pub(crate) requests: u64,
+    pub(crate) timeouts: u64,
     wakes: (Instant, u32),
 }
 
@@ -73,6 +75,7 @@ impl Host {
             node: None,
             stored: BTreeMap::new(),
             peers: BTreeMap::new(),
+            numbers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             relays: BTreeMap::new(),
             next_port: 40_000,
@@ -82,6 +85,7 @@ impl Host {
             paths_changed: BTreeMap::new(),
             last_request: None,
             requests: 0,
+            timeouts: 0,
             wakes: (now, 0),
         }
     }
@@ -107,10 +111,12 @@ impl Host {
         self.known
             .extend(servers.0.iter().map(|server| server.address));
         self.peers.clear();
+        self.numbers.clear();
         self.tunnels.clear();
         for (host, key) in others {
             let peer = node.add_peer(*key, now).unwrap();
             self.peers.insert(peer, *host);
+            self.numbers.insert(*host, peer);
             let mut tunnel =
                 Tunnel::starting_from(u32::from_be_bytes([seed[0], seed[1], seed[2], 0]));
             tunnel.set_traffic(self.traffic, now);
@@ -140,6 +146,10 @@ impl Host {
         self.interfaces.iter().flat_map(of).collect()
     }
 
+    pub(crate) fn owns(&self, ip: IpAddr) -> bool {
+        self.interfaces.iter().any(|i| i.addresses.contains(&ip))
+    }
+
     pub(crate) fn realm_of(&self, index: u32) -> Option<RealmId> {
         let interface = self.interfaces.iter().find(|i| i.index == index)?;
         Some(interface.realm)
@@ -155,10 +165,7 @@ impl Host {
     }
 
     pub(crate) fn peer_id(&self, host: HostId) -> Option<PeerId> {
-        self.peers
-            .iter()
-            .find(|(_, known)| **known == host)
-            .map(|(peer, _)| *peer)
+        self.numbers.get(&host).copied()
     }
 
     pub(crate) fn view(&self, of: HostId, now: Instant) -> Option<PeerSnapshot> {

@@ -28,7 +28,14 @@ impl World {
             };
             self.hosts[id].interfaces.iter().flat_map(of)
         };
-        ends(a).any(|x| ends(b).any(|y| self.ends_meet(x, y)))
+        let owns = |id, ip: IpAddr| ends(id).any(|(_, own)| own == ip);
+        ends(a).any(|x| {
+            ends(b).any(|y| {
+                let outside = x.1.is_ipv4() == y.1.is_ipv4() && self.meet_outside(x, y);
+                // What one sends to an address of its own never leaves it.
+                outside || !owns(a, y.1) && !owns(b, x.1) && self.meet_inside(x, y)
+            })
+        })
     }
 
     /// Whether two hosts can talk through a relay.
@@ -58,26 +65,18 @@ impl World {
         })
     }
 
-    fn ends_meet(&self, x: (RealmId, IpAddr), y: (RealmId, IpAddr)) -> bool {
-        // Who has the other's address has nobody to send to.
-        if x.1.is_ipv4() != y.1.is_ipv4() || x.1 == y.1 && x.1.is_ipv4() && x.0 != y.0 {
-            return x.1.is_ipv4() == y.1.is_ipv4() && self.meet_outside(x, y);
+    /// By their own addresses, in one realm or outwards from one into the other's.
+    fn meet_inside(&self, x: (RealmId, IpAddr), y: (RealmId, IpAddr)) -> bool {
+        if x.1.is_ipv4() != y.1.is_ipv4() {
+            return false;
         }
-        if x.0 == y.0 {
-            return true;
-        }
-        // One is at an address that the other's realm leads out to.
         let v4 = x.1.is_ipv4();
-        for (inner, outer) in [(x, y), (y, x)] {
-            let reaches = self.network.chain(inner.0, outer.0).is_some();
-            if reaches
+        let leads = |inner: (RealmId, IpAddr), outer: (RealmId, IpAddr)| {
+            self.network.chain(inner.0, outer.0).is_some()
                 && !self.compose(inner.0, outer.0, v4).blocked
                 && !self.shadowed(inner, outer)
-            {
-                return true;
-            }
-        }
-        self.meet_outside(x, y)
+        };
+        x.0 == y.0 || leads(x, y) || leads(y, x)
     }
 
     /// By the addresses at which the internet sees them.

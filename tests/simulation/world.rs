@@ -14,6 +14,9 @@ use crate::network::{Attached, HostId, INTERNET, Network, RealmId};
 use crate::random::Random;
 use crate::turn_server::{Client, Out, TurnServer, binding_success};
 
+/// How often it is looked at whether something has come true.
+pub(crate) const STEP: Duration = Duration::from_millis(5);
+
 /// What the lines do to datagrams that cross the internet.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Conditions {
@@ -90,6 +93,8 @@ pub(crate) struct World {
     pub(crate) signaling: Signaling,
     pub(crate) cuts: Vec<Cut>,
     pub(crate) servers: (Vec<StunServer>, Vec<RelayServer>),
+    /// The one host that all others have as their only peer.
+    pub(crate) hub: Option<HostId>,
     queue: BTreeMap<(Instant, u64), Happening>,
     next: u64,
     trace: DefaultHasher,
@@ -119,6 +124,7 @@ impl World {
             },
             cuts: Vec::new(),
             servers: (Vec::new(), Vec::new()),
+            hub: None,
             queue: BTreeMap::new(),
             next: 0,
             trace: DefaultHasher::new(),
@@ -207,6 +213,7 @@ impl World {
     pub(crate) fn run_till(
         &mut self,
         limit: Duration,
+        step: Duration,
         mut done: impl FnMut(&World) -> bool,
     ) -> Option<Duration> {
         let begin = self.now;
@@ -217,7 +224,7 @@ impl World {
             if self.now >= begin + limit {
                 return None;
             }
-            self.run_for(Duration::from_millis(5));
+            self.run_for(step);
         }
     }
 
@@ -302,7 +309,7 @@ impl World {
         match who {
             Attached::Host(host, interface) => {
                 if !self.is_cut(*origin, host, payload) {
-                    self.deliver(host, interface, *origin, *from, to, payload);
+                    self.deliver(host, interface, *from, to, payload);
                 }
             }
             Attached::Stun => {
@@ -388,11 +395,16 @@ impl World {
         self.from_turn(relay, out);
     }
 
+    /// Whether two hosts are peers: all are, but around a hub.
+    pub(crate) fn knows(&self, a: HostId, b: HostId) -> bool {
+        self.hub.is_none_or(|hub| hub == a || hub == b)
+    }
+
     /// Others than this host, as WireGuard has them.
     pub(crate) fn others(&self, host: HostId) -> Vec<(HostId, PublicKey)> {
         self.hosts
             .iter()
-            .filter(|other| other.id != host)
+            .filter(|other| other.id != host && self.knows(host, other.id))
             .map(|other| (other.id, other.public))
             .collect()
     }

@@ -202,7 +202,7 @@ impl Agent {
         }
         let local_priority = candidate_priority(known.host_kind(), known.preference);
         let advertised = self.remote(remote.address).is_some();
-        let learned = |pair: &&Pair| !pair.advertised && !pair.is_valid();
+        let learned = |pair: &&Pair| pair.key.base == base && !pair.advertised && !pair.is_valid();
         if !advertised && self.pairs.values().filter(learned).count() >= MAX_LEARNED {
             return;
         }

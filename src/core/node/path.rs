@@ -10,8 +10,8 @@ use super::peer::{Peer, Slot};
 use super::{PathRef, Route, WireGuardPacket};
 use crate::core::ice::{Pair, Role, Use};
 use crate::core::timing::{
-    DATA_DEAD, DATA_DEAD_HANDSHAKES, DUAL_SEND, HOLD_DOWN, IDLE_AFTER, RECHECK, UPGRADE_EVERY,
-    UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
+    DATA_DEAD, DATA_DEAD_HANDSHAKES, DUAL_SEND, HANDSHAKE_TIMEOUT, HOLD_DOWN, IDLE_AFTER, RECHECK,
+    UPGRADE_EVERY, UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
 };
 
 /// Back-off of trying again where there is no path and no traffic: [`RECHECK`] doubled this often.
@@ -40,7 +40,9 @@ pub(super) struct PathState {
     pub(super) last_data: Option<Instant>,
     /// Data has gone out and nothing has come back since.
     unanswered_since: Option<Instant>,
+    /// Handshakes that have been started since, and when the last that counts was.
     handshakes_unanswered: u32,
+    last_handshake: Option<Instant>,
     held_down: Vec<(PathRef, Instant)>,
     better: Option<(PathRef, Instant)>,
     last_rtt_change: Option<Instant>,
@@ -62,6 +64,7 @@ impl PathState {
             last_data: None,
             unanswered_since: None,
             handshakes_unanswered: 0,
+            last_handshake: None,
             held_down: Vec::new(),
             better: None,
             last_rtt_change: None,
@@ -81,7 +84,7 @@ impl PathState {
                 self.unanswered_since.get_or_insert(now);
             }
             WireGuardPacket::HandshakeInitiation => {
-                self.handshakes_unanswered += 1;
+                self.note_handshake(now);
                 if self.selected.is_none() {
                     // Without a session data waits in WireGuard, and this is all that shows of it.
                     self.last_data = Some(now);
@@ -99,17 +102,45 @@ impl PathState {
         now: Instant,
     ) {
         self.handshake_at = None;
+        let selected = path.is_some() && path == self.selected;
         match packet {
-            WireGuardPacket::HandshakeInitiation => return,
+            WireGuardPacket::HandshakeInitiation => {
+                if !selected {
+                    self.note_asked_elsewhere(now);
+                }
+                return;
+            }
             WireGuardPacket::Data => self.last_data = Some(now),
             WireGuardPacket::HandshakeResponse | WireGuardPacket::Keepalive => {}
         }
         self.handshake_wanted = false;
-        self.unanswered_since = None;
-        self.handshakes_unanswered = 0;
-        if path.is_some() && path == self.selected {
+        // On another path it says nothing of this one, unless it answers what was sent on it.
+        if selected || packet == WireGuardPacket::HandshakeResponse {
+            self.unanswered_since = None;
+            self.handshakes_unanswered = 0;
+        }
+        if selected {
             self.up = true;
             self.previous = None;
+        }
+    }
+
+    /// The other side starts a handshake on another path: one that comes again so soon has not had
+    /// our answer, which went out on the selected path.
+    fn note_asked_elsewhere(&mut self, now: Instant) {
+        let soon = |at: Instant| now < at + 2 * HANDSHAKE_TIMEOUT;
+        if self.last_handshake.is_none_or(|at| !soon(at)) {
+            self.handshakes_unanswered = 0;
+        }
+        self.note_handshake(now);
+    }
+
+    fn note_handshake(&mut self, now: Instant) {
+        if self.unanswered_since.is_some() {
+            self.handshakes_unanswered += 1;
+            if self.handshakes_unanswered <= DATA_DEAD_HANDSHAKES {
+                self.last_handshake = Some(now);
+            }
         }
     }
 
@@ -117,9 +148,9 @@ impl PathState {
     /// that waits for a path is not dead: there is none to give up.
     pub(super) fn data_dead_at(&self) -> Option<Instant> {
         let enough = self.selected.is_some() && self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
-        self.unanswered_since
-            .filter(|_| enough)
-            .map(|since| since + DATA_DEAD)
+        let since = self.unanswered_since.filter(|_| enough)?;
+        let last = self.last_handshake? + HANDSHAKE_TIMEOUT;
+        Some(last.max(since + DATA_DEAD))
     }
 
     /// The selected path is dead to data: not chosen again for a while.

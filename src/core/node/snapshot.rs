@@ -15,6 +15,8 @@ use crate::core::turn::Failure;
 pub struct Counters {
     /// Checks sent, retransmissions included.
     pub checks_sent: u64,
+    /// How often an agent was looked at, in any call: the work that was done.
+    pub agents_touched: u64,
     /// Checks answered.
     pub checks_answered: u64,
     /// Messages dropped because the owner did not fetch them.
@@ -92,6 +94,8 @@ pub struct PeerSnapshot {
     pub path: Option<PathView>,
     /// How often the path has changed.
     pub changes: u64,
+    /// For how long paths have been looked for in the peer's present session.
+    pub looking: Option<Duration>,
     /// All pairs, best first.
     pub pairs: Vec<PairView>,
 }
@@ -165,6 +169,17 @@ impl Node {
         }
     }
 
+    /// What was counted since the start.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// How many peers have a path.
+    pub fn paths(&self) -> usize {
+        let has_path = |peer: &&super::Peer| peer.path.selected.is_some();
+        self.peers.values().filter(has_path).count()
+    }
+
     /// One peer, as it is now.
     pub fn peer_snapshot(&self, id: PeerId, now: Instant) -> Option<PeerSnapshot> {
         let peer = self.peers.get(&id)?;
@@ -189,6 +204,7 @@ impl Node {
                 .selected
                 .and_then(|path| self.path_view(id, path, now)),
             changes: peer.path.changes,
+            looking: slot.map(|slot| now.saturating_duration_since(slot.started)),
             pairs: pairs.into_iter().map(|(_, view)| view).collect(),
         })
     }
