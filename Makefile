@@ -8,10 +8,10 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns interop bench lint docs setup-lab setup-test setup-interop
+.PHONY: help demo test unit netns interop bench bench-wireguard lint docs setup-lab setup-test setup-interop
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
 	$(CARGO) build --release --locked --bin wice
@@ -33,6 +33,9 @@ interop: setup-interop ## the check engine against other ICE stacks
 
 bench: setup-test ## the figures of BENCHMARKS.md, on this machine
 	./benches/run
+
+bench-wireguard: setup-test ## in-process WireGuard against wireguard-go; builds a release
+	./benches/run wireguard
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check

@@ -1,35 +1,75 @@
-//! What the namespace tests share: building labs, and finding the program under test.
+//! What the namespace tests share: building labs and meshes of real daemons in them, saying what
+//! must come of a pair, and telling times.
 //!
 //! These tests need root (or `unshare -Urnm cargo test -p wice-netns-tests`) and the programs that
 //! the lab names. A test that cannot run fails and says why.
 
-use std::path::PathBuf;
-use std::time::Duration;
+mod mesh;
+mod random;
+mod table;
+mod want;
 
-use anyhow::{Context as _, Result, ensure};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
 use wice::lab::{Lab, LabConfig};
+
+pub use mesh::{Mesh, Pinged};
+pub use random::Random;
+pub use table::{Table, seconds};
+pub use want::Want;
 
 /// How long silence must last to count as an answer in a lab without delay: a hundred times what
 /// an answer takes there, on a machine that is busy.
 pub const SILENCE: Duration = Duration::from_millis(500);
+/// Round trip of labs in which times are told: two homes of one country.
+pub const RTT: Duration = Duration::from_millis(40);
+/// Until paths must be as the networks allow: the slowest way (an office that drops UDP and all
+/// but the web's ports) takes 15 s at most.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Builds a lab, with a message that says what is missing.
 pub fn lab(config: LabConfig) -> Result<Lab> {
     Lab::build(config).context("the lab could not be built, so nothing was tested")
 }
 
-/// The `wice` that was built beside these tests.
+/// The `wice` that was built beside these tests: in the folder of the running program, or above it,
+/// since cargo puts tests into `deps`.
 pub fn wice_binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile = test
-        .parent()
-        .and_then(|deps| deps.parent())
-        .context("where is target/?")?;
-    let binary = profile.join("wice");
-    ensure!(
-        binary.is_file(),
-        "{} is not there: cargo build --bin wice",
-        binary.display()
-    );
-    Ok(binary)
+    let running = std::env::current_exe()?;
+    let mut folders = running.ancestors().skip(1).take(2);
+    let found = folders.find_map(|folder| Some(folder.join("wice")).filter(|wice| wice.is_file()));
+    found.with_context(|| {
+        format!(
+            "no wice is beside {}: cargo build --bin wice",
+            running.display()
+        )
+    })
+}
+
+/// Times are told by one test at a time: others would take the processors away meanwhile.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks until there is something or patience ends.
+pub fn wait_for<T>(
+    patience: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(found) = look()? {
+            return Ok(Some(found));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
 }

@@ -100,14 +100,11 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Health> {
 pub(super) fn why(args: &WhyArgs) -> anyhow::Result<Health> {
     let why: Box<Why> = block_on(async {
         let peer = args.peer.clone();
-        match connect(&args.control)
-            .await?
-            .call(&Request::Why { peer })
-            .await?
-        {
-            Reply::Why(why) => Ok(why),
-            other => unexpected(&other),
-        }
+        let mut client = connect(&args.control).await?;
+        let Reply::Why(why) = client.call(&Request::Why { peer }).await? else {
+            return unexpected();
+        };
+        Ok(why)
     })?;
     match args.json {
         true => print_json(&why)?,
@@ -126,10 +123,12 @@ pub(super) fn ping(args: &PingArgs) -> anyhow::Result<Health> {
         client.send(&request).await?;
         let (mut answered, mut lost) = (0u32, 0u32);
         loop {
-            let event = match client.next(PING_PATIENCE).await? {
-                Reply::Ping(event) => event,
-                Reply::Done => break,
-                other => return unexpected(&other),
+            let reply = client.next(PING_PATIENCE).await?;
+            if reply == Reply::Done {
+                break;
+            }
+            let Reply::Ping(event) = reply else {
+                return unexpected();
             };
             match &event {
                 PingEvent::Pong { .. } => answered += 1,
@@ -152,23 +151,16 @@ pub(super) fn ping(args: &PingArgs) -> anyhow::Result<Health> {
 
 /// The daemon's status.
 pub(super) async fn ask_status(control: &Control) -> anyhow::Result<Box<Status>> {
-    match connect(control).await?.call(&Request::Status).await? {
-        Reply::Status(status) => Ok(status),
-        other => unexpected(&other),
-    }
+    let mut client = connect(control).await?;
+    let Reply::Status(status) = client.call(&Request::Status).await? else {
+        return unexpected();
+    };
+    Ok(status)
 }
 
 /// A daemon of another version.
-pub(super) fn unexpected<T>(reply: &Reply) -> anyhow::Result<T> {
-    let kind = match reply {
-        Reply::Status(_) => "a status",
-        Reply::Why(_) => "a reason",
-        Reply::Ping(_) => "a ping",
-        Reply::Servers(_) => "servers",
-        Reply::Done => "nothing",
-        Reply::Error(_) => "an error",
-    };
+fn unexpected<T>() -> anyhow::Result<T> {
     bail!(
-        "the daemon answered with {kind}, which was not asked for\n  is it of another version? restart it after an upgrade"
+        "the daemon answered something else than was asked\n  is it of another version? restart it after an upgrade"
     )
 }

@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a relayed pair must stay relayed to count as settled: a direct path, where there is
 /// one, follows within a second.
 const STAYS: Duration = Duration::from_secs(1);
+/// How long a daemon may take to be in and to have a relay, before the next one starts.
+const SETTLES: Duration = Duration::from_secs(5);
 /// How often the daemons are asked.
 const POLL: Duration = Duration::from_millis(50);
 /// The longest delay that may be asked for: past it handshakes would time out.
@@ -110,9 +112,16 @@ fn find_paths(lab: &mut Lab, args: &LabArgs, show: &Show) -> Result<u8, LabError
     lab.start_signal()?;
     let token = lab.network_token()?;
     let mut daemons = Vec::new();
-    // Time is counted from the last daemon's start: before it there is nobody to find.
+    // Time is counted from the last daemon's start, when those before it have settled: that is what
+    // somebody sees who joins a mesh.
     let mut start = Instant::now();
     for home in &lab.config().homes {
+        if let Some(before) = daemons
+            .last()
+            .map(|daemon: &Process| daemon.name().to_owned())
+        {
+            lab.wait_settled(&before, SETTLES)?;
+        }
         start = Instant::now();
         daemons.push(lab.start_daemon(&home.name, Some(&token), &[])?);
     }

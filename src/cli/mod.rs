@@ -24,6 +24,10 @@ use crate::report::Health;
 /// Wrong usage (sysexits.h, EX_USAGE).
 const USAGE: u8 = 64;
 
+/// What others' code logs of single packets is in our own events where it matters: a peer that does not answer handshakes is a
+/// path that is not up, not a warning every 5 s.
+const QUIET: &str = "boringtun=off,stun_types=off,stun_proto=off";
+
 /// A working path between every two nodes of a WireGuard mesh, through NATs and firewalls.
 #[derive(Parser, Debug)]
 #[command(
@@ -154,7 +158,8 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 /// Logs to standard error, one line a transition.
 fn start_log(log: &LogConfig) -> anyhow::Result<()> {
     use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_new(&log.level).map_err(|error| {
+    let level = format!("{},{QUIET}", log.level);
+    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| {
         let all = "it is error, warn, info, debug or trace";
         Usage(format!(
             "log_level cannot be {:?}: {error}\n  {all}",

@@ -3,20 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal as os_signal};
 use wice_signaling::protocol::{NetworkId, ServerAddress};
-use wice_signaling::server::{Config, Server, Transport};
+use wice_signaling::server::{Config, Networks, Server, Transport};
 
 use super::{StateDir, Usage, start_log, store};
 use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
-
-/// How often networks made on this machine are looked for.
-const LOOK: Duration = Duration::from_millis(250);
 
 /// Run the signaling service: it carries sealed adverts between proven members, answers STUN, and hands out relays.
 #[derive(Args, Debug)]
@@ -121,47 +117,35 @@ pub(super) fn signal(args: &SignalArgs) -> anyhow::Result<Health> {
     Ok(Health::Well)
 }
 
-/// Serves; begins anew with other networks when one is made on this machine.
 async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()> {
     let mut terminate = os_signal(SignalKind::terminate())?;
     let mut interrupt = os_signal(SignalKind::interrupt())?;
-    loop {
-        let local = store::ids(&args.state.state_dir);
-        let networks: BTreeSet<NetworkId> = named.union(&local).copied().collect();
-        let server = Server::bind(config(args, networks)?).await?;
-        let pin = server.pin().map(|pin| pin.to_string());
-        tracing::info!(
-            event = "serving",
-            listen = %server.local_addr(),
-            pin = pin.as_deref().unwrap_or("none"),
-            networks = named.union(&local).count(),
-        );
-        let mut stopped = false;
-        let end = async {
-            tokio::select! {
-                _ = terminate.recv() => stopped = true,
-                _ = interrupt.recv() => stopped = true,
-                () = changed(args, &local) => tracing::info!(event = "networks-changed"),
-            }
-        };
-        server.serve(end).await;
-        if stopped {
-            return Ok(());
+    let folder = args.state.state_dir.clone();
+    // One that is made on this machine while the service runs is served at once.
+    let networks = Networks::looked_up(move || {
+        let local = store::ids(&folder);
+        named.union(&local).copied().collect()
+    });
+    let count = networks.count();
+    let server = Server::bind(config(args, networks)?).await?;
+    let pin = server.pin().map(|pin| pin.to_string());
+    tracing::info!(
+        event = "serving",
+        listen = %server.local_addr(),
+        pin = pin.as_deref().unwrap_or("none"),
+        networks = count,
+    );
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
-    }
+    };
+    server.serve(end).await;
+    Ok(())
 }
 
-/// Waits until the networks of this machine are others than `known`.
-async fn changed(args: &SignalArgs, known: &BTreeSet<NetworkId>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        if store::ids(&args.state.state_dir) != *known {
-            return;
-        }
-    }
-}
-
-fn config(args: &SignalArgs, networks: BTreeSet<NetworkId>) -> anyhow::Result<Config> {
+fn config(args: &SignalArgs, networks: Networks) -> anyhow::Result<Config> {
     let mut config = Config::new(args.listen, &args.state.state_dir);
     config.transport = match (&args.cert, &args.key, args.plain) {
         (_, _, true) => Transport::Plain,
@@ -171,7 +155,7 @@ fn config(args: &SignalArgs, networks: BTreeSet<NetworkId>) -> anyhow::Result<Co
         },
         (_, _, false) => Transport::SelfSigned,
     };
-    config.networks = (!networks.is_empty()).then_some(networks);
+    config.networks = networks;
     config.servers.clone_from(&args.turn);
     config.turn_secret = match &args.turn_secret_file {
         Some(path) => {

@@ -5,12 +5,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use wice_signaling::protocol::{MAX_NAME_LEN, ServerAddress, ServerKind, Token};
+use wice_signaling::protocol::{Advert, IpPrefix, MAX_NAME_LEN, ServerAddress, ServerKind, Token};
 
 use super::file::secret;
 use super::{
     ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
-    LogConfig, LogFormat, RelayPolicy,
+    LogConfig, LogFormat,
 };
 use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Settings, StaticRelay};
 use crate::signaling::ProxyUrl;
@@ -51,8 +51,6 @@ pub struct Overrides {
     pub proxy: Option<String>,
     /// More authorities to trust.
     pub ca_file: Option<PathBuf>,
-    /// Relay policy.
-    pub policy: Option<String>,
     /// What is logged.
     pub log_level: Option<String>,
     /// How it is logged.
@@ -140,8 +138,8 @@ impl DaemonConfig {
                 )?,
                 proxy,
                 ca_file,
+                metrics,
             },
-            policy: policy(overrides.policy.or(file.policy).as_deref())?,
             log: LogConfig {
                 level: overrides
                     .log_level
@@ -149,67 +147,57 @@ impl DaemonConfig {
                     .unwrap_or_else(|| "info".to_owned()),
                 format: log_format(overrides.log_format.or(file.log_format).as_deref())?,
             },
-            metrics,
         })
     }
 
     /// Its text as a configuration file, for people: without token and passwords.
     pub fn to_toml(&self) -> String {
         let settings = &self.settings;
-        let quoted = |items: Vec<String>| {
-            let items: Vec<String> = items.iter().map(|item| format!("{item:?}")).collect();
+        let array = |items: Vec<String>| {
+            let items: Vec<String> = items.into_iter().map(quoted).collect();
             format!("[{}]", items.join(", "))
         };
-        let texts =
-            |items: &[ServerAddress]| quoted(items.iter().map(ToString::to_string).collect());
+        let path = |path: &Path| quoted(path.display().to_string());
+        let prefixes = |items: &[IpPrefix]| array(items.iter().map(ToString::to_string).collect());
+        let servers =
+            |items: &[ServerAddress]| array(items.iter().map(ToString::to_string).collect());
         let mut lines = vec![
-            format!("interface = {:?}", settings.interface),
-            format!("name = {:?}", settings.name),
-            format!("state_dir = {:?}", settings.state_dir),
-            format!("run_dir = {:?}", settings.run_dir),
+            format!("interface = {}", quoted(&settings.interface)),
+            format!("name = {}", quoted(&settings.name)),
+            format!("state_dir = {}", path(&settings.state_dir)),
+            format!("run_dir = {}", path(&settings.run_dir)),
             format!("listen_port = {}", settings.port),
             format!("mtu = {}", settings.mtu),
-            format!("stun = {}", texts(&settings.stun)),
-            format!(
-                "accept_routes = {}",
-                quoted(
-                    settings
-                        .accept_routes
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect()
-                )
-            ),
+            format!("stun = {}", servers(&settings.stun)),
+            format!("accept_routes = {}", prefixes(&settings.accept_routes)),
             format!(
                 "advertise_routes = {}",
-                quoted(
-                    settings
-                        .advertise_routes
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect()
-                )
+                prefixes(&settings.advertise_routes)
             ),
-            format!("policy = {:?}", self.policy.as_str()),
-            format!("log_level = {:?}", self.log.level),
-            format!("log_format = {:?}", self.log.format.as_str()),
+            format!("log_level = {}", quoted(&self.log.level)),
+            format!("log_format = {}", quoted(self.log.format.as_str())),
         ];
         if settings.proxy.is_some() {
             // It may hold a password.
             lines.push("# proxy is set".to_owned());
         }
-        if let Some(path) = &settings.ca_file {
-            lines.push(format!("ca_file = {path:?}"));
+        if let Some(file) = &settings.ca_file {
+            lines.push(format!("ca_file = {}", path(file)));
         }
-        if let Some(address) = &self.metrics {
+        if let Some(address) = &settings.metrics {
             lines.push(format!("metrics = \"{address}\""));
         }
         for relay in &settings.turn {
-            lines.push(format!("# turn {} as {}", relay.address, relay.username));
+            lines.push(format!("# turn {} as {:?}", relay.address, relay.username));
         }
         lines.push(String::new());
         lines.join("\n")
     }
+}
+
+/// A text as TOML has it: Rust's own escapes are others.
+fn quoted(text: impl Into<String>) -> String {
+    toml::Value::String(text.into()).to_string()
 }
 
 /// Whether Linux takes it as the name of an interface, and a file can be named after it.
@@ -247,8 +235,10 @@ fn short_name(hostname: &str) -> String {
 }
 
 fn check_name(name: &str) -> Result<(), ConfigError> {
-    if name.is_empty() || name.len() > MAX_NAME_LEN || name.chars().any(char::is_control) {
-        let hint = format!("give 1 to {MAX_NAME_LEN} bytes without control characters");
+    if name.is_empty() || !Advert::takes_name(name) {
+        let hint = format!(
+            "give 1 to {MAX_NAME_LEN} bytes without characters that control the terminal or turn the line"
+        );
         return Err(ConfigError::value(
             "name",
             format!("cannot be {name:?}"),
@@ -307,26 +297,6 @@ fn turn(servers: &[super::file::TurnConfig]) -> Result<Vec<StaticRelay>, ConfigE
         })
     };
     servers.iter().map(relay).collect()
-}
-
-fn policy(text: Option<&str>) -> Result<RelayPolicy, ConfigError> {
-    let all = [
-        RelayPolicy::Auto,
-        RelayPolicy::RelayOnly,
-        RelayPolicy::DirectOnly,
-    ];
-    let Some(text) = text else {
-        return Ok(RelayPolicy::default());
-    };
-    all.into_iter()
-        .find(|policy| policy.as_str() == text)
-        .ok_or_else(|| {
-            ConfigError::value(
-                "policy",
-                format!("cannot be {text:?}"),
-                "it is auto, relay-only or direct-only",
-            )
-        })
 }
 
 fn log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {

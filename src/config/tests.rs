@@ -34,8 +34,7 @@ fn defaults_come_from_the_machine() {
         Some("http://env-proxy:8080")
     );
     assert_eq!(config.settings.state_dir, Path::new("/var/lib/wice"));
-    assert_eq!(config.policy, RelayPolicy::Auto);
-    assert!(config.settings.token.is_none() && config.metrics.is_none());
+    assert!(config.settings.token.is_none() && config.settings.metrics.is_none());
 }
 
 #[test]
@@ -46,7 +45,6 @@ fn flags_go_before_the_file_before_the_machine() {
         listen_port = 1000
         stun = [\"stun:file.example\"]
         proxy = \"http://file-proxy:1\"
-        policy = \"relay-only\"
         metrics = \"127.0.0.1:9586\"
     ";
     let from_file = resolve(Overrides::default(), text).unwrap();
@@ -73,8 +71,7 @@ fn flags_go_before_the_file_before_the_machine() {
     assert_eq!(config.settings.stun.len(), 1);
     assert_eq!(config.settings.stun[0].to_string(), "stun:flag.example:99");
     assert_eq!(config.settings.proxy, None, "an empty flag is none");
-    assert_eq!(config.metrics, None);
-    assert_eq!(config.policy, RelayPolicy::RelayOnly);
+    assert_eq!(config.settings.metrics, None);
 }
 
 #[test]
@@ -97,10 +94,6 @@ fn wrong_values_say_how_they_should_look() {
         (
             "interface = \"wice/0\"",
             "interface cannot be \"wice/0\"\n  give 1 to 15",
-        ),
-        (
-            "policy = \"direct\"",
-            "policy cannot be \"direct\"\n  it is auto",
         ),
         (
             "stun = [\"turn:x\"]",
@@ -163,6 +156,28 @@ fn what_is_printed_is_read_back() {
     let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
     assert_eq!(again.to_toml(), config.to_toml());
     assert_eq!(again.settings.advertise_routes.len(), 1);
+}
+
+#[test]
+fn what_is_printed_is_toml_whatever_the_names_are() {
+    let text = "name = \"n\\u07b9\\u0301'\\\\\"\nlog_level = \"a\\u0007\\n\\\"b\"\nstate_dir = \"/a\\tb\"\n";
+    let config = resolve(Overrides::default(), text).unwrap();
+    let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
+    assert_eq!(again.settings.name, config.settings.name);
+    assert_eq!(again.log, config.log);
+    assert_eq!(again.settings.state_dir, config.settings.state_dir);
+}
+
+#[test]
+fn a_name_that_no_advert_may_carry_is_refused_at_once() {
+    for name in ["a\u{202e}b", "a\u{2028}b", "a\u{7}", &"n".repeat(64)] {
+        let overrides = Overrides {
+            name: Some(name.to_owned()),
+            ..Overrides::default()
+        };
+        let error = resolve(overrides, "").unwrap_err().to_string();
+        assert!(error.starts_with("name cannot be"), "{error}");
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ const FOREIGN: [&str; 16] = [
 
 /// The ports that the node's sockets are bound to.
 #[derive(Clone, Copy, Debug)]
-pub struct Ports {
+pub(super) struct Ports {
     /// IPv4, if there is a socket.
     pub v4: Option<u16>,
     /// IPv6, if there is a socket.
@@ -37,7 +37,7 @@ pub struct Ports {
 
 /// The node's host addresses, those of the default routes' interfaces first. `own` is the index of
 /// the node's own tunnel.
-pub fn host_addresses(
+pub(super) fn host_addresses(
     interfaces: &[Interface],
     routes: DefaultRoutes,
     own: u32,

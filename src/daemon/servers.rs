@@ -13,6 +13,7 @@ use super::state::ServerState;
 use super::{Settings, StaticRelay};
 use crate::core::node::{RelayServer, StunServer};
 use crate::core::turn::url::Host;
+use crate::io::packet_loop::Endpoints;
 use crate::io::relay::{Endpoint, ProxyUrl, Tls, Trust};
 
 /// A name is given up after this; the next update tries again.
@@ -71,7 +72,7 @@ impl Servers {
     }
 
     /// How a relay over TCP or TLS is connected to.
-    pub(super) fn endpoints(&self) -> Box<dyn Fn(&RelayServer) -> Option<Endpoint> + Send> {
+    pub(super) fn endpoints(&self) -> Endpoints {
         let (proxy, tls) = (self.proxy.clone(), self.tls.clone());
         Box::new(move |server| {
             let host = match server.name.parse() {

@@ -49,7 +49,7 @@ pub enum StateError {
 
 /// The node's identity in time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeState {
+pub(super) struct NodeState {
     /// 16 bytes in hex.
     #[serde(with = "hex")]
     pub session: [u8; 16],
@@ -63,14 +63,14 @@ pub struct NodeState {
 
 impl NodeState {
     /// The session.
-    pub fn session(&self) -> Session {
+    pub(super) fn session(&self) -> Session {
         Session(self.session)
     }
 }
 
 /// The network that the node has joined.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct NetworkState {
+pub(super) struct NetworkState {
     /// For people.
     pub name: String,
     /// The signaling service.
@@ -92,7 +92,7 @@ pub struct NetworkState {
 
 /// A server as it was told last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerState {
+pub(super) struct ServerState {
     /// STUN and TURN servers as URIs.
     pub addresses: Vec<String>,
     /// Username and password of the TURN servers.
@@ -100,14 +100,14 @@ pub struct ServerState {
 }
 
 /// The open folder, locked for this process.
-pub struct State {
+pub(super) struct State {
     folder: PathBuf,
     _lock: File,
 }
 
 impl State {
     /// Opens the folder, made if it is not there (0700), and locks it.
-    pub fn open(folder: &Path) -> Result<Self, StateError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, StateError> {
         let at = |path: &Path| path.display().to_string();
         fs::DirBuilder::new()
             .recursive(true)
@@ -135,7 +135,7 @@ impl State {
     }
 
     /// The WireGuard private key, made of `fresh` if there is none yet.
-    pub fn key(&self, fresh: [u8; 32]) -> Result<PrivateKey, StateError> {
+    pub(super) fn key(&self, fresh: [u8; 32]) -> Result<PrivateKey, StateError> {
         let path = self.folder.join(KEY);
         match self.read(KEY)? {
             Some(text) => {
@@ -158,42 +158,42 @@ impl State {
     }
 
     /// The node's identity in time.
-    pub fn node(&self) -> Result<Option<NodeState>, StateError> {
+    pub(super) fn node(&self) -> Result<Option<NodeState>, StateError> {
         self.read_json(NODE)
     }
 
     /// Keeps it.
-    pub fn set_node(&self, node: &NodeState) -> Result<(), StateError> {
+    pub(super) fn set_node(&self, node: &NodeState) -> Result<(), StateError> {
         self.write_json(NODE, node)
     }
 
     /// The network that the node has joined.
-    pub fn network(&self) -> Result<Option<NetworkState>, StateError> {
+    pub(super) fn network(&self) -> Result<Option<NetworkState>, StateError> {
         self.read_json(NETWORK)
     }
 
     /// Keeps it.
-    pub fn set_network(&self, network: &NetworkState) -> Result<(), StateError> {
+    pub(super) fn set_network(&self, network: &NetworkState) -> Result<(), StateError> {
         self.write_json(NETWORK, network)
     }
 
     /// The last adverts of peers, by key. Damaged ones are as good as none.
-    pub fn adverts(&self) -> BTreeMap<String, String> {
+    pub(super) fn adverts(&self) -> BTreeMap<String, String> {
         self.read_json(ADVERTS).ok().flatten().unwrap_or_default()
     }
 
     /// Keeps them: key in base64, record in hex.
-    pub fn set_adverts(&self, adverts: &BTreeMap<String, String>) -> Result<(), StateError> {
+    pub(super) fn set_adverts(&self, adverts: &BTreeMap<String, String>) -> Result<(), StateError> {
         self.write_json(ADVERTS, adverts)
     }
 
     /// The last servers. Damaged ones are as good as none.
-    pub fn servers(&self) -> Option<ServerState> {
+    pub(super) fn servers(&self) -> Option<ServerState> {
         self.read_json(SERVERS).ok().flatten()
     }
 
     /// Keeps them.
-    pub fn set_servers(&self, servers: &ServerState) -> Result<(), StateError> {
+    pub(super) fn set_servers(&self, servers: &ServerState) -> Result<(), StateError> {
         self.write_json(SERVERS, servers)
     }
 

@@ -2,16 +2,17 @@
 //! lab knows of wice's command line is here.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::config::Ipv6;
 use super::error::{Doing as _, LabError};
 use super::netns::NetNs;
-use super::plan::SIGNAL;
+use super::plan::{SIGNAL, SIGNAL_NAME, STUN_2, STUN_2_NAME, TURN, TURN_NAME};
 use super::probe::{self, Pong};
 use super::process::Process;
 use super::servers::{Ready, STUN_PORT, TURN_SECRET, TURNS_PORT, WEB_TLS_PORT};
@@ -25,6 +26,10 @@ pub const SIGNAL_PORT: u16 = 443;
 const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// How often a new node's address is looked for.
 const ADDRESS_POLL: Duration = Duration::from_millis(2);
+/// How often a new node is asked whether it has settled.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
+/// Where programs look for a proxy.
+const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 /// The name of the lab's network.
 const NETWORK: &str = "lab";
 /// The machine that has the network's admin key.
@@ -35,6 +40,9 @@ const ADMIN: &str = "signal";
 pub struct PeerStatus {
     /// The peer's node name.
     pub name: String,
+    /// Its key.
+    #[serde(default)]
+    pub key: String,
     /// Its path.
     pub path: PathStatus,
     /// Round trip of the path in milliseconds.
@@ -43,6 +51,9 @@ pub struct PeerStatus {
     /// Why the path is what it is.
     #[serde(default)]
     pub reason: Option<String>,
+    /// How often the path has changed.
+    #[serde(default)]
+    pub path_changes: u64,
 }
 
 /// A path as `wice status --json` has it.
@@ -66,12 +77,29 @@ pub struct PathStatus {
 pub struct EndStatus {
     /// `host`, `srflx`, `prflx`, `mapped` or `relay`.
     pub kind: String,
+    /// Its transport address.
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
 }
 
 #[derive(Deserialize)]
 struct Status {
     #[serde(default)]
     peers: Vec<PeerStatus>,
+    #[serde(default)]
+    signaling: SignalingStatus,
+    #[serde(default)]
+    relays: Vec<RelayStatus>,
+}
+
+#[derive(Default, Deserialize)]
+struct SignalingStatus {
+    connected: bool,
+}
+
+#[derive(Deserialize)]
+struct RelayStatus {
+    relayed: Option<SocketAddr>,
 }
 
 impl Lab {
@@ -83,22 +111,35 @@ impl Lab {
         }
     }
 
-    /// The signaling service's URL.
+    /// The signaling service's URL: by name where a home has IPv6, since it may have nothing else.
     pub fn signal_url(&self) -> String {
-        format!("wss://{SIGNAL}:{SIGNAL_PORT}")
+        if self.has_ipv6() {
+            format!("wss://{SIGNAL_NAME}:{SIGNAL_PORT}")
+        } else {
+            format!("wss://{SIGNAL}:{SIGNAL_PORT}")
+        }
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.config.homes.iter().any(|home| home.ipv6 != Ipv6::None)
     }
 
     /// Starts the signaling service, which also hands out the relay's credentials.
     pub fn start_signal(&mut self) -> Result<(), LabError> {
-        let listen = SocketAddr::new(SIGNAL.into(), SIGNAL_PORT);
+        let (listen, turn, stun_2) = if self.has_ipv6() {
+            let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), SIGNAL_PORT);
+            (any, TURN_NAME.to_string(), STUN_2_NAME.to_string())
+        } else {
+            let listen = SocketAddr::new(SIGNAL.into(), SIGNAL_PORT);
+            (listen, TURN.to_string(), STUN_2.to_string())
+        };
         let (binary, state) = (self.binary()?, self.node(ADMIN)?.state_dir());
-        let turn = super::plan::TURN;
         let mut relays = vec![
             format!("turn:{turn}:{STUN_PORT}?transport=udp"),
             format!("turn:{turn}:{STUN_PORT}?transport=tcp"),
         ];
         relays.extend([TURNS_PORT, WEB_TLS_PORT].map(|port| format!("turns:{turn}:{port}")));
-        relays.push(format!("stun:{}:{STUN_PORT}", super::plan::STUN_2));
+        relays.push(format!("stun:{stun_2}:{STUN_PORT}"));
         self.start_service(ADMIN, "signaling", &[Ready::Tcp(listen)], |ns| {
             let mut command = ns.command(binary);
             command
@@ -115,9 +156,14 @@ impl Lab {
 
     /// Makes the lab's network and gives an invitation to it.
     pub fn network_token(&self) -> Result<String, LabError> {
+        self.new_network(NETWORK)
+    }
+
+    /// Makes a network, beside those that are there, and gives an invitation to it.
+    pub fn new_network(&self, name: &str) -> Result<String, LabError> {
         let url = self.signal_url();
-        self.admin(&["network", "new", NETWORK, "--signal", &url])?;
-        let printed = self.admin(&["invite"])?;
+        self.admin(&["network", "new", name, "--signal", &url])?;
+        let printed = self.admin(&["invite", "--network", name])?;
         let token = printed.split_whitespace().last().map(str::to_string);
         token.ok_or_else(|| LabError::Tool {
             program: "wice invite".into(),
@@ -144,22 +190,54 @@ impl Lab {
             command.arg("--run-dir").arg(machine.run_dir());
             command.args(["--interface", INTERFACE, "--name", node]);
             command.env("WICE_CA_FILE", authority).args(more);
+            // The machine's own proxy is not in the lab.
+            for variable in PROXY_VARIABLES {
+                command.env_remove(variable);
+            }
             command
         })
     }
 
     /// The peers that a node's daemon reports; none while it does not answer.
     pub fn peers(&self, node: &str) -> Result<Vec<PeerStatus>, LabError> {
-        let machine = self.node(node)?;
-        let mut command = machine.ns().command(self.binary()?);
-        command
-            .args(["status", "--json", "--run-dir"])
-            .arg(machine.run_dir());
-        let output = command
-            .output()
-            .doing(|| format!("asking {node} for its status"))?;
-        let status = serde_json::from_slice::<Status>(&output.stdout);
+        let status = self.status(node)?;
         Ok(status.map(|status| status.peers).unwrap_or_default())
+    }
+
+    /// Waits until a node is in and has a relay, or for `patience`; tells which.
+    pub fn wait_settled(&self, node: &str, patience: Duration) -> Result<bool, LabError> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let status = self.status(node)?;
+            if status.is_some_and(|status| {
+                status.signaling.connected && status.relays.iter().any(|r| r.relayed.is_some())
+            }) {
+                return Ok(true);
+            }
+            if super::tools::interrupted() {
+                return Err(LabError::Interrupted);
+            }
+            std::thread::sleep(SETTLE_POLL);
+        }
+        Ok(false)
+    }
+
+    fn status(&self, node: &str) -> Result<Option<Status>, LabError> {
+        let output = self.wice(node, &["status", "--json"])?;
+        Ok(serde_json::from_slice(&output.stdout).ok())
+    }
+
+    /// Runs a command of wice on a machine, for the daemon and the state that are there.
+    pub fn wice(&self, machine: &str, arguments: &[&str]) -> Result<Output, LabError> {
+        let node = self.node(machine)?;
+        let mut command = node.ns().command(self.binary()?);
+        command
+            .args(arguments)
+            .env("WICE_RUN_DIR", node.run_dir())
+            .env("WICE_STATE_DIR", node.state_dir());
+        command
+            .output()
+            .doing(|| format!("running wice {} on {machine}", arguments.join(" ")))
     }
 
     /// The overlay address of a node: what its kernel has on the overlay interface.
@@ -196,7 +274,8 @@ impl Lab {
         if let Ok(node) = self.node(machine) {
             command
                 .env("WICE_RUN_DIR", node.run_dir())
-                .env("WICE_STATE_DIR", node.state_dir());
+                .env("WICE_STATE_DIR", node.state_dir())
+                .env("WICE_CA_FILE", self.authority());
         }
         let folder = self
             .binary()?

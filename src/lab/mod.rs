@@ -14,6 +14,7 @@ mod daemon;
 mod directory;
 mod error;
 mod netns;
+mod pings;
 mod plan;
 mod probe;
 mod process;
@@ -33,6 +34,7 @@ pub use config::{
 pub use daemon::{EndStatus, INTERFACE, PathStatus, PeerStatus, SIGNAL_PORT};
 pub use error::LabError;
 pub use netns::NetNs;
+pub use pings::{Ping, Pings};
 pub use plan::{SIGNAL, SIGNAL_V6, STUN_2, STUN_2_V6, TURN, TURN_V6};
 pub use probe::{
     Discovery, Meeting, Pong, StunServers, binding, discover, ping, punch, round_trip,

@@ -22,6 +22,11 @@ pub const STUN_2_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3);
 /// Signaling service over IPv6.
 pub const SIGNAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 
+/// Their names in the lab's `/etc/hosts`.
+pub(super) const TURN_NAME: &str = "turn.lab.example";
+pub(super) const STUN_2_NAME: &str = "stun-2.lab.example";
+pub(super) const SIGNAL_NAME: &str = "signal.lab.example";
+
 /// The low five bits of a WAN address start behind those of the STUN servers.
 const FIRST_WAN: u8 = 4;
 /// WAN addresses that differ by this share their low five bits.
@@ -116,9 +121,9 @@ fn router6(site: u8) -> Ipv6Addr {
 pub(super) fn hosts() -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost\n");
     let names: [(IpAddr, IpAddr, &str); 3] = [
-        (TURN.into(), TURN_V6.into(), "turn.lab.example"),
-        (STUN_2.into(), STUN_2_V6.into(), "stun-2.lab.example"),
-        (SIGNAL.into(), SIGNAL_V6.into(), "signal.lab.example"),
+        (TURN.into(), TURN_V6.into(), TURN_NAME),
+        (STUN_2.into(), STUN_2_V6.into(), STUN_2_NAME),
+        (SIGNAL.into(), SIGNAL_V6.into(), SIGNAL_NAME),
     ];
     for (v4, v6, name) in names {
         text.push_str(&format!("{v4} {name}\n{v6} {name}\n"));

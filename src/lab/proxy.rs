@@ -1,5 +1,5 @@
-//! An HTTP CONNECT proxy (RFC 9110 §9.3.6) for homes that let nothing else out. For the lab only:
-//! it asks nobody who they are.
+//! An HTTP CONNECT proxy (RFC 9110 §9.3.6) for homes that let nothing else out. Like most of them
+//! it connects to port 443 alone. For the lab only: it asks nobody who they are.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
@@ -14,6 +14,8 @@ use super::netns::NetNs;
 /// The usual port of HTTP proxies.
 pub const PROXY_PORT: u16 = 3128;
 
+/// Where it connects to: what Squid comes with.
+const ONLY_PORT: &str = ":443";
 /// Tunnels at a time; the nodes of a home need a handful each.
 const MAX_TUNNELS: usize = 64;
 /// The longest request head; a CONNECT has two lines.
@@ -87,6 +89,9 @@ fn serve(mut client: TcpStream) -> io::Result<()> {
     let Some(target) = target_of(&head) else {
         return client.write_all(b"HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\n\r\n");
     };
+    if !target.ends_with(ONLY_PORT) {
+        return client.write_all(b"HTTP/1.1 403 Forbidden\r\n\r\n");
+    }
     let server = match connect(target) {
         Ok(server) => server,
         Err(_) => return client.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n"),

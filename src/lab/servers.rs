@@ -50,15 +50,20 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
+    /// Where they are in the lab's directory.
+    pub(super) fn at(folder: &Path) -> Self {
+        Self {
+            authority: folder.join("ca.pem"),
+            chain: folder.join("turn.pem"),
+            key: folder.join("turn.key"),
+        }
+    }
+
     pub(super) fn create(folder: &Path) -> Result<Self, LabError> {
         let doing = || "making the relay's certificate".to_string();
         let (authority_pem, chain_pem, key_pem) =
             generate().map_err(io::Error::other).doing(doing)?;
-        let files = Self {
-            authority: folder.join("ca.pem"),
-            chain: folder.join("turn.pem"),
-            key: folder.join("turn.key"),
-        };
+        let files = Self::at(folder);
         std::fs::write(&files.authority, authority_pem).doing(doing)?;
         std::fs::write(&files.chain, chain_pem).doing(doing)?;
         std::fs::write(&files.key, key_pem).doing(doing)?;
@@ -182,7 +187,7 @@ fn generate() -> Result<(String, String, String), rcgen::Error> {
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
     let names = [
-        "turn.lab.example".to_string(),
+        plan::TURN_NAME.to_string(),
         plan::TURN.to_string(),
         plan::TURN_OTHER.to_string(),
         plan::TURN_V6.to_string(),

@@ -18,23 +18,23 @@ pub struct Expected {
     pub second_seen: CandidateKind,
     /// Kind of the first's candidate as the second has it, if no relay is between.
     pub first_seen: CandidateKind,
+    /// Kind of the second's candidate if the first's relay is between.
+    pub second_by_relay: CandidateKind,
+    /// Kind of the first's candidate if the second's relay is between.
+    pub first_by_relay: CandidateKind,
 }
 
 impl Expected {
     /// Whether the remote kinds that the two report, at convergence, are as the NATs allow. A
-    /// relayed path has one relay in it at least; the end that is not relayed looks to the other
-    /// end's relay as it would look to any stranger.
+    /// relayed path has one relay in it at least.
     pub fn admits(&self, first_sees: CandidateKind, second_sees: CandidateKind) -> bool {
-        let natural = (
-            first_sees == self.second_seen,
-            second_sees == self.first_seen,
-        );
-        let relayed = |kind| kind == CandidateKind::Relayed;
         if self.direct {
-            return natural == (true, true);
+            return (first_sees, second_sees) == (self.second_seen, self.first_seen);
         }
-        (relayed(first_sees) && (relayed(second_sees) || natural.1))
-            || (natural.0 && relayed(second_sees))
+        let relayed = |kind| kind == CandidateKind::Relayed;
+        let first_natural = relayed(first_sees) || first_sees == self.second_by_relay;
+        let second_natural = relayed(second_sees) || second_sees == self.first_by_relay;
+        first_natural && second_natural && (relayed(first_sees) || relayed(second_sees))
     }
 }
 
@@ -70,6 +70,8 @@ pub fn ground_truth(first: NatKind, second: NatKind) -> Expected {
         direct: reaches(a, b) || reaches(b, a),
         second_seen: seen_as(b.mapping),
         first_seen: seen_as(a.mapping),
+        second_by_relay: seen_by_relay(b.mapping),
+        first_by_relay: seen_by_relay(a.mapping),
     }
 }
 
@@ -79,6 +81,8 @@ pub fn same_lan() -> Expected {
         direct: true,
         second_seen: CandidateKind::Host,
         first_seen: CandidateKind::Host,
+        second_by_relay: CandidateKind::Host,
+        first_by_relay: CandidateKind::Host,
     }
 }
 
@@ -122,6 +126,19 @@ fn seen_as(mapping: Mapping) -> CandidateKind {
             CandidateKind::PeerReflexive
         }
         Mapping::Unknown | Mapping::Blocked => CandidateKind::Relayed,
+    }
+}
+
+/// The same where the stranger is the lab's relay, whose address is a STUN server's too: a NAT that
+/// maps by address shows it the port that the STUN server saw.
+fn seen_by_relay(mapping: Mapping) -> CandidateKind {
+    match mapping {
+        Mapping::AddressDependent => CandidateKind::ServerReflexive,
+        Mapping::None
+        | Mapping::EndpointIndependent
+        | Mapping::AddressAndPortDependent
+        | Mapping::Unknown
+        | Mapping::Blocked => seen_as(mapping),
     }
 }
 
@@ -174,5 +191,8 @@ mod tests {
         assert!(pair.admits(Relayed, Relayed));
         assert!(!pair.admits(PeerReflexive, ServerReflexive));
         assert!(!pair.admits(Relayed, PeerReflexive));
+        let pair = ground_truth(NatKind::Symmetric, NatKind::AddressDependent);
+        assert!(pair.admits(ServerReflexive, Relayed));
+        assert!(!pair.admits(PeerReflexive, Relayed));
     }
 }

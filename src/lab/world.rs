@@ -18,7 +18,7 @@ use super::probe::StunServers;
 use super::process::{Process, Spawner};
 use super::proxy::{ConnectProxy, PROXY_PORT};
 use super::ruleset::Ruleset;
-use super::servers::{Ready, STUN_PORT, wait_ready};
+use super::servers::{self, Certificates, Ready, STUN_PORT, wait_ready};
 use super::switch::{AttachmentId, Counters, Link, Switch};
 use super::tools;
 
@@ -129,6 +129,15 @@ impl Lab {
             return Err(self.unknown(name));
         }
         self.services.get_mut(name).ok_or(LabError::Interrupted)
+    }
+
+    /// Starts the relay again after it was ended.
+    pub fn restart_turn(&mut self) -> Result<(), LabError> {
+        let folder = self.directory.path().to_path_buf();
+        let ns = self.node("turn")?.ns().clone();
+        let (command, ready) = servers::turn(&ns, &folder, &Certificates::at(&folder));
+        self.start_later("turn", "turn", command, ready)?;
+        self.wait_for_services()
     }
 
     /// How long the building took, servers' start included.

@@ -234,12 +234,12 @@ pub(crate) fn name_of(peer: &PeerSnapshot) -> String {
     }
 }
 
-pub(super) fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
     // Microseconds are what clocks here can tell.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-pub(super) fn nat(nat: NatBehavior, ipv6: bool) -> Nat {
+pub(crate) fn nat(nat: NatBehavior, ipv6: bool) -> Nat {
     Nat {
         mapping: mapping_name(nat.mapping).to_owned(),
         filtering: filtering_name(nat.filtering).to_owned(),

@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
+pub(crate) use build::{milliseconds, nat as nat_of};
 pub use netcheck::{
     MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
 };
@@ -344,8 +345,16 @@ impl Status {
                 || peer.key == wanted
                 || peer.addresses.iter().any(|a| a.to_string() == wanted)
         };
-        if let Some(peer) = self.peers.iter().find(exact) {
-            return Ok(peer);
+        let mut exactly = self.peers.iter().filter(exact);
+        match (exactly.next(), exactly.next()) {
+            (Some(peer), None) => return Ok(peer),
+            (Some(one), Some(other)) => {
+                return Err(format!(
+                    "several peers are called {wanted}\n  say which by its key: {}, {}",
+                    one.key, other.key
+                ));
+            }
+            (None, _) => {}
         }
         let mut by_prefix = self
             .peers

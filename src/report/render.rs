@@ -258,7 +258,7 @@ fn nat_line(nat: &Nat) -> String {
     let ipv6 = if nat.ipv6 { "IPv6 global" } else { "IPv6 none" };
     let mapping = match nat.mapping.as_str() {
         "blocked" => return format!("not known, UDP blocked, {ipv6}"),
-        "none" => "none (public address)".to_owned(),
+        "none" => "none (seen at its own address)".to_owned(),
         "unknown" => "not known yet (two STUN servers tell)".to_owned(),
         "address-and-port-dependent" => "address-and-port-dependent mapping (symmetric)".to_owned(),
         other => format!("{other} mapping"),

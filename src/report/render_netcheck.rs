@@ -46,6 +46,7 @@ impl Netcheck {
             match self.hairpin {
                 Some(true) => "yes",
                 Some(false) => "no: two nodes behind this NAT meet only inside it",
+                None if self.nat.mapping == "none" => "not needed: there is no NAT",
                 None => "not known",
             },
         );
@@ -59,10 +60,7 @@ impl Netcheck {
             },
         );
         if self.relays.is_empty() {
-            fact(
-                "relay",
-                "none known: give one with --turn, or run the daemon",
-            );
+            fact("relay", "none known: give one with --turn");
         }
         for relay in &self.relays {
             fact("relay", &relay_text(relay, style));
@@ -83,7 +81,7 @@ impl Netcheck {
 
     fn mapping_text(&self) -> String {
         match self.nat.mapping.as_str() {
-            "none" => "none: the address is public".to_owned(),
+            "none" => "none: seen at its own address".to_owned(),
             "unknown" => "not known: two STUN servers have to answer".to_owned(),
             "blocked" => "not known: UDP is blocked".to_owned(),
             "address-and-port-dependent" => {

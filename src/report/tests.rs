@@ -69,6 +69,7 @@ fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnaps
             relay: (pair.relays > 0).then(|| "turn.lab.example".into()),
         }),
         changes: 1,
+        looking: None,
         pairs,
     }
 }
@@ -304,6 +305,15 @@ fn peers_are_found_by_what_people_have() {
         "no peer is called nobody\n  peers are lab-b, lab-c, lab-d, lab-e"
     );
     assert!(status.find(&key[..3]).is_err(), "too short for a key");
+    let mut twins = status.clone();
+    twins.peers[0].name = "lab-c".into();
+    let error = twins.find("lab-c").unwrap_err();
+    assert!(
+        error.starts_with("several peers are called lab-c\n"),
+        "{error}"
+    );
+    assert!(error.contains(&key));
+    assert!(twins.find(&key).is_ok());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use wice_signaling::protocol::{
     ClientFrame, ErrorCode, Hello, MAX_FRAME_LEN, MAX_SEALED_LEN, NetworkId, RecordKind,
     ServerFrame,
 };
+use wice_signaling::server::Networks;
 
 use super::lab::{self, Lab, raw};
 
@@ -79,7 +80,7 @@ async fn a_wrong_proof_or_a_stranger_is_refused() {
 async fn a_network_that_is_not_served_is_refused() {
     let lab = Lab::new("closed");
     let mut config = lab.config();
-    config.networks = Some([NetworkId([9; 32])].into());
+    config.networks = Networks::listed([NetworkId([9; 32])].into());
     let server = lab.serve_with(config).await;
     let mut client = raw::connect(&server).await;
     client.hello(&lab, &lab.key(1)).await;

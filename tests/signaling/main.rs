@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lab::{Lab, SOON, raw};
 use wice::signaling::Event;
 use wice_signaling::protocol::{ErrorCode, RecordKind, RevocationList, ServerKind};
-use wice_signaling::server::Transport;
+use wice_signaling::server::{Networks, Transport};
 
 #[tokio::test]
 async fn two_nodes_exchange_sealed_adverts() {
@@ -233,7 +233,7 @@ async fn turn_credentials_come_for_named_networks_and_are_refreshed() {
     }
     open.stop().await;
 
-    config.networks = Some([lab.network].into());
+    config.networks = Networks::listed([lab.network].into());
     let named = lab.serve_with(config).await;
     let mut b = lab.connect(&named, &lab.key(2));
     assert_eq!(lab::next_servers(&mut b).await.credentials, None);

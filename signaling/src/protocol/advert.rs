@@ -92,6 +92,12 @@ impl Advert {
         Ok(advert)
     }
 
+    /// Whether a node may have this name.
+    #[must_use]
+    pub fn takes_name(name: &str) -> bool {
+        check_text(name, MAX_NAME_LEN, "name").is_ok()
+    }
+
     /// All but the signature.
     pub(super) fn body(&self) -> Result<Vec<u8>, RecordError> {
         check_text(&self.name, MAX_NAME_LEN, "name")?;

@@ -1,11 +1,11 @@
 //! What the service is told, and its bounds.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::protocol::{NetworkId, ServerAddress};
+use super::Networks;
+use crate::protocol::ServerAddress;
 
 /// How the service runs.
 #[derive(Clone, Debug)]
@@ -16,9 +16,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How nodes reach it.
     pub transport: Transport,
-    /// The networks served. `None` serves any, but mints no TURN credentials: whoever can make a
-    /// network would get a relay.
-    pub networks: Option<BTreeSet<NetworkId>>,
+    /// The networks served.
+    pub networks: Networks,
     /// STUN and TURN servers that nodes are told of, at most [`crate::protocol::MAX_SERVERS`].
     pub servers: Vec<ServerAddress>,
     /// The secret shared with the TURN servers (coturn's `static-auth-secret`).
@@ -112,7 +111,7 @@ impl Config {
             listen,
             state_dir: state_dir.into(),
             transport: Transport::SelfSigned,
-            networks: None,
+            networks: Networks::any(),
             servers: Vec::new(),
             turn_secret: None,
             stun: true,

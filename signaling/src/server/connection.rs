@@ -112,8 +112,7 @@ fn check(
     shared: &Shared,
     challenge: &[u8; CHALLENGE_LEN],
 ) -> Result<(crate::protocol::InviteId, Option<JoinReceipt>), ErrorCode> {
-    let allowed = shared.config.networks.as_ref();
-    if allowed.is_some_and(|networks| !networks.contains(&hello.network)) {
+    if !shared.config.networks.serve(&hello.network) {
         return Err(ErrorCode::NetworkNotAllowed);
     }
     if !hello.proves(challenge) {
@@ -268,7 +267,7 @@ impl Session<'_> {
         let credentials = config
             .turn_secret
             .as_ref()
-            .filter(|_| config.networks.is_some());
+            .filter(|_| config.networks.trust(&self.node.network));
         let credentials = credentials.and_then(|secret| {
             turn::mint(
                 secret,

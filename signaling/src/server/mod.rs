@@ -7,6 +7,7 @@ mod connection;
 mod http;
 mod identity;
 mod metrics;
+mod networks;
 mod registry;
 #[cfg(test)]
 mod registry_tests;
@@ -26,6 +27,7 @@ use tokio_rustls::TlsAcceptor;
 
 pub use self::config::{Config, Limits, Transport};
 pub use self::identity::StartError;
+pub use self::networks::Networks;
 pub use self::stun::{MAX_RESPONSE_LEN, binding_response};
 
 use self::accept::Sources;
@@ -83,11 +85,7 @@ impl Server {
         };
         let mut registry = Registry::new(config.limits);
         for (network, list) in state.load_revocations()? {
-            if config
-                .networks
-                .as_ref()
-                .is_none_or(|networks| networks.contains(&network))
-            {
+            if config.networks.serve(&network) {
                 registry.revoke(network, list);
             }
         }
@@ -104,8 +102,8 @@ impl Server {
             true => Some(StunSocket::bind(address).map_err(|error| listen("UDP", error))?),
             false => None,
         };
-        if config.turn_secret.is_some() && config.networks.is_none() {
-            tracing::warn!(
+        if config.turn_secret.is_some() && config.networks.count() == 0 {
+            tracing::info!(
                 event = "no-turn-credentials",
                 reason = "any network is served: name the networks to mint TURN credentials"
             );

@@ -239,6 +239,7 @@ impl Node {
             generation,
         };
         let seed = self.next_seed();
+        let now = self.now;
         let bases: Vec<_> = self.bases.iter().cloned().collect();
         let Some(peer) = self.peers.get_mut(&id) else {
             return agent;
@@ -284,6 +285,7 @@ impl Node {
             generation,
             session,
             agent: engine,
+            started: now,
             provisional,
         });
         if let Some(generation) = evicted {

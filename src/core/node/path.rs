@@ -83,7 +83,13 @@ impl PathState {
                 self.last_data = Some(now);
                 self.unanswered_since.get_or_insert(now);
             }
-            WireGuardPacket::HandshakeInitiation => self.note_handshake(now),
+            WireGuardPacket::HandshakeInitiation => {
+                self.note_handshake(now);
+                if self.selected.is_none() {
+                    // Without a session data waits in WireGuard, and this is all that shows of it.
+                    self.last_data = Some(now);
+                }
+            }
             WireGuardPacket::HandshakeResponse | WireGuardPacket::Keepalive => {}
         }
     }
@@ -138,9 +144,10 @@ impl PathState {
         }
     }
 
-    /// When data counts as dead on the selected path, if two handshakes have gone unanswered.
+    /// When data counts as dead on the selected path, if two handshakes have gone unanswered. Data
+    /// that waits for a path is not dead: there is none to give up.
     pub(super) fn data_dead_at(&self) -> Option<Instant> {
-        let enough = self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
+        let enough = self.selected.is_some() && self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
         let since = self.unanswered_since.filter(|_| enough)?;
         let last = self.last_handshake? + HANDSHAKE_TIMEOUT;
         Some(last.max(since + DATA_DEAD))
@@ -392,5 +399,24 @@ fn path_ref(slot: &Slot, pair: &Pair) -> PathRef {
     PathRef {
         generation: slot.generation,
         key: pair.key(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A time in the past that nothing can move on would be due for ever.
+    #[test]
+    fn data_without_a_path_is_never_due() {
+        let start = Instant::now();
+        let mut state = PathState::new(start);
+        state.note_sent(WireGuardPacket::Data, start);
+        for _ in 0..=DATA_DEAD_HANDSHAKES {
+            state.note_sent(WireGuardPacket::HandshakeInitiation, start);
+        }
+        let later = start + DATA_DEAD;
+        state.is_lonely(later);
+        assert!(state.poll_timeout(later).is_none_or(|at| at > later));
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Slot {
     pub(super) generation: u32,
     pub(super) session: Session,
     pub(super) agent: Agent,
+    /// When it began to look for paths.
+    pub(super) started: Instant,
     /// Born of a check and not answered yet: it carries nothing.
     pub(super) provisional: bool,
 }

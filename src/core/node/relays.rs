@@ -99,9 +99,12 @@ impl Relays {
         before.into_iter().filter_map(|gone| gone.relay).collect()
     }
 
-    /// A server to connect to now; `seed` is for its allocation.
+    /// A server to connect to now; `seed` is for its allocation. The relayed address is of the
+    /// family that the server is reached over, but of IPv4 for a node that has none: IPv6 it has
+    /// itself, and peers without IPv6 can meet it at the relay alone.
     pub(super) fn poll_open(
         &mut self,
+        has_ipv4: bool,
         seed: impl FnOnce() -> [u8; 32],
         now: Instant,
     ) -> Option<(RelayId, RelayServer)> {
@@ -123,7 +126,10 @@ impl Relays {
             let config = AllocationConfig {
                 transport: server.transport,
                 credentials,
-                family: Family::of(server.address.ip()),
+                family: match has_ipv4 {
+                    true => Family::of(server.address.ip()),
+                    false => Family::V4,
+                },
             };
             let id = RelayId(self.next_id);
             self.next_id += 1;

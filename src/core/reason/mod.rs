@@ -21,9 +21,10 @@ use remedy::{
     pair_unreachable, peer_away, relay_unavailable, said,
 };
 
-/// Direct pairs that the NATs let through answer to the first check or its first retransmission; after this the NATs' own
-/// behaviour is the likelier explanation than patience.
-const SETTLED: Duration = RTO_MIN.saturating_mul(2);
+/// Direct pairs that the NATs let through answer to the first check or its first retransmission,
+/// which comes after one RTO; with half of one for the answer. After this the NATs' own behaviour is
+/// the likelier explanation.
+const SETTLED: Duration = Duration::from_millis(RTO_MIN.as_millis() as u64 * 3 / 2);
 
 /// The stable name of a case. Codes are never renamed, only added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

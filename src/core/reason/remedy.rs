@@ -66,12 +66,10 @@ pub(super) fn firewalled(here: NatBehavior, port: u16) -> Reason {
     };
     advised(
         Code::Firewalled,
-        &format!(
-            "{who} has a public address behind a firewall, and the other NAT maps by endpoint"
-        ),
+        &format!("{who} has a firewall in front of it, and the other NAT maps by endpoint"),
         &format!("open UDP {port} in the firewall of {who}"),
         &format!(
-            "open UDP {port} inbound in the firewall of {who}: its address is public, so that is enough"
+            "open UDP {port} inbound in the firewall of {who}: it has no NAT, so that is enough"
         ),
     )
 }

@@ -85,15 +85,16 @@ pub struct Client {
 impl Client {
     /// Connects.
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path)
-            .await
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    ClientError::NotRunning(path.to_owned())
-                }
-                io::ErrorKind::PermissionDenied => ClientError::Permission(path.to_owned()),
-                _ => ClientError::Io(error),
-            })?;
+        use io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
+        let stream = UnixStream::connect(path).await.map_err(|error| {
+            if matches!(error.kind(), NotFound | ConnectionRefused) {
+                ClientError::NotRunning(path.to_owned())
+            } else if error.kind() == PermissionDenied {
+                ClientError::Permission(path.to_owned())
+            } else {
+                ClientError::Io(error)
+            }
+        })?;
         Ok(Self {
             stream: BufReader::new(stream),
         })

@@ -37,6 +37,13 @@ pub enum Request {
     Down,
 }
 
+impl Request {
+    /// Reads one line, as a client sends it.
+    pub fn parse(line: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(line)
+    }
+}
+
 /// What the daemon answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "kebab-case")]

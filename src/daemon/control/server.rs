@@ -280,7 +280,7 @@ async fn read_request(
     match read {
         Err(_) => Err(Malformed::Io),
         Ok(0) => Ok(None),
-        Ok(_) if line.last() == Some(&b'\n') => serde_json::from_slice(&line)
+        Ok(_) if line.last() == Some(&b'\n') => Request::parse(&line)
             .map(Some)
             .map_err(|error| Malformed::Request(format!("not a request: {error}"))),
         Ok(read) if read >= MAX_REQUEST => Err(Malformed::TooLong),

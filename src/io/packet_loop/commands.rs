@@ -181,7 +181,7 @@ impl PacketLoop {
             connection.close();
             self.ways
                 .relays
-                .insert(relay, RelayLink::Closing(connection));
+                .insert(relay, RelayLink::Closing { connection });
         }
     }
 

@@ -19,8 +19,11 @@ pub(super) enum RelayLink {
     Udp(UdpSocket),
     /// TCP or TLS, served by a task of the runtime.
     Stream(RelayConnection),
-    /// Flushing its last requests.
-    Closing(RelayConnection),
+    /// Flushing its last requests; it ends when it is dropped.
+    Closing {
+        #[expect(dead_code, reason = "held until it has flushed")]
+        connection: RelayConnection,
+    },
 }
 
 /// The shared sockets, the relays and every peer's routes.
@@ -66,7 +69,7 @@ impl Ways {
             Some(RelayLink::Stream(connection)) => {
                 connection.send(message, droppable);
             }
-            Some(RelayLink::Closing(_)) | None => {}
+            Some(RelayLink::Closing { .. }) | None => {}
         }
     }
 
@@ -125,7 +128,7 @@ impl Ways {
                             connection.send(frame, true);
                         }
                     }
-                    Some(RelayLink::Closing(_)) | None => {}
+                    Some(RelayLink::Closing { .. }) | None => {}
                 }
             }
         }

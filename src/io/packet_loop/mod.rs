@@ -43,6 +43,9 @@ const TOKEN_V6: u64 = 3;
 /// Relay connections count from here.
 const TOKEN_RELAYS: u64 = 16;
 
+/// How a relay over TCP or TLS is connected to; `None` where that is not possible.
+pub type Endpoints = Box<dyn Fn(&RelayServer) -> Option<Endpoint> + Send>;
+
 /// What the rest of the daemon asks of the loop.
 pub enum Command {
     /// The addresses of this node's interfaces as they are now.
@@ -122,7 +125,7 @@ pub struct Parts {
     /// The shared socket for IPv6.
     pub v6: Option<UdpSocket>,
     /// Where to connect for a relay over TCP or TLS.
-    pub endpoint: Box<dyn Fn(&RelayServer) -> Option<Endpoint> + Send>,
+    pub endpoint: Endpoints,
     /// Who is told.
     pub notices: mpsc::Sender<Notice>,
     /// The runtime that serves relay connections over TCP and TLS.
@@ -137,7 +140,7 @@ struct PacketLoop {
     tun: Tun,
     ways: Ways,
     numbers: BTreeMap<PeerId, inprocess::PeerId>,
-    endpoint: Box<dyn Fn(&RelayServer) -> Option<Endpoint> + Send>,
+    endpoint: Endpoints,
     notices: mpsc::Sender<Notice>,
     runtime: tokio::runtime::Handle,
     relay_events: mpsc::Sender<(u64, RelayEvent)>,

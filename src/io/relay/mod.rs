@@ -11,7 +11,7 @@ mod tls;
 mod tests;
 
 pub use dial::CONNECT_TIMEOUT;
-pub use proxy::{ProxyError, ProxyUrl, ProxyUrlError};
+pub use proxy::{ProxyError, ProxyUrl, ProxyUrlError, tunnel};
 pub use queue::{MAX_AGE, MAX_QUEUE_BYTES, QueueCounters};
 pub use tls::{Tls, Trust, TrustError};
 

@@ -111,7 +111,7 @@ impl fmt::Debug for ProxyUrl {
 }
 
 /// Asks the proxy on `stream` for a connection to `host:port`; then `stream` is that connection.
-pub(super) async fn tunnel<S>(
+pub async fn tunnel<S>(
     stream: &mut S,
     proxy: &ProxyUrl,
     host: &Host,

@@ -99,7 +99,7 @@ impl Tunnels {
             Ok(Packet::HandshakeInit(init)) => match self.admit(source, datagram, now, egress) {
                 Ok(()) => match parse_handshake_anon(&self.private_key, &self.public_key, &init) {
                     Ok(half) => match self.find(&PublicKey(half.peer_static_public)) {
-                        Some(id) => self.handle_initiation(id, datagram, egress),
+                        Some(id) => self.handle_initiation(id, datagram, now, egress),
                         None => Verdict::Dropped(DropReason::UnknownPeer),
                     },
                     Err(_) => Verdict::Dropped(DropReason::Unauthenticated),
@@ -177,6 +177,7 @@ impl Tunnels {
         &mut self,
         id: PeerId,
         datagram: &[u8],
+        now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
         let Some(peer) = self.peers[id.0 as usize].as_mut() else {
@@ -199,6 +200,7 @@ impl Tunnels {
             }
         };
         peer.unconfirmed = true;
+        peer.answered = Some(now);
         peer.rx_bytes += datagram.len() as u64;
         peer.tx_bytes += response.len() as u64;
         egress.reply(response);
@@ -228,6 +230,7 @@ impl Tunnels {
         peer.rx_bytes += datagram.len() as u64;
         peer.last_handshake = Some(now);
         peer.unconfirmed = false;
+        peer.answered = None;
         peer.send_queued(id, &mut self.read_buffer, egress);
         Verdict::Authenticated {
             peer: id,
@@ -291,6 +294,7 @@ impl Tunnels {
         peer.rx_bytes += datagram.len() as u64;
         if peer.unconfirmed {
             peer.unconfirmed = false;
+            peer.answered = None;
             peer.last_handshake = Some(now);
         }
         if let Some((len, inner_source)) = inner {
@@ -303,7 +307,7 @@ impl Tunnels {
                 self.counters.wrong_source += 1;
             }
         }
-        if peer.queued {
+        if peer.queued || !peer.held.is_empty() {
             peer.send_queued(id, &mut self.read_buffer, egress);
         }
         Verdict::Authenticated { peer: id, kind }
@@ -332,7 +336,7 @@ impl Peer {
         for _ in 0..MAX_QUEUED {
             let TunnResult::WriteToNetwork(packet) = self.tunn.decapsulate(None, &[], scratch)
             else {
-                return;
+                break;
             };
             // Not sealed but queued again, behind a new initiation: the session is gone already.
             self.queued = !packet.starts_with(&TRANSPORT);
@@ -340,6 +344,12 @@ impl Peer {
             egress.send(id, packet, packet.len());
             if self.queued {
                 return;
+            }
+        }
+        while let Some(held) = self.held.pop_front() {
+            if let TunnResult::WriteToNetwork(packet) = self.tunn.encapsulate(&held, scratch) {
+                self.tx_bytes += packet.len() as u64;
+                egress.send(id, packet, packet.len());
             }
         }
     }

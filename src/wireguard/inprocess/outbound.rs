@@ -1,6 +1,7 @@
 //! From the device to the peers.
 
 use std::io;
+use std::time::Instant;
 
 use boringtun::noise::Tunn;
 
@@ -78,7 +79,11 @@ impl Tunnels {
             return;
         };
         let sealer = &mut self.sealer;
+        let answering = peer.is_answering(Instant::now());
         let result = split::split(vnet, packet, len, |packet, len| {
+            if answering {
+                return peer.hold(&packet[..len]);
+            }
             match sealer.push(id, &mut peer.tunn, packet, len, egress) {
                 Sealed::Bytes(bytes) => peer.tx_bytes += bytes as u64,
                 Sealed::Queued => peer.queued = true,

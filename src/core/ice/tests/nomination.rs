@@ -214,6 +214,29 @@ fn a_nomination_is_repeated_by_every_check_of_its_pair() {
 }
 
 #[test]
+fn a_controlling_side_that_restarts_in_its_session_is_followed_from_its_first_nomination() {
+    let (mut net, [high, low]) = two_pairs(Nomination::Repeated);
+    for key in [high, low, high] {
+        net.agents[0].nominate(key);
+        net.run_ms(100);
+    }
+    let late = net.sent.iter().rposition(|s| s.1 == 0).unwrap();
+    let late = net.sent[late].3.clone();
+    // The restart: a new tie-breaker, and no memory of earlier values.
+    net.agents[0].tie_breaker ^= 1;
+    net.agents[0].last_nomination = 0;
+    for pair in net.agents[0].pairs.values_mut() {
+        pair.nominated = None;
+    }
+    net.agents[0].nominate(low);
+    net.run_ms(100);
+    assert_eq!(net.agreed().map(|keys| keys[0]), Some(low));
+    net.send(0, high.base, high.remote, late);
+    net.run_ms(100);
+    assert_eq!(net.agreed().map(|keys| keys[0]), Some(low));
+}
+
+#[test]
 fn other_pairs_stay_after_the_nomination() {
     let (mut net, [high, _]) = two_pairs(Nomination::Repeated);
     net.owners = true;
