@@ -109,6 +109,7 @@ impl Node {
     /// Opens what is to be opened, lets every allocation do what is due, and hears what happened.
     pub(super) fn drive_relays(&mut self) {
         let now = self.now;
+        let has_ipv4 = self.bases.hosts().any(|(base, _)| base.address.is_ipv4());
         loop {
             let Self { relays, rng, .. } = self;
             let seed = || {
@@ -116,7 +117,7 @@ impl Node {
                 rand_core::RngCore::fill_bytes(rng, &mut seed);
                 seed
             };
-            let Some((relay, server)) = relays.poll_open(seed, now) else {
+            let Some((relay, server)) = relays.poll_open(has_ipv4, seed, now) else {
                 break;
             };
             self.events.push_back(Event::OpenRelay { relay, server });

@@ -39,6 +39,8 @@ struct Candidate {
     next_try: Option<Instant>,
     failures: u32,
     last_failure: Option<Failure>,
+    /// It has no IPv4 for us: its own family is asked for.
+    lacks_ipv4: bool,
 }
 
 /// All servers and connections.
@@ -93,6 +95,7 @@ impl Relays {
                     next_try: Some(now + delay),
                     failures: 0,
                     last_failure: None,
+                    lacks_ipv4: false,
                 },
             });
         }
@@ -126,7 +129,7 @@ impl Relays {
             let config = AllocationConfig {
                 transport: server.transport,
                 credentials,
-                family: match has_ipv4 {
+                family: match has_ipv4 || candidate.lacks_ipv4 {
                     true => Family::of(server.address.ip()),
                     false => Family::V4,
                 },
@@ -167,7 +170,11 @@ impl Relays {
         };
         candidate.relay = None;
         candidate.last_failure = failure.or(candidate.last_failure);
+        let refuses = matches!(failure, Some(Failure::Family(_)));
         let wait = match failure {
+            Some(_) if refuses && !std::mem::replace(&mut candidate.lacks_ipv4, true) => {
+                Some(Duration::ZERO)
+            }
             None => Some(RETRY_MAX),
             Some(failure) => failure.retry_after().map(|least| {
                 let backoff = RETRY_MIN * (1 << candidate.failures.min(7));
