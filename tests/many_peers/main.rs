@@ -1,6 +1,12 @@
 //! One node with a thousand peers in the simulated internet: every path is found, the pacing holds
 //! (each host is audited for it), a peer costs little memory, and a timeout touches only what is due.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+#![allow(
+    dead_code,
+    reason = "the simulation's modules, of which this uses a part"
+)]
+
 #[path = "../simulation/checks.rs"]
 mod checks;
 #[path = "../simulation/daemon.rs"]

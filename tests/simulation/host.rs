@@ -32,7 +32,6 @@ pub(crate) struct Interface {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    pub(crate) server: SocketAddr,
     pub(crate) realm: RealmId,
 }
 

@@ -109,6 +109,7 @@ impl Node {
     /// Opens what is to be opened, lets every allocation do what is due, and hears what happened.
     pub(super) fn drive_relays(&mut self) {
         let now = self.now;
+        let has_ipv4 = self.bases.hosts().any(|(base, _)| base.address.is_ipv4());
         loop {
             let Self { relays, rng, .. } = self;
             let seed = || {
@@ -116,17 +117,17 @@ impl Node {
                 rand_core::RngCore::fill_bytes(rng, &mut seed);
                 seed
             };
-            let Some((relay, server)) = relays.poll_open(seed, now) else {
+            let Some((relay, server)) = relays.poll_open(has_ipv4, seed, now) else {
                 break;
             };
             self.events.push_back(Event::OpenRelay { relay, server });
         }
         let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
         for id in ids {
-            if let Some(relay) = self.relays.active.get_mut(&id) {
-                if relay.allocation.poll_timeout().is_some_and(|at| at <= now) {
-                    relay.allocation.handle_timeout(now);
-                }
+            if let Some(relay) = self.relays.active.get_mut(&id)
+                && relay.allocation.poll_timeout().is_some_and(|at| at <= now)
+            {
+                relay.allocation.handle_timeout(now);
             }
             while let Some(event) = self
                 .relays
@@ -238,12 +239,12 @@ impl Node {
         if let Some(known) = self.peers.get_mut(&id) {
             known.wishes.insert((relay, peer.ip()));
         }
-        if let Some(known) = self.relays.active.get_mut(&relay) {
-            if known.allocation.channel(peer).is_none() {
-                known.allocation.bind_channel(peer, now);
-                known.allocation.handle_timeout(now);
-                self.flush_relay(relay);
-            }
+        if let Some(known) = self.relays.active.get_mut(&relay)
+            && known.allocation.channel(peer).is_none()
+        {
+            known.allocation.bind_channel(peer, now);
+            known.allocation.handle_timeout(now);
+            self.flush_relay(relay);
         }
     }
 
