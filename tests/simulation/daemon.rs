@@ -229,10 +229,7 @@ impl World {
                 Client::Stream(self.streams.len() - 1)
             }
         };
-        let connection = Connection {
-            client,
-            realm,
-        };
+        let connection = Connection { client, realm };
         host.relays.insert(relay, connection);
         match client {
             Client::Udp(..) => {
