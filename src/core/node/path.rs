@@ -109,8 +109,9 @@ impl PathState {
     /// When data counts as dead on the selected path, if two handshakes have gone unanswered.
     pub(super) fn data_dead_at(&self) -> Option<Instant> {
         let enough = self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
+        // What was lost with its path, or went nowhere, says nothing of the next one.
         self.unanswered_since
-            .filter(|_| enough)
+            .filter(|_| enough && self.selected.is_some())
             .map(|since| since + DATA_DEAD)
     }
 
