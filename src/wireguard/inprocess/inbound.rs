@@ -11,7 +11,7 @@ use wice_signaling::protocol::PublicKey;
 
 use super::device::{Device, Egress};
 use super::sealer::{HANDSHAKE_LEN, TRANSPORT};
-use super::{Peer, PeerId, SESSION_BITS, Tunnels};
+use super::{CONFIRMATION, MAX_WAITING, Peer, PeerId, SESSION_BITS, Tunnels};
 
 /// A cookie reply's length (WireGuard paper §5.4.7).
 const COOKIE_LEN: usize = 64;
@@ -99,7 +99,7 @@ impl Tunnels {
             Ok(Packet::HandshakeInit(init)) => match self.admit(source, datagram, now, egress) {
                 Ok(()) => match parse_handshake_anon(&self.private_key, &self.public_key, &init) {
                     Ok(half) => match self.find(&PublicKey(half.peer_static_public)) {
-                        Some(id) => self.handle_initiation(id, datagram, egress),
+                        Some(id) => self.handle_initiation(id, datagram, now, egress),
                         None => Verdict::Dropped(DropReason::UnknownPeer),
                     },
                     Err(_) => Verdict::Dropped(DropReason::Unauthenticated),
@@ -177,6 +177,7 @@ impl Tunnels {
         &mut self,
         id: PeerId,
         datagram: &[u8],
+        now: Instant,
         egress: &mut impl Egress,
     ) -> Verdict {
         let Some(peer) = self.peers[id.0 as usize].as_mut() else {
@@ -199,6 +200,9 @@ impl Tunnels {
             }
         };
         peer.unconfirmed = true;
+        if peer.tunn.time_since_last_handshake().is_none() {
+            peer.confirmed_by = Some(now + CONFIRMATION);
+        }
         peer.rx_bytes += datagram.len() as u64;
         peer.tx_bytes += response.len() as u64;
         egress.reply(response);
@@ -291,6 +295,7 @@ impl Tunnels {
         peer.rx_bytes += datagram.len() as u64;
         if peer.unconfirmed {
             peer.unconfirmed = false;
+            peer.confirmed_by = None;
             peer.last_handshake = Some(now);
         }
         if let Some((len, inner_source)) = inner {
@@ -325,22 +330,47 @@ impl Tunnels {
 }
 
 impl Peer {
+    /// Keeps a packet until there is a session; what has no room is lost.
+    pub(super) fn wait(&mut self, packet: &[u8], padded: usize) {
+        self.queued = true;
+        if self.waiting.len() < MAX_WAITING {
+            let mut packet = packet.to_vec();
+            packet.resize(padded, 0);
+            self.waiting.push_back(packet);
+        }
+    }
+
     /// Sends what waited for a session. `scratch` is the device's read buffer, which is free
     /// meanwhile.
-    fn send_queued(&mut self, id: PeerId, scratch: &mut [u8], egress: &mut impl Egress) {
+    pub(super) fn send_queued(&mut self, id: PeerId, scratch: &mut [u8], egress: &mut impl Egress) {
         self.queued = false;
+        self.confirmed_by = None;
         for _ in 0..MAX_QUEUED {
-            let TunnResult::WriteToNetwork(packet) = self.tunn.decapsulate(None, &[], scratch)
-            else {
-                return;
-            };
-            // Not sealed but queued again, behind a new initiation: the session is gone already.
-            self.queued = !packet.starts_with(&TRANSPORT);
-            self.tx_bytes += packet.len() as u64;
-            egress.send(id, packet, packet.len());
-            if self.queued {
-                return;
+            let result = self.tunn.decapsulate(None, &[], scratch);
+            if !self.send_sealed(id, result, egress) || self.queued {
+                break;
             }
         }
+        while let Some(packet) = self.waiting.pop_front() {
+            let result = self.tunn.encapsulate(&packet, scratch);
+            self.queued |= !self.send_sealed(id, result, egress);
+        }
+    }
+
+    /// Sends what came of a packet, if anything did. Where that is not the packet sealed, but an
+    /// initiation, the session is gone already and the packet is queued again.
+    fn send_sealed(
+        &mut self,
+        id: PeerId,
+        result: TunnResult<'_>,
+        egress: &mut impl Egress,
+    ) -> bool {
+        let TunnResult::WriteToNetwork(packet) = result else {
+            return false;
+        };
+        self.queued |= !packet.starts_with(&TRANSPORT);
+        self.tx_bytes += packet.len() as u64;
+        egress.send(id, packet, packet.len());
+        true
     }
 }

@@ -17,7 +17,7 @@ mod vnet;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +45,12 @@ pub const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 /// Forced handshakes of one peer are at least this far apart: the kernel refuses initiations faster
 /// than 50 a second.
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_millis(20);
+/// How long packets wait, after an initiation was answered, for the session that comes of it, before
+/// they start a handshake of their own: a round trip of any path that is of use, and less than the
+/// 5 s after which the other side repeats (WireGuard paper §6.4), in case the answer was lost.
+const CONFIRMATION: Duration = Duration::from_secs(1);
+/// Packets that wait meanwhile: as many as `Tunn` queues.
+const MAX_WAITING: usize = 256;
 /// Peers of one interface: what 16 bits count; indices have 24.
 pub const MAX_PEERS: usize = 1 << 16;
 /// Bits of a receiver index that `Tunn` counts sessions with; those above name the tunnel.
@@ -161,8 +167,13 @@ struct Peer {
     config: PeerConfig,
     index: u32,
     tunn: Tunn,
-    /// Packets may wait in the tunnel's queue.
+    /// Packets may wait, in the tunnel's queue or in `waiting`.
     queued: bool,
+    /// We answered an initiation, and there is no session yet: until then packets wait here, behind
+    /// those in the tunnel's queue. `Tunn` would start a handshake for the next of them and forget
+    /// its initiation that is on its way; where both sides have traffic, they would do so for ever.
+    confirmed_by: Option<Instant>,
+    waiting: VecDeque<Vec<u8>>,
     /// We answered an initiation; the first data packet confirms the session.
     unconfirmed: bool,
     last_handshake: Option<Instant>,
@@ -240,6 +251,8 @@ impl Tunnels {
             index,
             tunn,
             queued: false,
+            confirmed_by: None,
+            waiting: VecDeque::new(),
             unconfirmed: false,
             last_handshake: None,
             last_initiation: None,
@@ -341,6 +354,9 @@ impl Tunnels {
         for (slot, peer) in self.peers.iter_mut().enumerate() {
             if let Some(peer) = peer {
                 peer.tick(PeerId(slot as u32), egress);
+                if peer.confirmed_by.is_some_and(|at| at <= now) {
+                    peer.send_queued(PeerId(slot as u32), &mut self.read_buffer, egress);
+                }
             }
         }
     }

@@ -79,6 +79,9 @@ impl Tunnels {
         };
         let sealer = &mut self.sealer;
         let result = split::split(vnet, packet, len, |packet, len| {
+            if peer.confirmed_by.is_some() {
+                return peer.wait(&packet[..len], sealer.padded(len));
+            }
             match sealer.push(id, &mut peer.tunn, packet, len, egress) {
                 Sealed::Bytes(bytes) => peer.tx_bytes += bytes as u64,
                 Sealed::Queued => peer.queued = true,
