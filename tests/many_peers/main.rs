@@ -1,11 +1,11 @@
 //! One node with a thousand peers in the simulated internet: every path is found, the pacing holds
 //! (each host is audited for it), a peer costs little memory, and a timeout touches only what is due.
 
-#![allow(clippy::unwrap_used, reason = "a test's helpers")]
 #![allow(
-    dead_code,
-    reason = "the simulation's modules, of which this uses a part"
+    clippy::unwrap_used,
+    reason = "helpers of tests are not tests to clippy"
 )]
+#![allow(dead_code, reason = "shared with the simulation, which uses the rest")]
 
 #[path = "../simulation/checks.rs"]
 mod checks;
@@ -19,6 +19,8 @@ mod network;
 mod oracle;
 #[path = "../simulation/random.rs"]
 mod random;
+#[path = "../simulation/signaling.rs"]
+mod signaling;
 #[path = "../simulation/topology.rs"]
 mod topology;
 #[path = "../simulation/turn_server.rs"]
@@ -84,11 +86,15 @@ fn a_thousand_peers() {
     let (rest, work) = (world.now, work(&world));
     world.hosts[HUB].requests = 0;
     world.hosts[HUB].timeouts.clear();
+    world.hosts[HUB].most_touched = 0;
     world.run_for(Duration::from_secs(60));
     let rate = requests(&mut world, rest);
     let work = self::work(&world) - work;
     let timeouts = std::mem::take(&mut world.hosts[HUB].timeouts);
     println!("at rest {rate:.0} requests a second, {work} looks at agents in {timeouts:?}");
+    let most = world.hosts[HUB].most_touched;
+    println!("at most {most} looks in one call");
+    assert!(most <= 8, "a timeout looks at {most} agents");
     assert!(rate <= 100.0, "more than half of what the pacing allows");
     assert!(
         paths(&world) == PEERS && world.is_settled(),

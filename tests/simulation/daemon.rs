@@ -15,7 +15,7 @@ use crate::host::{Connection, PORT};
 use crate::network::{Attached, HostId, INTERNET};
 use crate::turn_server::{self, Client};
 use crate::wireguard;
-use crate::world::{Happening, Record, Stream, World};
+use crate::world::{Happening, Stream, World};
 
 /// How long a connection attempt goes on that nobody answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,8 +83,12 @@ impl World {
         if let Some(node) = &mut self.hosts[id].node
             && let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now)
         {
+            let before = node.counters().agents_touched;
             node.handle_timeout(now);
-            *self.hosts[id].timeouts.entry(why).or_default() += 1;
+            let touched = node.counters().agents_touched - before;
+            let host = &mut self.hosts[id];
+            host.most_touched = host.most_touched.max(touched);
+            *host.timeouts.entry(why).or_default() += 1;
         }
         self.drain(id);
     }
@@ -340,7 +344,7 @@ impl World {
 
     pub(crate) fn learn_relayed(&mut self, id: HostId, bytes: &[u8]) {
         if let Some((Some(from), payload)) = relayed(bytes) {
-            self.hosts[id].learn(from, &payload)
+            self.hosts[id].learn(from, &payload);
         }
     }
 
@@ -403,45 +407,6 @@ impl World {
                 self.send_to_relay(id, relay, &frame);
             }
         }
-    }
-
-    /// A record has come to the service.
-    pub(crate) fn published(&mut self, record: Record) {
-        if !self.signaling.up {
-            self.signaling.waiting.push(record);
-            return;
-        }
-        self.signaling.records.insert(record.0, record.clone());
-        for id in 0..self.hosts.len() {
-            if id != record.0 && self.knows(id, record.0) && self.hosts[id].node.is_some() {
-                self.fan_out(id, &record);
-            }
-        }
-    }
-
-    fn fan_out(&mut self, to: HostId, record: &Record) {
-        let copies = 1 + usize::from(self.random.chance(self.signaling.duplication));
-        for _ in 0..copies {
-            let late = if self.random.chance(self.signaling.late) {
-                Duration::from_secs(1)
-            } else {
-                Duration::ZERO
-            };
-            let delay = self.signaling.delay + late + self.random.up_to(self.signaling.jitter);
-            self.schedule(self.now + delay, Happening::Advert(to, record.clone()));
-        }
-    }
-
-    pub(crate) fn advert(&mut self, id: HostId, record: &Record) {
-        let now = self.now;
-        let host = &mut self.hosts[id];
-        let Some(node) = &mut host.node else { return };
-        host.known.extend(&record.2);
-        // An old one that comes late is refused, which is as it should be.
-        if node.handle_advert(&record.1, now).is_ok() && record.0 != id {
-            host.stored.insert(record.0, record.1.clone());
-        }
-        self.drain(id);
     }
 }
 

@@ -98,6 +98,9 @@ fn a_daemon_restarts_with_its_state_while_signaling_is_down() {
                 "{homes:?}\n{}",
                 world.describe()
             );
+            // Signaling comes back, and changes nothing.
+            world.signaling_up();
+            world.settle(secs(10));
         }
     }
 }
@@ -291,6 +294,20 @@ fn a_relay_dies() {
         world.run_for(secs(30));
         let gap = gap(&world);
         assert!(gap <= RECOVERY, "{gap:?} {homes:?}\n{}", world.describe());
+    }
+}
+
+#[test]
+fn a_relay_restarts_and_knows_nobody() {
+    for (seed, homes) in (650..).zip(HOMES).skip(4) {
+        let mut world = connected(seed, homes, Some(TRAFFIC));
+        forget_gaps(&mut world);
+        world.relays[0].server.restart();
+        world.run_for(secs(30));
+        // The silence is noticed, the server asked, and a new allocation advertised.
+        let gap = gap(&world);
+        assert!(gap <= secs(8), "{gap:?} {homes:?}\n{}", world.describe());
+        world.settle(secs(30));
     }
 }
 

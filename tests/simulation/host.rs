@@ -55,6 +55,8 @@ pub(crate) struct Host {
     /// Where it may send checks: servers, advertised addresses, sources of authentic checks.
     pub(crate) known: BTreeSet<SocketAddr>,
     pub(crate) paths_changed: BTreeMap<HostId, Vec<Instant>>,
+    /// The most looks at agents in one call.
+    pub(crate) most_touched: u64,
     last_request: Option<Instant>,
     pub(crate) requests: u64,
     /// Calls of `handle_timeout`, by what they were for.
@@ -84,6 +86,7 @@ impl Host {
             known: BTreeSet::new(),
             paths_changed: BTreeMap::new(),
             last_request: None,
+            most_touched: 0,
             requests: 0,
             timeouts: BTreeMap::new(),
             wakes: (now, 0),

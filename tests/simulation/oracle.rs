@@ -41,10 +41,19 @@ impl World {
     /// Whether two hosts can talk through a relay.
     pub(crate) fn relayed(&self, a: HostId, b: HostId) -> bool {
         [true, false].into_iter().any(|v4| {
-            let allocates = |id| self.has_turn(v4) && self.has_family(id, v4);
+            let allocates = |id| self.allocates(id, v4);
             let sends = |id| allocates(id) || self.sends_out(id, v4);
             (allocates(a) && sends(b)) || (allocates(b) && sends(a))
         })
+    }
+
+    /// Whether a host gets a relayed address of a family: of those that it has itself, and IPv4 by
+    /// way of IPv6 if it has no other.
+    fn allocates(&self, id: HostId, v4: bool) -> bool {
+        if !self.has_family(id, true) {
+            return v4 && self.has_turn(false);
+        }
+        self.has_turn(v4) && self.has_family(id, v4)
     }
 
     fn has_turn(&self, v4: bool) -> bool {

@@ -33,7 +33,7 @@ const fn nat(mapping: Dependence, filtering: Dependence) -> Behavior {
     }
 }
 
-fn servers(world: &mut World, v6: bool) {
+fn servers(world: &mut World, v6: bool, relay: bool) {
     world.add_stun(SocketAddr::from(([198, 51, 100, 1], 3478)));
     world.add_stun(SocketAddr::from(([198, 51, 100, 2], 3478)));
     let mut turn = vec![IpAddr::from([198, 51, 100, 10])];
@@ -43,7 +43,9 @@ fn servers(world: &mut World, v6: bool) {
         }
         turn.push(v6_address(0xffff, 10));
     }
-    world.add_turn(&turn);
+    if relay {
+        world.add_turn(&turn);
+    }
 }
 
 fn v6_address(site: u16, last: u16) -> IpAddr {
@@ -53,7 +55,7 @@ fn v6_address(site: u16, last: u16) -> IpAddr {
 /// An internet with two STUN servers and a relay.
 pub(crate) fn internet(seed: u64, start: Instant) -> World {
     let mut world = World::new(seed, start);
-    servers(&mut world, false);
+    servers(&mut world, false, true);
     world
 }
 
@@ -79,7 +81,8 @@ pub(crate) fn home(world: &mut World, behavior: Behavior) -> HostId {
 pub(crate) fn draw(seed: u64, start: Instant) -> World {
     let mut world = World::new(seed, start);
     let v6_internet = world.random.chance(0.35);
-    servers(&mut world, v6_internet);
+    let relay = !world.random.chance(0.08);
+    servers(&mut world, v6_internet, relay);
     world.network.realms[INTERNET].delay = Duration::from_millis(2 + world.random.below(80) as u64);
     draw_conditions(&mut world);
     let count = if world.random.chance(0.1) {

@@ -13,7 +13,9 @@ use stun_types::message::{
     MessageType, MessageWriteVec, Method,
 };
 use stun_types::prelude::{MessageWrite as _, MessageWriteExt as _};
-use turn_types::attribute::{ChannelNumber, Data, Lifetime, XorPeerAddress, XorRelayedAddress};
+use turn_types::attribute::{
+    ChannelNumber, Data, Lifetime, RequestedAddressFamily, XorPeerAddress, XorRelayedAddress,
+};
 use turn_types::message::{ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, DATA, REFRESH, SEND};
 
 pub(crate) const USER: &str = "node";
@@ -52,30 +54,32 @@ pub(crate) struct TurnServer {
     key: IntegrityKey,
     allocations: BTreeMap<Client, Allocation>,
     by_relayed: BTreeMap<SocketAddr, Client>,
+    /// Where it relays from, one of each family that it has.
+    addresses: Vec<IpAddr>,
     next_port: u16,
     /// Data that nobody had permitted.
     pub(crate) refused: u64,
 }
 
 impl TurnServer {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(addresses: &[IpAddr]) -> Self {
         let key = LongTermKeyCredentials::new(USER.into(), PASSWORD.into(), REALM.into())
             .make_key(IntegrityAlgorithm::Sha1);
         Self {
             key,
             allocations: BTreeMap::new(),
             by_relayed: BTreeMap::new(),
+            addresses: addresses.to_vec(),
             next_port: 50_000,
             refused: 0,
         }
     }
 
-    /// A whole message of a client, `seen` being where it comes from and `address` where it came to.
+    /// A whole message of a client, `seen` being where it comes from.
     pub(crate) fn handle(
         &mut self,
         client: Client,
         seen: SocketAddr,
-        address: IpAddr,
         bytes: &[u8],
         now: Instant,
     ) -> Vec<Out> {
@@ -88,7 +92,7 @@ impl TurnServer {
         if message.class() == MessageClass::Indication {
             return self.send(client, &message, now).into_iter().collect();
         }
-        let answer = self.request(client, seen, address, &message, now);
+        let answer = self.request(client, seen, &message, now);
         vec![Out::ToClient(client, answer)]
     }
 
@@ -167,7 +171,6 @@ impl TurnServer {
         &mut self,
         client: Client,
         seen: SocketAddr,
-        address: IpAddr,
         message: &Message<'_>,
         now: Instant,
     ) -> Vec<u8> {
@@ -182,6 +185,12 @@ impl TurnServer {
             return self.refuse(message, &[&error, &realm, &nonce], false);
         }
         if method == ALLOCATE {
+            let asks_v6 = message.has_attribute(RequestedAddressFamily::TYPE);
+            let of_family = |ip: &&IpAddr| ip.is_ipv6() == asks_v6;
+            let Some(address) = self.addresses.iter().find(of_family).copied() else {
+                let error = ErrorCode::builder(440).build().unwrap();
+                return self.refuse(message, &[&error], true);
+            };
             let relayed = match self.live(client, now) {
                 Some(allocation) => allocation.relayed,
                 None => self.allocate(client, address, now),

@@ -143,7 +143,7 @@ impl World {
     pub(crate) fn add_turn(&mut self, addresses: &[IpAddr]) {
         let id = self.relays.len();
         self.relays.push(Relay {
-            server: TurnServer::new(),
+            server: TurnServer::new(addresses),
             alive: true,
         });
         for address in addresses {
@@ -338,14 +338,14 @@ impl World {
         let server = &mut self.relays[relay].server;
         if to.port() == 3478 {
             let client = Client::Udp(from, to);
-            let out = server.handle(client, from, to.ip(), payload, now);
-            self.carry_from_turn(relay, out);
+            let out = server.handle(client, from, payload, now);
+            self.turn_says(relay, out);
         } else if let Some((client, bytes)) = server.handle_peer(to, from, payload, now) {
-            self.carry_from_turn(relay, vec![Out::ToClient(client, bytes)]);
+            self.turn_says(relay, vec![Out::ToClient(client, bytes)]);
         }
     }
 
-    pub(crate) fn carry_from_turn(&mut self, relay: usize, out: Vec<Out>) {
+    pub(crate) fn turn_says(&mut self, relay: usize, out: Vec<Out>) {
         for out in out {
             match out {
                 Out::ToClient(Client::Udp(client, server), bytes) => {
@@ -389,10 +389,8 @@ impl World {
         }
         let client = Client::Stream(stream);
         let now = self.now;
-        let out = self.relays[relay]
-            .server
-            .handle(client, seen, server.ip(), bytes, now);
-        self.carry_from_turn(relay, out);
+        let out = self.relays[relay].server.handle(client, seen, bytes, now);
+        self.turn_says(relay, out);
     }
 
     /// Whether two hosts are peers: all are, but around a hub.

@@ -342,9 +342,14 @@ impl Pair {
         let ended = self
             .open
             .extract_if(.., |transaction| transaction.end <= now);
-        ended
+        let ended = ended
             .map(|t| (t.id, !t.settled && t.has_to_succeed()))
-            .collect()
+            .collect();
+        // Most pairs are never checked again.
+        if self.open.is_empty() {
+            self.open = Vec::new();
+        }
+        ended
     }
 
     /// Adds an open transaction. Where there are too many the oldest that is not sent again goes:

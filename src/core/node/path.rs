@@ -10,8 +10,8 @@ use super::peer::{Peer, Slot};
 use super::{PathRef, Route, WireGuardPacket};
 use crate::core::ice::{Pair, Role, Use};
 use crate::core::timing::{
-    DATA_DEAD, DATA_DEAD_HANDSHAKES, DUAL_SEND, HANDSHAKE_TIMEOUT, HOLD_DOWN, IDLE_AFTER, RECHECK,
-    UPGRADE_EVERY, UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
+    DATA_DEAD, DATA_DEAD_FIRST_HANDSHAKES, DATA_DEAD_HANDSHAKES, DUAL_SEND, HANDSHAKE_TIMEOUT,
+    HOLD_DOWN, IDLE_AFTER, RECHECK, UPGRADE_EVERY, UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
 };
 
 /// Back-off of trying again where there is no path and no traffic: [`RECHECK`] doubled this often.
@@ -135,10 +135,20 @@ impl PathState {
         self.note_handshake(now);
     }
 
+    /// Before WireGuard has been heard on it a path is given the time that its first handshakes take
+    /// under loss.
+    fn handshakes_needed(&self) -> u32 {
+        if self.up {
+            DATA_DEAD_HANDSHAKES
+        } else {
+            DATA_DEAD_FIRST_HANDSHAKES
+        }
+    }
+
     fn note_handshake(&mut self, now: Instant) {
         if self.unanswered_since.is_some() {
             self.handshakes_unanswered += 1;
-            if self.handshakes_unanswered <= DATA_DEAD_HANDSHAKES {
+            if self.handshakes_unanswered <= self.handshakes_needed() {
                 self.last_handshake = Some(now);
             }
         }
@@ -147,7 +157,8 @@ impl PathState {
     /// When data counts as dead on the selected path, if two handshakes have gone unanswered. Data
     /// that waits for a path is not dead: there is none to give up.
     pub(super) fn data_dead_at(&self) -> Option<Instant> {
-        let enough = self.selected.is_some() && self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
+        let enough =
+            self.selected.is_some() && self.handshakes_unanswered >= self.handshakes_needed();
         let since = self.unanswered_since.filter(|_| enough)?;
         let last = self.last_handshake? + HANDSHAKE_TIMEOUT;
         Some(last.max(since + DATA_DEAD))
@@ -412,7 +423,7 @@ mod tests {
         let start = Instant::now();
         let mut state = PathState::new(start);
         state.note_sent(WireGuardPacket::Data, start);
-        for _ in 0..=DATA_DEAD_HANDSHAKES {
+        for _ in 0..=DATA_DEAD_FIRST_HANDSHAKES {
             state.note_sent(WireGuardPacket::HandshakeInitiation, start);
         }
         let later = start + DATA_DEAD;

@@ -39,6 +39,8 @@ struct Candidate {
     next_try: Option<Instant>,
     failures: u32,
     last_failure: Option<Failure>,
+    /// It has no IPv4 for us: its own family is asked for.
+    lacks_ipv4: bool,
 }
 
 /// All servers and connections.
@@ -93,6 +95,7 @@ impl Relays {
                     next_try: Some(now + delay),
                     failures: 0,
                     last_failure: None,
+                    lacks_ipv4: false,
                 },
             });
         }
@@ -126,11 +129,9 @@ impl Relays {
             let config = AllocationConfig {
                 transport: server.transport,
                 credentials,
-                // A server that has no IPv4 either says so (RFC 8656 §7.2: 440).
-                family: match candidate.last_failure {
-                    Some(Failure::Family(_)) => Family::of(server.address.ip()),
-                    Some(_) | None if !has_ipv4 => Family::V4,
-                    Some(_) | None => Family::of(server.address.ip()),
+                family: match has_ipv4 || candidate.lacks_ipv4 {
+                    true => Family::of(server.address.ip()),
+                    false => Family::V4,
                 },
             };
             let id = RelayId(self.next_id);
@@ -161,7 +162,7 @@ impl Relays {
 
     /// The connection or its allocation is gone.
     pub(super) fn remove(&mut self, id: RelayId, failure: Option<Failure>, now: Instant) {
-        let gone = self.active.remove(&id);
+        self.active.remove(&id);
         self.wishes.retain(|(relay, _), _| *relay != id);
         self.refused.retain(|(relay, _), _| *relay != id);
         let Some(candidate) = self.candidate_of(id) else {
@@ -169,12 +170,12 @@ impl Relays {
         };
         candidate.relay = None;
         candidate.last_failure = failure.or(candidate.last_failure);
-        let asked_other_family = gone.is_some_and(|relay| {
-            relay.allocation.config().family != Family::of(relay.server.address.ip())
-        });
+        let refuses = matches!(failure, Some(Failure::Family(_)));
         let wait = match failure {
+            Some(_) if refuses && !std::mem::replace(&mut candidate.lacks_ipv4, true) => {
+                Some(Duration::ZERO)
+            }
             None => Some(RETRY_MAX),
-            Some(Failure::Family(_)) if asked_other_family => Some(Duration::ZERO),
             Some(failure) => failure.retry_after().map(|least| {
                 let backoff = RETRY_MIN * (1 << candidate.failures.min(7));
                 least.max(backoff.min(RETRY_MAX))
