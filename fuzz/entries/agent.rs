@@ -120,7 +120,7 @@ impl Rig {
                 let bytes = self.check(script);
                 self.receive(&bytes, true, script);
             }
-            6 | 7 | 8 => self.answer(step, script),
+            6..=8 => self.answer(step, script),
             9 => {
                 let mut bytes = self.check(script);
                 let whole = bytes.clone();
@@ -241,10 +241,12 @@ impl Rig {
         };
         let (base, remote) = (sent.base, sent.remote);
         let twist = script.byte();
-        let key = match twist % 8 {
-            0 => integrity_key("not the password of the other"),
-            _ => integrity_key(&credentials("b").password),
+        let forged = twist & 7 == 0;
+        let password = match forged {
+            true => "not the password of the other".to_owned(),
+            false => credentials("b").password,
         };
+        let key = integrity_key(&password);
         let bytes = match step {
             6 => encode_error(id, script.u16() % 700, &key),
             _ => encode_success(id, script.address(), &key),
@@ -257,7 +259,7 @@ impl Rig {
             return;
         };
         let taken = self.agent.handle_response(base, from, &response, self.now);
-        assert!(!(taken && twist % 8 == 0), "a forged answer is taken");
+        assert!(!(taken && forged), "a forged answer is taken");
         self.fed.count(taken);
     }
 

@@ -3,7 +3,8 @@
 //! only where a promise is broken, and says how much of it got past the parser, so that a run that
 //! tries nothing is noticed.
 
-#![allow(unreachable_pub)] // libFuzzer's targets are another crate.
+// libFuzzer's targets are another crate, and what is unwrapped is the fuzzer's own.
+#![allow(unreachable_pub, clippy::unwrap_used)]
 
 mod agent;
 mod datagrams;
@@ -19,7 +20,8 @@ mod world;
 /// What became of one input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fed {
-    /// Messages that were handed to a parser: one, or for a script all that it held.
+    /// What was handed to a parser or a state machine: one message, or for a script all its messages
+    /// and, where they are what costs most, its stops in time.
     pub inputs: u64,
     /// Those that were well-formed or authentic.
     pub accepted: u64,

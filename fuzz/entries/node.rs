@@ -54,7 +54,7 @@ pub(super) fn node(data: &[u8]) -> Fed {
     let mut script = Script::new(data);
     let mut rig = Rig::new();
     while let Some(step) = script.step() {
-        rig.step(step % 20, &mut script);
+        rig.step(step % 48, &mut script);
         rig.collect();
     }
     let snapshot = rig.node.snapshot(rig.now);
@@ -65,14 +65,15 @@ pub(super) fn node(data: &[u8]) -> Fed {
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     // Time, answers to all that was asked, checks of the peer, data.
     let calm = [
-        0, 20, 2, 4, 0, 1, 4, 1, 1, 3, 0, 0, 3, 1, 0, 3, 2, 0, 2, 0, 9, 9, 9, 9, 1, 1, 13, 0, 0,
+        0, 20, 2, 20, 0, 0, 0, 0, 1, 0, 0, 1, 20, 1, 0, 0, 1, 1, 0, 0, 1, 9, 0, 0, 1, 0, 0, 0, 9,
+        1, 1, 1, 3, 1, 2, 0, 1, 42, 3, 1, 42, 0, 0, 1, 0, 100, 5,
     ];
     let relay = [
-        8, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0, 10, 1, 0, 0, 0, 200, 0, 2, 0, 0, 0, 0, 100, 1,
+        31, 0, 0, 34, 0, 0, 0, 0, 0, 0, 0, 34, 1, 0, 0, 0, 200, 0, 2, 0, 0, 0, 0, 0, 100, 1,
     ];
     let rising: Vec<u8> = (0..=255).collect();
     let adverts: Vec<u8> = (0..40)
-        .flat_map(|n| [6, 0, n, n, 3, 1, 2, 3, 2, 0, n % 5])
+        .flat_map(|n| [29, 0, n, n, 3, 1, 2, 3, 2, 0, n % 5])
         .collect();
     vec![
         calm.repeat(20),
@@ -120,7 +121,7 @@ fn stun_servers(count: usize) -> Vec<StunServer> {
 impl Rig {
     fn new() -> Self {
         let world = world();
-        let own = world.own.public_key();
+        let own = world.own_key;
         let config = NodeConfig {
             key: world.own.clone(),
             session: OWN_SESSION,
@@ -152,12 +153,12 @@ impl Rig {
 
     fn step(&mut self, step: u8, script: &mut Script<'_>) {
         match step {
-            0 | 16 => self.pass(script.time()),
-            1 => {
+            0..=4 => self.pass(script.time()),
+            5..=8 => {
                 let bytes = script.bytes(255);
                 self.receive(bytes, false, script);
             }
-            2 | 15 => {
+            9..=19 => {
                 let whole = self.check(script);
                 let mut bytes = whole.clone();
                 if script.below(4) == 0 {
@@ -165,21 +166,22 @@ impl Rig {
                 }
                 self.receive(&bytes, bytes == whole, script);
             }
-            3 | 4 | 17 => self.answer(script),
-            5 => {
+            20..=27 => self.answer(script),
+            // Signatures cost most: few of them.
+            28 => {
                 let mut record = world().advert.clone();
                 script.damage(&mut record);
                 self.advert(&record);
             }
-            6 => {
+            29 => {
                 let record = self.fresh_advert(script);
                 self.advert(&record);
             }
-            7 => self.revoke(script),
-            8 | 9 => self.relay(script),
-            10 | 18 => self.answer_relay(script),
-            11 => self.node.handle_addresses(&hosts(script), self.now),
-            12 => match script.below(4) {
+            30 => self.revoke(script),
+            31..=33 => self.relay(script),
+            34..=39 => self.answer_relay(script),
+            40 => self.node.handle_addresses(&hosts(script), self.now),
+            41 => match script.below(4) {
                 0 => self.node.handle_network_change(self.now),
                 1 => {
                     let servers = stun_servers(script.below(4));
@@ -188,8 +190,8 @@ impl Rig {
                 2 => self.node.handle_relay_servers(&[], self.now),
                 _ => self.node.handle_relay_servers(&relay_servers(), self.now),
             },
-            13 => self.traffic(script),
-            14 => {
+            42..=45 => self.traffic(script),
+            46 => {
                 let quoted = match self.asked.get(script.below(MAX_KEPT)) {
                     Some((_, payload)) => payload.clone(),
                     None => script.bytes(40).to_vec(),
@@ -214,6 +216,7 @@ impl Rig {
             assert!(wakes < MAX_WAKES, "{why} never comes to rest");
             self.now = self.now.max(at);
             self.node.handle_timeout(self.now);
+            self.fed.count(false);
             self.collect();
         }
         self.now = end;
@@ -280,14 +283,11 @@ impl Rig {
     fn credentials(&self, session: Session) -> (Credentials, Credentials) {
         let world = world();
 
-        let end = |key: &PrivateKey, session| End {
-            key: key.public_key(),
-            session,
-        };
+        let end = |key, session| End { key, session };
         derive(
             &world.shared,
-            &end(&world.own, OWN_SESSION),
-            &end(&world.peer, session),
+            &end(world.own_key, OWN_SESSION),
+            &end(world.peer_key, session),
         )
     }
 
@@ -378,7 +378,10 @@ impl Rig {
     fn fresh_advert(&mut self, script: &mut Script<'_>) -> Vec<u8> {
         let world = world();
         let key = [&world.peer, &world.stranger, &world.own][script.below(3)];
-        let sequence = u64::from(script.byte());
+        let sequence = match script.byte() {
+            255 => u64::MAX,
+            sequence => u64::from(sequence),
+        };
         let mut given = candidates();
         for candidate in &mut given {
             candidate.address = script.address();
@@ -422,7 +425,7 @@ impl Rig {
 
     fn relay_says(&mut self, relay: RelayId, bytes: &[u8]) {
         let mut delivered = 0;
-        if bytes.len() % 2 == 0 {
+        if bytes.len().is_multiple_of(2) {
             let data = self.node.handle_relay_datagram(relay, bytes, self.now);
             delivered += usize::from(data.is_some());
         } else {
@@ -451,7 +454,7 @@ impl Rig {
     }
 
     fn traffic(&mut self, script: &mut Script<'_>) {
-        let Some(peer) = self.node.peer_of(&world().peer.public_key()) else {
+        let Some(peer) = self.node.peer_of(&world().peer_key) else {
             return;
         };
         let packets = [

@@ -16,7 +16,6 @@ use wice_signaling::protocol::{
 };
 
 use super::Fed;
-use super::world::{Z, world};
 
 pub(super) fn signal_url(data: &[u8]) -> Fed {
     round_trip::<SignalUrl>(data)
@@ -107,11 +106,8 @@ pub(super) fn config(data: &[u8]) -> Fed {
         return Fed::one(named);
     };
     let name = resolved.settings.name.clone();
-    let mut advert = Advert::decode_verified(&world().advert).unwrap();
-    advert.name.clone_from(&name);
-    let published = advert.encode_signed(&world().peer, &Z);
     assert!(
-        published.is_ok(),
+        Advert::takes_name(&name),
         "{name:?} is taken and cannot be published"
     );
     let printed = resolved.to_toml();

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use wice_signaling::protocol::{
     AdminKey, Advert, Candidate, CandidateKind, Invite, NatBehavior, NetworkId, PrivateKey,
-    RelayTransport, Session,
+    PublicKey, RelayTransport, Session,
 };
 
 /// A network with an invite, a node of it, a peer, and a stranger to it.
@@ -17,6 +17,9 @@ pub(super) struct World {
     pub(super) own: PrivateKey,
     pub(super) peer: PrivateKey,
     pub(super) stranger: PrivateKey,
+    /// Public halves: making one costs a multiplication.
+    pub(super) own_key: PublicKey,
+    pub(super) peer_key: PublicKey,
     /// X25519 of node and peer.
     pub(super) shared: [u8; 32],
     /// The peer's first advert, signed.
@@ -41,6 +44,8 @@ pub(super) fn world() -> &'static World {
         World {
             start: Instant::now(),
             shared: *own.diffie_hellman(&peer.public_key()).unwrap(),
+            own_key: own.public_key(),
+            peer_key: peer.public_key(),
             own,
             stranger: PrivateKey::from_bytes([5; 32]),
             advert: advert.encode_signed(&peer, &Z).unwrap(),

@@ -18,8 +18,6 @@ const STAYS: Duration = Duration::from_secs(1);
 /// Overlay pings of a path that stands: some round trips, and a handshake that has to be repeated
 /// (WireGuard §6.4: after 5 s).
 const PING_PATIENCE: Duration = Duration::from_secs(7);
-/// Logged by a signaling service that is started before the network is made, as the lab's is.
-const BEFORE_THE_NETWORK: &str = "event=\"no-turn-credentials\"";
 /// Lines of a daemon's log that a failure quotes.
 const LAST_LINES: usize = 40;
 
@@ -252,9 +250,7 @@ impl Mesh {
             let text = std::fs::read_to_string(logs.join(format!("{name}.log")))?;
             let lines = text.lines().filter(|line| {
                 let is_loud = line.contains(" WARN ") || line.contains(" ERROR ");
-                (is_loud || line.contains("panicked"))
-                    && !but.iter().any(|b| line.contains(b))
-                    && !line.contains(BEFORE_THE_NETWORK)
+                (is_loud || line.contains("panicked")) && !but.iter().any(|b| line.contains(b))
             });
             loud.extend(lines.map(|line| format!("{name}: {line}")));
         }

@@ -172,7 +172,7 @@ fn ipv6() -> Result<()> {
     };
     let (nat, symmetric) = (NatKind::PortRestricted, NatKind::Symmetric);
     let direct_v6 = || Want::from(same_lan()); // host to host
-    let relayed = Want::of(NatKind::UdpBlocked, nat);
+    let relayed = Want::of(nat, NatKind::UdpBlocked).because("no-common-family");
     let cases = [
         (
             "IPv6 only",

@@ -326,8 +326,9 @@ fn a_node_that_claims_what_is_not_its() -> Result<()> {
     })?;
     ensure!(
         accepted.is_some(),
-        "what home-a accepts:\n{}",
-        routes_of("home-a")?
+        "what home-a accepts:\n{}\n{}",
+        routes_of("home-a")?,
+        mesh.evidence("home-a", "home-c")
     );
     table.row("a route that is accepted", "is taken", start.elapsed());
     for node in ["home-a", "home-b"] {

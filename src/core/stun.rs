@@ -17,6 +17,9 @@ pub use stun_types::message::{IntegrityKey, TransactionId};
 const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
 /// Header length in bytes (RFC 8489 §5).
 const HEADER: usize = 20;
+/// The longest message that is looked at: what Ethernet carries, and no sender of STUN over UDP is to
+/// go past it (RFC 8489 §6.1). A full 64 KiB of empty attributes would cost as much as a thousand checks.
+const MAX_MESSAGE: usize = 1500;
 /// Buffer for one of our checks: the largest is about 180 bytes.
 const CAPACITY: usize = 192;
 
@@ -185,8 +188,12 @@ pub struct CheckFields {
 }
 
 impl<'a> Binding<'a> {
-    /// Parses a datagram for which [`is_stun`] holds; `None` for what is malformed or not Binding.
+    /// Parses a datagram for which [`is_stun`] holds; `None` for what is malformed, longer than any
+    /// Binding message, or another one.
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
+        if datagram.len() > MAX_MESSAGE {
+            return None;
+        }
         // The codec reads attributes past the header's length; we do not.
         let length = datagram.get(2..4)?;
         let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
@@ -336,6 +343,20 @@ mod tests {
         let bytes = encode_error(check().id, ROLE_CONFLICT, &key);
         let parsed = Binding::parse(&bytes).unwrap();
         assert_eq!(parsed.error_code(), Some(ROLE_CONFLICT));
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_binding_message_has() {
+        let filled = |len: usize| {
+            let mut bytes = encode_binding(check().id);
+            bytes.truncate(HEADER);
+            bytes.extend([0x80, 0x99, 0, 0].repeat((len - HEADER) / 4));
+            let length = u16::try_from(bytes.len() - HEADER).unwrap();
+            bytes[2..4].copy_from_slice(&length.to_be_bytes());
+            bytes
+        };
+        assert!(Binding::parse(&filled(MAX_MESSAGE)).is_some());
+        assert!(Binding::parse(&filled(MAX_MESSAGE + 4)).is_none());
     }
 
     #[test]

@@ -4,7 +4,15 @@
 //! `WICE_FUZZ_INPUTS` sets the inputs of each target; what is run is the same as under libFuzzer
 //! (`fuzz/`).
 
+#![allow(clippy::unwrap_used)]
+
+mod adverts;
 #[path = "../../fuzz/entries/mod.rs"]
 mod entries;
+mod flood;
+mod memory;
 mod mutator;
 mod parsers;
+mod silence;
+mod strangers;
+mod victim;

@@ -137,7 +137,11 @@ impl Node {
     /// Does what is due by `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
-        while let Some(timer) = self.scheduler.pop_due(now) {
+        // What is due again at once waits for the next call: the sockets have their turn.
+        for _ in 0..self.scheduler.timers() {
+            let Some(timer) = self.scheduler.pop_due(now) else {
+                break;
+            };
             match timer {
                 Timer::Agent(agent) => {
                     if let Some(agent) = self.agent_mut(agent) {

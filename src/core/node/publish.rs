@@ -77,7 +77,8 @@ impl Publisher {
         };
         self.last = Some(now);
         self.due = None;
-        self.sequence += 1;
+        // Read back from our own key: whatever it was, no arithmetic of ours ends on it.
+        self.sequence = self.sequence.saturating_add(1);
         self.published = Some((candidates, nat));
         self.sequence
     }

@@ -67,6 +67,11 @@ impl Scheduler {
         }
     }
 
+    /// How many timers are set.
+    pub(super) fn timers(&self) -> usize {
+        self.timers.len()
+    }
+
     /// The agent has something to send now.
     pub(super) fn enqueue(&mut self, agent: AgentRef, need: Need) {
         if self.queued.insert(agent) {

@@ -37,7 +37,11 @@ impl PacketLoop {
                     tracing::debug!(event = "advert-refused", %refusal);
                 }
             },
-            Command::Routes(record) => self.take_routes(&record),
+            Command::Routes(record) => {
+                // Whose advert came just before is a peer by then.
+                self.settle(now);
+                self.take_routes(&record);
+            }
             Command::Revocations(list) => {
                 self.node.handle_revocations(list, now);
             }
