@@ -63,5 +63,16 @@ setup-lab:
 setup-test:
 	$(call ensure,$(TEST_TOOLS),$(TEST_PACKAGES))
 
-setup-interop:
+INTEROP_PACKAGES := python3-venv libnice-dev gcc pkg-config golang-go golang-github-pion-ice.v2-dev
+
+# Libraries are no commands: asked for by their files.
+setup-interop: setup-test
+	@if ! pkg-config --exists nice || ! [ -d /usr/share/gocode/src/github.com/pion/ice ] || ! command -v go >/dev/null \
+	  || ! python3 -c 'import ensurepip' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(INTEROP_PACKAGES) >/dev/null; \
+	  else \
+	    echo "the interop tests need: $(INTEROP_PACKAGES)"; exit 1; \
+	  fi; \
+	fi
 	./tests/interop/setup.sh

@@ -67,7 +67,6 @@ fn wrong_usage_is_64() {
         &["ping", "lab-b", "-c", "many"],
         &["up", "--listen-port", "70000"],
         &["up", "--mtu", "100"],
-        &["up", "--policy", "sometimes"],
         &["up", "--stun", "http://x"],
         &["up", "--interface", "much-too-long-for-linux"],
         &["up", "not-a-token"],

@@ -196,7 +196,7 @@ fn cut(mesh: &Mesh, router: &str, far: IpAddr, on: bool) -> Result<()> {
     let rules = if on {
         format!(
             "table ip cut {{ chain c {{ type filter hook forward priority -10; \
-             meta l4proto udp ip daddr {far} drop; meta l4proto udp ip saddr {far} drop; }} }}"
+             meta l4proto udp ip daddr {far} drop; meta l4proto udp ip saddr {far} drop; }}; }}"
         )
     } else {
         "delete table ip cut".into()

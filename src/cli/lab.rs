@@ -116,7 +116,10 @@ fn find_paths(lab: &mut Lab, args: &LabArgs, show: &Show) -> Result<u8, LabError
     // somebody sees who joins a mesh.
     let mut start = Instant::now();
     for home in &lab.config().homes {
-        if let Some(before) = daemons.last().map(|daemon: &Process| daemon.name().to_owned()) {
+        if let Some(before) = daemons
+            .last()
+            .map(|daemon: &Process| daemon.name().to_owned())
+        {
             lab.wait_settled(&before, SETTLES)?;
         }
         start = Instant::now();

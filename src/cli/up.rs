@@ -76,9 +76,6 @@ pub(super) struct UpArgs {
     /// Authorities to trust for signaling and relays over TLS, in PEM.
     #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
     ca_file: Option<PathBuf>,
-    /// Which paths may carry data: auto, relay-only, direct-only [default: auto].
-    #[arg(long, value_name = "POLICY", env = "WICE_POLICY")]
-    policy: Option<String>,
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
     log_level: Option<String>,
@@ -138,7 +135,6 @@ impl UpArgs {
             advertise_routes: self.advertise_routes,
             proxy: self.proxy,
             ca_file: self.ca_file,
-            policy: self.policy,
             log_level: self.log_level,
             log_format: self.log_format,
             metrics: self.metrics,

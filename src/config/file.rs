@@ -40,8 +40,6 @@ pub struct FileConfig {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
-    /// `auto`, `relay-only` or `direct-only`.
-    pub policy: Option<String>,
     /// What is logged.
     pub log_level: Option<String>,
     /// `text` or `json`.

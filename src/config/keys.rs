@@ -3,7 +3,7 @@
 use toml::Table;
 
 /// Keys at the top.
-const TOP: [&str; 17] = [
+const TOP: [&str; 16] = [
     "token_file",
     "interface",
     "name",
@@ -17,7 +17,6 @@ const TOP: [&str; 17] = [
     "advertise_routes",
     "proxy",
     "ca_file",
-    "policy",
     "log_level",
     "log_format",
     "metrics",

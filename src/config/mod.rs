@@ -7,7 +7,6 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::daemon::Settings;
@@ -29,35 +28,8 @@ pub const DEFAULT_RUN_DIR: &str = "/run/wice";
 pub struct DaemonConfig {
     /// The daemon's own settings.
     pub settings: Settings,
-    /// Which paths may carry data.
-    pub policy: RelayPolicy,
     /// What is logged, and how.
     pub log: LogConfig,
-    /// Where Prometheus metrics are served; `None` for nowhere.
-    pub metrics: Option<SocketAddr>,
-}
-
-/// Which paths may carry data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RelayPolicy {
-    /// The best that works.
-    #[default]
-    Auto,
-    /// Only through a relay: peers do not learn this node's addresses.
-    RelayOnly,
-    /// Never through a relay.
-    DirectOnly,
-}
-
-impl RelayPolicy {
-    /// As flag and file have it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::RelayOnly => "relay-only",
-            Self::DirectOnly => "direct-only",
-        }
-    }
 }
 
 /// What is logged, and how.

@@ -10,7 +10,7 @@ use wice_signaling::protocol::{Advert, IpPrefix, MAX_NAME_LEN, ServerAddress, Se
 use super::file::secret;
 use super::{
     ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
-    LogConfig, LogFormat, RelayPolicy,
+    LogConfig, LogFormat,
 };
 use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Settings, StaticRelay};
 use crate::signaling::ProxyUrl;
@@ -51,8 +51,6 @@ pub struct Overrides {
     pub proxy: Option<String>,
     /// More authorities to trust.
     pub ca_file: Option<PathBuf>,
-    /// Relay policy.
-    pub policy: Option<String>,
     /// What is logged.
     pub log_level: Option<String>,
     /// How it is logged.
@@ -140,8 +138,8 @@ impl DaemonConfig {
                 )?,
                 proxy,
                 ca_file,
+                metrics,
             },
-            policy: policy(overrides.policy.or(file.policy).as_deref())?,
             log: LogConfig {
                 level: overrides
                     .log_level
@@ -149,7 +147,6 @@ impl DaemonConfig {
                     .unwrap_or_else(|| "info".to_owned()),
                 format: log_format(overrides.log_format.or(file.log_format).as_deref())?,
             },
-            metrics,
         })
     }
 
@@ -177,7 +174,6 @@ impl DaemonConfig {
                 "advertise_routes = {}",
                 prefixes(&settings.advertise_routes)
             ),
-            format!("policy = {}", quoted(self.policy.as_str())),
             format!("log_level = {}", quoted(&self.log.level)),
             format!("log_format = {}", quoted(self.log.format.as_str())),
         ];
@@ -188,7 +184,7 @@ impl DaemonConfig {
         if let Some(file) = &settings.ca_file {
             lines.push(format!("ca_file = {}", path(file)));
         }
-        if let Some(address) = &self.metrics {
+        if let Some(address) = &settings.metrics {
             lines.push(format!("metrics = \"{address}\""));
         }
         for relay in &settings.turn {
@@ -301,26 +297,6 @@ fn turn(servers: &[super::file::TurnConfig]) -> Result<Vec<StaticRelay>, ConfigE
         })
     };
     servers.iter().map(relay).collect()
-}
-
-fn policy(text: Option<&str>) -> Result<RelayPolicy, ConfigError> {
-    let all = [
-        RelayPolicy::Auto,
-        RelayPolicy::RelayOnly,
-        RelayPolicy::DirectOnly,
-    ];
-    let Some(text) = text else {
-        return Ok(RelayPolicy::default());
-    };
-    all.into_iter()
-        .find(|policy| policy.as_str() == text)
-        .ok_or_else(|| {
-            ConfigError::value(
-                "policy",
-                format!("cannot be {text:?}"),
-                "it is auto, relay-only or direct-only",
-            )
-        })
 }
 
 fn log_format(text: Option<&str>) -> Result<LogFormat, ConfigError> {

@@ -34,8 +34,7 @@ fn defaults_come_from_the_machine() {
         Some("http://env-proxy:8080")
     );
     assert_eq!(config.settings.state_dir, Path::new("/var/lib/wice"));
-    assert_eq!(config.policy, RelayPolicy::Auto);
-    assert!(config.settings.token.is_none() && config.metrics.is_none());
+    assert!(config.settings.token.is_none() && config.settings.metrics.is_none());
 }
 
 #[test]
@@ -46,7 +45,6 @@ fn flags_go_before_the_file_before_the_machine() {
         listen_port = 1000
         stun = [\"stun:file.example\"]
         proxy = \"http://file-proxy:1\"
-        policy = \"relay-only\"
         metrics = \"127.0.0.1:9586\"
     ";
     let from_file = resolve(Overrides::default(), text).unwrap();
@@ -73,8 +71,7 @@ fn flags_go_before_the_file_before_the_machine() {
     assert_eq!(config.settings.stun.len(), 1);
     assert_eq!(config.settings.stun[0].to_string(), "stun:flag.example:99");
     assert_eq!(config.settings.proxy, None, "an empty flag is none");
-    assert_eq!(config.metrics, None);
-    assert_eq!(config.policy, RelayPolicy::RelayOnly);
+    assert_eq!(config.settings.metrics, None);
 }
 
 #[test]
@@ -97,10 +94,6 @@ fn wrong_values_say_how_they_should_look() {
         (
             "interface = \"wice/0\"",
             "interface cannot be \"wice/0\"\n  give 1 to 15",
-        ),
-        (
-            "policy = \"direct\"",
-            "policy cannot be \"direct\"\n  it is auto",
         ),
         (
             "stun = [\"turn:x\"]",

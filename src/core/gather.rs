@@ -103,6 +103,15 @@ impl Gatherer {
         self.sync(now);
     }
 
+    /// Asks everybody again now, and believes what is known until they answer.
+    pub fn ask_again(&mut self, now: Instant) {
+        for probe in self.probes.values_mut() {
+            if let ProbeState::Idle { until } = &mut probe.state {
+                *until = now.min(*until);
+            }
+        }
+    }
+
     /// When [`Self::poll_request`] has something.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.probes.values().map(Probe::due).min()

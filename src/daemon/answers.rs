@@ -115,6 +115,7 @@ impl Answers {
                             .chain(hosts)
                             .collect(),
                         stats: stats.unwrap_or_default(),
+                        checking_for: peer.looking,
                         ..PeerInputs::default()
                     };
                     (peer.key, inputs)

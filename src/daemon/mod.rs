@@ -5,6 +5,7 @@ mod answers;
 pub mod control;
 mod interfaces;
 mod join;
+mod metrics;
 mod servers;
 mod state;
 
@@ -82,6 +83,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
+    /// Where Prometheus metrics are served; none for nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A TURN server with credentials that do not come from signaling.
@@ -113,6 +116,7 @@ struct Daemon {
     adverts: BTreeMap<String, String>,
     adverts_changed: bool,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
+    routes_published: bool,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -233,7 +237,11 @@ impl Daemon {
             inbox: inbox.clone(),
             shared: Arc::clone(&shared),
         };
-        tokio::spawn(control::serve(control, Arc::new(answers)));
+        let answers = Arc::new(answers);
+        tokio::spawn(control::serve(control, Arc::clone(&answers)));
+        if let Some(address) = settings.metrics {
+            metrics::serve(address, answers).await?;
+        }
         let adverts = state.adverts();
         let mut daemon = Self {
             settings,
@@ -252,6 +260,7 @@ impl Daemon {
             adverts,
             adverts_changed: false,
             routed: BTreeMap::new(),
+            routes_published: false,
         };
         daemon.restore().await?;
         Ok((daemon, notices))
@@ -266,9 +275,6 @@ impl Daemon {
             if let Ok(record) = hex::decode(record) {
                 self.inbox.send(Command::Advert(record))?;
             }
-        }
-        if !self.settings.advertise_routes.is_empty() || self.node_state.routes_sequence > 0 {
-            self.publish_routes()?;
         }
         Ok(())
     }
@@ -323,6 +329,10 @@ impl Daemon {
                 self.node_state.sequence = sequence;
                 self.state.set_node(&self.node_state)?;
                 self.publish(RecordKind::Advert, &advert)?;
+                // After the first advert: peers take routes from nodes that they know.
+                if !std::mem::replace(&mut self.routes_published, true) {
+                    self.publish_routes()?;
+                }
             }
             Notice::Accepted(record) => {
                 // The key stands after the version (see the advert's layout).
@@ -408,6 +418,9 @@ impl Daemon {
     }
 
     fn publish_routes(&mut self) -> anyhow::Result<()> {
+        if self.settings.advertise_routes.is_empty() && self.node_state.routes_sequence == 0 {
+            return Ok(());
+        }
         self.node_state.routes_sequence += 1;
         self.state.set_node(&self.node_state)?;
         let mut prefixes = self.settings.advertise_routes.clone();

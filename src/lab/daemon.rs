@@ -274,7 +274,8 @@ impl Lab {
         if let Ok(node) = self.node(machine) {
             command
                 .env("WICE_RUN_DIR", node.run_dir())
-                .env("WICE_STATE_DIR", node.state_dir());
+                .env("WICE_STATE_DIR", node.state_dir())
+                .env("WICE_CA_FILE", self.authority());
         }
         let folder = self
             .binary()?

@@ -69,6 +69,7 @@ fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnaps
             relay: (pair.relays > 0).then(|| "turn.lab.example".into()),
         }),
         changes: 1,
+        looking: None,
         pairs,
     }
 }

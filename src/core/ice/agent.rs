@@ -46,6 +46,8 @@ pub enum AgentEvent {
     Nominated(PairKey),
     /// The pair worked and has ceased to.
     Lost(PairKey),
+    /// The selected pair has not answered a probe.
+    Doubted,
     /// The other side's process has started anew under the same session.
     Restarted,
     /// The other side sees this base at an address that was not known.

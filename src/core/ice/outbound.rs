@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::CandidateKind;
 
-use super::agent::Agent;
+use super::agent::{Agent, AgentEvent};
 use super::pair::{Failure, Pair, PairKey, PairState, Use};
 use super::priority::candidate_priority;
 use super::transaction::{Purpose, Transaction};
@@ -274,6 +274,7 @@ impl Agent {
                     // Whatever has taken this path may have taken others: which of them are alive is
                     // to be known when it is given up.
                     self.doubt_all_but(Some(key));
+                    self.event(AgentEvent::Doubted);
                 }
                 self.start(key, Purpose::Probe, 1, rto, now)
             }

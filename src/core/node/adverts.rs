@@ -90,6 +90,9 @@ impl Node {
             return;
         };
         self.scheduler.arm(Timer::Path(id), None);
+        for (relay, address) in std::mem::take(&mut peer.wishes) {
+            self.relays.unwish(relay, address, id);
+        }
         for slot in std::mem::take(&mut peer.slots) {
             self.retire(AgentRef {
                 peer: id,
@@ -236,6 +239,7 @@ impl Node {
             generation,
         };
         let seed = self.next_seed();
+        let now = self.now;
         let bases: Vec<_> = self.bases.iter().cloned().collect();
         let Some(peer) = self.peers.get_mut(&id) else {
             return agent;
@@ -281,6 +285,7 @@ impl Node {
             generation,
             session,
             agent: engine,
+            started: now,
             provisional,
         });
         if let Some(generation) = evicted {

@@ -1,6 +1,7 @@
 //! What the node can send from: its interfaces' addresses and its allocations.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use wice_signaling::protocol::{Candidate, CandidateKind, RelayTransport, normalize_candidates};
 
@@ -15,6 +16,10 @@ const MAX_HOST_BASES: usize = 8;
 const PREFERENCE_V6: u16 = 65535;
 const PREFERENCE_V4: u16 = 49151;
 const PREFERENCE_STEP: u32 = 16384;
+
+/// Servers are not asked more often than this because of paths in doubt, whatever becomes of them:
+/// a path that is given up has missed its probes for that long.
+const LOOK_AGAIN: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
 enum Source {
@@ -180,6 +185,20 @@ impl Node {
         self.now = now;
         self.gatherer.restart(now);
         self.pump();
+    }
+
+    /// A path that worked has fallen silent, and it may be our router that has another address now,
+    /// or has forgotten its mappings: STUN servers and relays are asked at once how they see us.
+    pub(super) fn look_again(&mut self) {
+        let now = self.now;
+        if self.looked_again.is_some_and(|at| now < at + LOOK_AGAIN) {
+            return;
+        }
+        self.looked_again = Some(now);
+        self.gatherer.ask_again(now);
+        for relay in self.relays.active.values_mut() {
+            relay.allocation.verify(now);
+        }
     }
 
     /// Tells all agents of a base, or of what has changed about it.

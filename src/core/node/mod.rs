@@ -57,6 +57,7 @@ pub struct Node {
     bases: Bases,
     gatherer: Gatherer,
     stun_servers: Vec<StunServer>,
+    looked_again: Option<Instant>,
     relays: Relays,
     peers: BTreeMap<PeerId, Peer>,
     by_key: BTreeMap<PublicKey, PeerId>,
@@ -91,6 +92,7 @@ impl Node {
             bases: Bases::default(),
             gatherer: Gatherer::default(),
             stun_servers: Vec::new(),
+            looked_again: None,
             relays: Relays::default(),
             peers: BTreeMap::new(),
             by_key: BTreeMap::new(),
@@ -255,13 +257,14 @@ impl Node {
         for id in slot.agent.drain_closed() {
             self.transactions.remove(&id);
         }
-        let (mut validated, mut restarted) = (false, false);
+        let (mut validated, mut restarted, mut doubted) = (false, false, false);
         let mut lost = Vec::new();
         while let Some(event) = slot.agent.poll_event() {
             match event {
                 AgentEvent::Validated(_) => validated = true,
                 AgentEvent::Nominated(_) => {}
                 AgentEvent::Lost(key) => lost.push(key.base),
+                AgentEvent::Doubted => doubted = true,
                 AgentEvent::Restarted => restarted = true,
                 AgentEvent::Reflexive { base, mapped } => rebased = Some((base, mapped)),
             }
@@ -276,7 +279,26 @@ impl Node {
         for base in lost {
             self.verify_relay(base);
         }
+        if doubted {
+            self.look_again();
+        }
         self.update_path(at.peer);
+    }
+
+    /// As [`Self::touch`], for all agents of a peer.
+    fn touch_peer(&mut self, id: PeerId) {
+        let slots = self.peers.get(&id).map(|peer| &peer.slots);
+        let agents: Vec<AgentRef> = slots
+            .into_iter()
+            .flatten()
+            .map(|slot| AgentRef {
+                peer: id,
+                generation: slot.generation,
+            })
+            .collect();
+        for agent in agents {
+            self.touch(agent);
+        }
     }
 
     /// Sets the timers of a peer's agents, and queues those that have something to send now.

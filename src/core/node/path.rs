@@ -144,9 +144,10 @@ impl PathState {
         }
     }
 
-    /// When data counts as dead on the selected path, if two handshakes have gone unanswered.
+    /// When data counts as dead on the selected path, if two handshakes have gone unanswered. Data
+    /// that waits for a path is not dead: there is none to give up.
     pub(super) fn data_dead_at(&self) -> Option<Instant> {
-        let enough = self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
+        let enough = self.selected.is_some() && self.handshakes_unanswered >= DATA_DEAD_HANDSHAKES;
         let since = self.unanswered_since.filter(|_| enough)?;
         let last = self.last_handshake? + HANDSHAKE_TIMEOUT;
         Some(last.max(since + DATA_DEAD))
@@ -322,14 +323,16 @@ fn is_faster(pair: &Pair, than: &Pair) -> bool {
 }
 
 /// What every valid pair of the peer is used for, given the selected one: the best direct and the
-/// best relayed of the others stand by.
-pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
+/// best relayed of the others stand by, where there is traffic or the node has few peers.
+pub(super) fn assign_uses(peer: &mut Peer, eager: bool, now: Instant) {
+    let keeps_standbys = eager || peer.path.has_traffic(now);
     let selected = peer.path.selected;
     let carrying = selected.and_then(|path| {
         let slot = peer.slot(path.generation)?;
         Some(relay_hosts(slot, slot.agent.pair(path.key)?))
     });
     let previous = peer.path.previous.map(|(path, _)| path);
+    let pending = peer.path.pending;
     for slot in &mut peer.slots {
         let generation = slot.generation;
         let mut others: Vec<(&Pair, PathRef)> = slot
@@ -364,7 +367,9 @@ pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
             .into_iter()
             .chain(relayed)
             .map(|(_, path)| *path)
+            .filter(|_| keeps_standbys)
             .chain(previous)
+            .chain(pending)
             .collect();
         let others: Vec<PathRef> = others.into_iter().map(|(_, path)| path).collect();
         for path in others {
@@ -394,5 +399,24 @@ fn path_ref(slot: &Slot, pair: &Pair) -> PathRef {
     PathRef {
         generation: slot.generation,
         key: pair.key(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A time in the past that nothing can move on would be due for ever.
+    #[test]
+    fn data_without_a_path_is_never_due() {
+        let start = Instant::now();
+        let mut state = PathState::new(start);
+        state.note_sent(WireGuardPacket::Data, start);
+        for _ in 0..=DATA_DEAD_HANDSHAKES {
+            state.note_sent(WireGuardPacket::HandshakeInitiation, start);
+        }
+        let later = start + DATA_DEAD;
+        state.is_lonely(later);
+        assert!(state.poll_timeout(later).is_none_or(|at| at > later));
     }
 }

@@ -94,6 +94,8 @@ pub struct PeerSnapshot {
     pub path: Option<PathView>,
     /// How often the path has changed.
     pub changes: u64,
+    /// For how long paths have been looked for in the peer's present session.
+    pub looking: Option<Duration>,
     /// All pairs, best first.
     pub pairs: Vec<PairView>,
 }
@@ -202,6 +204,7 @@ impl Node {
                 .selected
                 .and_then(|path| self.path_view(id, path, now)),
             changes: peer.path.changes,
+            looking: slot.map(|slot| now.saturating_duration_since(slot.started)),
             pairs: pairs.into_iter().map(|(_, view)| view).collect(),
         })
     }

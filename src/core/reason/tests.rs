@@ -110,6 +110,7 @@ fn peer(nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
         role: None,
         path: None,
         changes: 0,
+        looking: None,
         pairs,
     }
 }
