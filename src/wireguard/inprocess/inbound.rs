@@ -11,7 +11,7 @@ use wice_signaling::protocol::PublicKey;
 
 use super::device::{Device, Egress};
 use super::sealer::{HANDSHAKE_LEN, TRANSPORT};
-use super::{Peer, PeerId, SESSION_BITS, Tunnels};
+use super::{CONFIRMATION, MAX_WAITING, Peer, PeerId, SESSION_BITS, Tunnels};
 
 /// A cookie reply's length (WireGuard paper §5.4.7).
 const COOKIE_LEN: usize = 64;
@@ -200,7 +200,9 @@ impl Tunnels {
             }
         };
         peer.unconfirmed = true;
-        peer.answered = Some(now);
+        if peer.tunn.time_since_last_handshake().is_none() {
+            peer.confirmed_by = Some(now + CONFIRMATION);
+        }
         peer.rx_bytes += datagram.len() as u64;
         peer.tx_bytes += response.len() as u64;
         egress.reply(response);
@@ -230,7 +232,6 @@ impl Tunnels {
         peer.rx_bytes += datagram.len() as u64;
         peer.last_handshake = Some(now);
         peer.unconfirmed = false;
-        peer.answered = None;
         peer.send_queued(id, &mut self.read_buffer, egress);
         Verdict::Authenticated {
             peer: id,
@@ -294,7 +295,7 @@ impl Tunnels {
         peer.rx_bytes += datagram.len() as u64;
         if peer.unconfirmed {
             peer.unconfirmed = false;
-            peer.answered = None;
+            peer.confirmed_by = None;
             peer.last_handshake = Some(now);
         }
         if let Some((len, inner_source)) = inner {
@@ -307,7 +308,7 @@ impl Tunnels {
                 self.counters.wrong_source += 1;
             }
         }
-        if peer.queued || !peer.held.is_empty() {
+        if peer.queued {
             peer.send_queued(id, &mut self.read_buffer, egress);
         }
         Verdict::Authenticated { peer: id, kind }
@@ -329,28 +330,47 @@ impl Tunnels {
 }
 
 impl Peer {
+    /// Keeps a packet until there is a session; what has no room is lost.
+    pub(super) fn wait(&mut self, packet: &[u8], padded: usize) {
+        self.queued = true;
+        if self.waiting.len() < MAX_WAITING {
+            let mut packet = packet.to_vec();
+            packet.resize(padded, 0);
+            self.waiting.push_back(packet);
+        }
+    }
+
     /// Sends what waited for a session. `scratch` is the device's read buffer, which is free
     /// meanwhile.
-    fn send_queued(&mut self, id: PeerId, scratch: &mut [u8], egress: &mut impl Egress) {
+    pub(super) fn send_queued(&mut self, id: PeerId, scratch: &mut [u8], egress: &mut impl Egress) {
         self.queued = false;
+        self.confirmed_by = None;
         for _ in 0..MAX_QUEUED {
-            let TunnResult::WriteToNetwork(packet) = self.tunn.decapsulate(None, &[], scratch)
-            else {
+            let result = self.tunn.decapsulate(None, &[], scratch);
+            if !self.send_sealed(id, result, egress) || self.queued {
                 break;
-            };
-            // Not sealed but queued again, behind a new initiation: the session is gone already.
-            self.queued = !packet.starts_with(&TRANSPORT);
-            self.tx_bytes += packet.len() as u64;
-            egress.send(id, packet, packet.len());
-            if self.queued {
-                return;
             }
         }
-        while let Some(held) = self.held.pop_front() {
-            if let TunnResult::WriteToNetwork(packet) = self.tunn.encapsulate(&held, scratch) {
-                self.tx_bytes += packet.len() as u64;
-                egress.send(id, packet, packet.len());
-            }
+        while let Some(packet) = self.waiting.pop_front() {
+            let result = self.tunn.encapsulate(&packet, scratch);
+            self.queued |= !self.send_sealed(id, result, egress);
         }
+    }
+
+    /// Sends what came of a packet, if anything did. Where that is not the packet sealed, but an
+    /// initiation, the session is gone already and the packet is queued again.
+    fn send_sealed(
+        &mut self,
+        id: PeerId,
+        result: TunnResult<'_>,
+        egress: &mut impl Egress,
+    ) -> bool {
+        let TunnResult::WriteToNetwork(packet) = result else {
+            return false;
+        };
+        self.queued |= !packet.starts_with(&TRANSPORT);
+        self.tx_bytes += packet.len() as u64;
+        egress.send(id, packet, packet.len());
+        true
     }
 }

@@ -45,11 +45,12 @@ pub const TIMER_INTERVAL: Duration = Duration::from_millis(250);
 /// Forced handshakes of one peer are at least this far apart: the kernel refuses initiations faster
 /// than 50 a second.
 const MIN_HANDSHAKE_INTERVAL: Duration = Duration::from_millis(20);
-/// After an answer to an initiation the other side's first packet takes a round trip; a lost one is
-/// not waited for longer than this.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
-/// Packets that wait meanwhile: the first of a few flows.
-const MAX_HELD: usize = 32;
+/// How long packets wait, after an initiation was answered, for the session that comes of it, before
+/// they start a handshake of their own: a round trip of any path that is of use, and less than the
+/// 5 s after which the other side repeats (WireGuard paper §6.4), in case the answer was lost.
+const CONFIRMATION: Duration = Duration::from_secs(1);
+/// Packets that wait meanwhile: as many as `Tunn` queues.
+const MAX_WAITING: usize = 256;
 /// Peers of one interface: what 16 bits count; indices have 24.
 pub const MAX_PEERS: usize = 1 << 16;
 /// Bits of a receiver index that `Tunn` counts sessions with; those above name the tunnel.
@@ -166,14 +167,15 @@ struct Peer {
     config: PeerConfig,
     index: u32,
     tunn: Tunn,
-    /// Packets may wait in the tunnel's queue.
+    /// Packets may wait, in the tunnel's queue or in `waiting`.
     queued: bool,
+    /// We answered an initiation, and there is no session yet: until then packets wait here, behind
+    /// those in the tunnel's queue. `Tunn` would start a handshake for the next of them and forget
+    /// its initiation that is on its way; where both sides have traffic, they would do so for ever.
+    confirmed_by: Option<Instant>,
+    waiting: VecDeque<Vec<u8>>,
     /// We answered an initiation; the first data packet confirms the session.
     unconfirmed: bool,
-    /// When that was.
-    answered: Option<Instant>,
-    /// Packets that wait until it is confirmed.
-    held: VecDeque<Vec<u8>>,
     last_handshake: Option<Instant>,
     last_initiation: Option<Instant>,
     rx_bytes: u64,
@@ -249,9 +251,9 @@ impl Tunnels {
             index,
             tunn,
             queued: false,
+            confirmed_by: None,
+            waiting: VecDeque::new(),
             unconfirmed: false,
-            answered: None,
-            held: VecDeque::new(),
             last_handshake: None,
             last_initiation: None,
             rx_bytes: 0,
@@ -352,6 +354,9 @@ impl Tunnels {
         for (slot, peer) in self.peers.iter_mut().enumerate() {
             if let Some(peer) = peer {
                 peer.tick(PeerId(slot as u32), egress);
+                if peer.confirmed_by.is_some_and(|at| at <= now) {
+                    peer.send_queued(PeerId(slot as u32), &mut self.read_buffer, egress);
+                }
             }
         }
     }
@@ -370,23 +375,6 @@ impl Tunnels {
 }
 
 impl Peer {
-    /// Whether the other side's initiation was answered a moment ago and there is no session yet.
-    /// `Tunn` would start a handshake of its own for each packet, and forget one that is under way:
-    /// two sides that both have traffic would start anew at each other's every initiation, for ever.
-    fn is_answering(&self, now: Instant) -> bool {
-        self.answered
-            .is_some_and(|at| now.saturating_duration_since(at) < CONFIRM_TIMEOUT)
-            && self.tunn.time_since_last_handshake().is_none()
-    }
-
-    /// Keeps a packet until there is a session; the oldest makes room.
-    fn hold(&mut self, packet: &[u8]) {
-        if self.held.len() == MAX_HELD {
-            self.held.pop_front();
-        }
-        self.held.push_back(packet.to_vec());
-    }
-
     /// Lets `Tunn` see the time. Also to be called before a session is made: it knows sessions by
     /// the time of the last look, and of two made at one time takes back the older.
     fn tick(&mut self, id: PeerId, egress: &mut impl Egress) {

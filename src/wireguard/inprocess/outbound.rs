@@ -1,7 +1,6 @@
 //! From the device to the peers.
 
 use std::io;
-use std::time::Instant;
 
 use boringtun::noise::Tunn;
 
@@ -79,10 +78,9 @@ impl Tunnels {
             return;
         };
         let sealer = &mut self.sealer;
-        let answering = peer.is_answering(Instant::now());
         let result = split::split(vnet, packet, len, |packet, len| {
-            if answering {
-                return peer.hold(&packet[..len]);
+            if peer.confirmed_by.is_some() {
+                return peer.wait(&packet[..len], sealer.padded(len));
             }
             match sealer.push(id, &mut peer.tunn, packet, len, egress) {
                 Sealed::Bytes(bytes) => peer.tx_bytes += bytes as u64,

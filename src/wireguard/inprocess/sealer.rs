@@ -111,7 +111,7 @@ impl Sealer {
 
     /// Padding hides lengths, but must not make a full packet larger than the MTU that it was made
     /// for.
-    fn padded(&self, len: usize) -> usize {
+    pub(super) fn padded(&self, len: usize) -> usize {
         len.next_multiple_of(PADDING).min(self.mtu).max(len)
     }
 

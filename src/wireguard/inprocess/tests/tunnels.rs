@@ -159,6 +159,56 @@ fn a_responders_queue_leaves_once_the_session_is_confirmed() {
 }
 
 #[test]
+fn handshakes_that_cross_under_traffic_end_in_a_session() {
+    let (mut a, mut b, of_b, of_a) = pair();
+    a.device.offload = Offload::default();
+    b.device.offload = Offload::default();
+    let now = Instant::now();
+    a.tunnels.start_handshake(of_b, now, &mut a.wire);
+    b.tunnels.start_handshake(of_a, now, &mut b.wire);
+    let (mut to_a, mut to_b) = (Vec::new(), Vec::new());
+    let mut initiations = 0;
+    // Both send a packet in each half of a round trip, which is how long a datagram takes.
+    for i in 0..8u8 {
+        let (from_a, from_b) = (a.take_sent(), b.take_sent());
+        initiations += from_a.iter().chain(&from_b).filter(|d| d[0] == 1).count();
+        from_a.iter().for_each(|d| drop(b.handle(d)));
+        from_b.iter().for_each(|d| drop(a.handle(d)));
+        to_b.push(udp("10.0.0.1", "10.0.0.2", &[i; 10]));
+        to_a.push(udp("10.0.0.2", "10.0.0.1", &[i; 10]));
+        a.inject(to_b.last().cloned());
+        b.inject(to_a.last().cloned());
+    }
+    exchange(&mut a, &mut b);
+    assert_eq!(initiations, 2);
+    assert_eq!((a.received(), b.received()), (to_a, to_b));
+}
+
+#[test]
+fn a_lost_answer_holds_packets_up_for_a_second() {
+    let (mut a, mut b, of_b, _) = pair();
+    b.device.offload = Offload::default();
+    a.device.offload = Offload::default();
+    a.tunnels.start_handshake(of_b, Instant::now(), &mut a.wire);
+    let initiation = a.take_sent();
+    let answered = Instant::now();
+    b.handle(&initiation[0]);
+    assert_eq!(b.take_sent().len(), 1, "its answer is lost");
+    let packets: Vec<Vec<u8>> = (0..5)
+        .map(|i| udp("10.0.0.2", "10.0.0.1", &[i; 10]))
+        .collect();
+    b.inject(packets.clone());
+    b.tunnels
+        .handle_timeout(answered + CONFIRMATION / 2, &mut b.wire);
+    assert!(b.take_sent().is_empty(), "the session may yet be confirmed");
+    b.tunnels
+        .handle_timeout(Instant::now() + CONFIRMATION, &mut b.wire);
+    assert_eq!(b.wire.datagrams.len(), 1, "an initiation of its own");
+    exchange(&mut a, &mut b);
+    assert_eq!(a.received(), packets);
+}
+
+#[test]
 fn a_large_tcp_packet_crosses_as_one_run_and_is_joined_again() {
     for (from, to) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
         let (mut a, mut b, of_b, of_a) = connected();
