@@ -8,10 +8,10 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns interop bench lint docs setup-lab setup-test setup-interop
+.PHONY: help demo test unit netns interop bench bench-wireguard lint docs setup-lab setup-test setup-interop
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
 	$(CARGO) build --release --locked --bin wice
@@ -33,6 +33,9 @@ interop: setup-interop ## the check engine against other ICE stacks
 
 bench: setup-test ## the figures of BENCHMARKS.md, on this machine
 	./benches/run
+
+bench-wireguard: setup-test ## in-process WireGuard against wireguard-go; builds a release
+	./benches/run wireguard
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check
@@ -60,5 +63,16 @@ setup-lab:
 setup-test:
 	$(call ensure,$(TEST_TOOLS),$(TEST_PACKAGES))
 
-setup-interop:
+INTEROP_PACKAGES := python3-venv libnice-dev gcc pkg-config golang-go golang-github-pion-ice.v2-dev
+
+# Libraries are no commands: asked for by their files.
+setup-interop: setup-test
+	@if ! pkg-config --exists nice || ! [ -d /usr/share/gocode/src/github.com/pion/ice ] || ! command -v go >/dev/null \
+	  || ! python3 -c 'import ensurepip' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(INTEROP_PACKAGES) >/dev/null; \
+	  else \
+	    echo "the interop tests need: $(INTEROP_PACKAGES)"; exit 1; \
+	  fi; \
+	fi
 	./tests/interop/setup.sh

@@ -120,7 +120,7 @@ impl Rig {
                 let bytes = self.check(script);
                 self.receive(&bytes, true, script);
             }
-            6 | 7 | 8 => self.answer(step, script),
+            6..=8 => self.answer(step, script),
             9 => {
                 let mut bytes = self.check(script);
                 let whole = bytes.clone();
@@ -257,7 +257,10 @@ impl Rig {
             return;
         };
         let taken = self.agent.handle_response(base, from, &response, self.now);
-        assert!(!(taken && twist % 8 == 0), "a forged answer is taken");
+        assert!(
+            !(taken && twist.is_multiple_of(8)),
+            "a forged answer is taken"
+        );
         self.fed.count(taken);
     }
 

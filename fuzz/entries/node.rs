@@ -422,7 +422,7 @@ impl Rig {
 
     fn relay_says(&mut self, relay: RelayId, bytes: &[u8]) {
         let mut delivered = 0;
-        if bytes.len() % 2 == 0 {
+        if bytes.len().is_multiple_of(2) {
             let data = self.node.handle_relay_datagram(relay, bytes, self.now);
             delivered += usize::from(data.is_some());
         } else {

@@ -294,9 +294,8 @@ fn aim(packet: &mut [u8], side: usize) {
     if packet
         .get(VNET_HEADER_LEN)
         .is_some_and(|byte| byte >> 4 == 4)
+        && let Some(destination) = packet.get_mut(26..30)
     {
-        if let Some(destination) = packet.get_mut(26..30) {
-            destination.copy_from_slice(&ADDRESSES[side]);
-        }
+        destination.copy_from_slice(&ADDRESSES[side]);
     }
 }

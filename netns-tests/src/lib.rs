@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use wice::lab::{Lab, LabConfig};
 
 pub use mesh::{Mesh, Pinged};
@@ -37,20 +37,18 @@ pub fn lab(config: LabConfig) -> Result<Lab> {
     Lab::build(config).context("the lab could not be built, so nothing was tested")
 }
 
-/// The `wice` that was built beside these tests.
+/// The `wice` that was built beside these tests: in the folder of the running program, or above it,
+/// since cargo puts tests into `deps`.
 pub fn wice_binary() -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let profile = test
-        .parent()
-        .and_then(|deps| deps.parent())
-        .context("where is target/?")?;
-    let binary = profile.join("wice");
-    ensure!(
-        binary.is_file(),
-        "{} is not there: cargo build --bin wice",
-        binary.display()
-    );
-    Ok(binary)
+    let running = std::env::current_exe()?;
+    let mut folders = running.ancestors().skip(1).take(2);
+    let found = folders.find_map(|folder| Some(folder.join("wice")).filter(|wice| wice.is_file()));
+    found.with_context(|| {
+        format!(
+            "no wice is beside {}: cargo build --bin wice",
+            running.display()
+        )
+    })
 }
 
 /// Times are told by one test at a time: others would take the processors away meanwhile.

@@ -28,6 +28,8 @@ pub struct Mesh {
     /// The lab.
     pub lab: Lab,
     token: String,
+    /// Networks made after the first.
+    renewals: u32,
 }
 
 /// What came of a pair.
@@ -54,7 +56,32 @@ impl Mesh {
             daemons: BTreeMap::new(),
             lab,
             token,
+            renewals: 0,
         })
+    }
+
+    /// Ends all daemons and makes everything as it was at first: no state, no flows in the routers,
+    /// and a network that nobody has joined. The signaling service must be up.
+    pub fn start_over(&mut self) -> Result<()> {
+        for daemon in self.daemons.values_mut() {
+            daemon.signal(libc::SIGTERM); // all at once, before each is waited for
+        }
+        for mut daemon in std::mem::take(&mut self.daemons).into_values() {
+            daemon.stop();
+        }
+        for home in self.lab.config().homes.clone() {
+            self.lab.reboot_nat(&home.name)?;
+            for index in 0..home.nodes {
+                let node = self.lab.node(&home.node_name(index))?;
+                for folder in [node.state_dir(), node.run_dir()] {
+                    std::fs::remove_dir_all(&folder)?;
+                    std::fs::create_dir(&folder)?;
+                }
+            }
+        }
+        self.renewals += 1;
+        self.token = self.lab.new_network(&format!("lab-{}", self.renewals))?;
+        Ok(())
     }
 
     /// Starts a node's daemon with the token.

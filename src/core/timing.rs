@@ -107,7 +107,8 @@ pub const MAX_OPEN: usize = 8;
 /// (RFC 8445 §7.3.1.1), equal tie-breakers take one more; past them the other side is at fault.
 pub const MAX_CONFLICTS: u8 = 8;
 
-/// Up to this many peers all paths are made eagerly; past them a peer without traffic is lazy.
+/// Up to this many peers every path has others standing by; past them a peer without traffic keeps
+/// its path alone, so that a thousand idle ones take a quarter of what the pacing allows.
 pub const EAGER_PEERS: usize = 100;
 /// A STUN server is asked again this often to keep the mapping and see it move: under 30 s of NAT
 /// timers.

@@ -156,9 +156,14 @@ impl Lab {
 
     /// Makes the lab's network and gives an invitation to it.
     pub fn network_token(&self) -> Result<String, LabError> {
+        self.new_network(NETWORK)
+    }
+
+    /// Makes a network, beside those that are there, and gives an invitation to it.
+    pub fn new_network(&self, name: &str) -> Result<String, LabError> {
         let url = self.signal_url();
-        self.admin(&["network", "new", NETWORK, "--signal", &url])?;
-        let printed = self.admin(&["invite"])?;
+        self.admin(&["network", "new", name, "--signal", &url])?;
+        let printed = self.admin(&["invite", "--network", name])?;
         let token = printed.split_whitespace().last().map(str::to_string);
         token.ok_or_else(|| LabError::Tool {
             program: "wice invite".into(),
@@ -269,7 +274,8 @@ impl Lab {
         if let Ok(node) = self.node(machine) {
             command
                 .env("WICE_RUN_DIR", node.run_dir())
-                .env("WICE_STATE_DIR", node.state_dir());
+                .env("WICE_STATE_DIR", node.state_dir())
+                .env("WICE_CA_FILE", self.authority());
         }
         let folder = self
             .binary()?

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::config::LanSubnet;
 
-/// First STUN server and relay; its other address for RFC 5780 is [`TURN_OTHER`].
+/// First STUN server and relay; its other address for RFC 5780 is 198.51.100.2.
 pub const TURN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The relay's second address.
 pub(super) const TURN_OTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);

@@ -80,11 +80,11 @@ impl World {
             }
             self.tunnel_send(id, peer, &packets);
         }
-        if let Some(node) = &mut self.hosts[id].node {
-            if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
-                node.handle_timeout(now);
-                self.hosts[id].timeouts += 1;
-            }
+        if let Some(node) = &mut self.hosts[id].node
+            && let Some((_, why)) = node.poll_timeout().filter(|(at, _)| *at <= now)
+        {
+            node.handle_timeout(now);
+            *self.hosts[id].timeouts.entry(why).or_default() += 1;
         }
         self.drain(id);
     }
@@ -122,18 +122,18 @@ impl World {
                 remote,
             } => {
                 self.hosts[id].audit(Some(remote), &transmit.payload, now);
-                self.from_host(id, local, interface, remote, &transmit.payload);
+                self.send_from_host(id, local, interface, remote, &transmit.payload);
             }
             Via::Relay { relay, .. } => {
                 if let Some((to, payload)) = relayed(&transmit.payload) {
                     self.hosts[id].audit(to, &payload, now);
                 }
-                self.to_relay(id, relay, &transmit.payload);
+                self.send_to_relay(id, relay, &transmit.payload);
             }
         }
     }
 
-    fn from_host(
+    fn send_from_host(
         &mut self,
         id: HostId,
         local: std::net::IpAddr,
@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    fn to_relay(&mut self, id: HostId, relay: RelayId, payload: &[u8]) {
+    fn send_to_relay(&mut self, id: HostId, relay: RelayId, payload: &[u8]) {
         let Some(connection) = self.hosts[id].relays.get(&relay).copied() else {
             return;
         };
@@ -171,10 +171,10 @@ impl World {
         match event {
             Event::OpenRelay { relay, server } => self.open_relay(id, relay, &server),
             Event::CloseRelay(relay) => {
-                if let Some(connection) = self.hosts[id].relays.remove(&relay) {
-                    if let Client::Stream(stream) = connection.client {
-                        self.streams[stream].open = false;
-                    }
+                if let Some(connection) = self.hosts[id].relays.remove(&relay)
+                    && let Client::Stream(stream) = connection.client
+                {
+                    self.streams[stream].open = false;
                 }
             }
             Event::Publish { advert, sequence } => {
@@ -229,11 +229,7 @@ impl World {
                 Client::Stream(self.streams.len() - 1)
             }
         };
-        let connection = Connection {
-            client,
-            server: server.address,
-            realm,
-        };
+        let connection = Connection { client, realm };
         host.relays.insert(relay, connection);
         match client {
             Client::Udp(..) => {
@@ -343,9 +339,8 @@ impl World {
     }
 
     pub(crate) fn learn_relayed(&mut self, id: HostId, bytes: &[u8]) {
-        match relayed(bytes) {
-            Some((Some(from), payload)) => self.hosts[id].learn(from, &payload),
-            Some((None, _)) | None => {}
+        if let Some((Some(from), payload)) = relayed(bytes) {
+            self.hosts[id].learn(from, &payload)
         }
     }
 
@@ -399,13 +394,13 @@ impl World {
                 local,
                 interface,
                 remote,
-            } => self.from_host(id, local, interface, remote, bytes),
+            } => self.send_from_host(id, local, interface, remote, bytes),
             Route::Relayed { relay, channel } => {
                 let Some(connection) = self.hosts[id].relays.get(&relay) else {
                     return;
                 };
                 let frame = turn_server::frame(channel, bytes, connection.client);
-                self.to_relay(id, relay, &frame);
+                self.send_to_relay(id, relay, &frame);
             }
         }
     }
@@ -421,13 +416,6 @@ impl World {
             if id != record.0 && self.knows(id, record.0) && self.hosts[id].node.is_some() {
                 self.fan_out(id, &record);
             }
-        }
-    }
-
-    pub(crate) fn signaling_up(&mut self) {
-        self.signaling.up = true;
-        for record in std::mem::take(&mut self.signaling.waiting) {
-            self.published(record);
         }
     }
 

@@ -32,7 +32,6 @@ pub(crate) struct Interface {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connection {
     pub(crate) client: Client,
-    pub(crate) server: SocketAddr,
     pub(crate) realm: RealmId,
 }
 
@@ -58,7 +57,8 @@ pub(crate) struct Host {
     pub(crate) paths_changed: BTreeMap<HostId, Vec<Instant>>,
     last_request: Option<Instant>,
     pub(crate) requests: u64,
-    pub(crate) timeouts: u64,
+    /// Calls of `handle_timeout`, by what they were for.
+    pub(crate) timeouts: BTreeMap<&'static str, u64>,
     wakes: (Instant, u32),
 }
 
@@ -85,7 +85,7 @@ impl Host {
             paths_changed: BTreeMap::new(),
             last_request: None,
             requests: 0,
-            timeouts: 0,
+            timeouts: BTreeMap::new(),
             wakes: (now, 0),
         }
     }

@@ -1,6 +1,8 @@
 //! The core in a simulated internet, in virtual time: nodes, NATs, servers and signaling drawn from a
 //! seed, and an oracle that knows which paths there are.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+
 mod checks;
 mod daemon;
 mod events;

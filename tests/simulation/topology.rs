@@ -75,16 +75,6 @@ pub(crate) fn home(world: &mut World, behavior: Behavior) -> HostId {
     world.add_host(vec![(realm, vec![IpAddr::from([192, 168, 1, inside])])])
 }
 
-/// A host behind a stateful firewall, at a public address.
-pub(crate) fn firewalled(world: &mut World) -> HostId {
-    let realm = world.network.add_realm(LAN);
-    world
-        .network
-        .add_router(realm, INTERNET, None, PORT_RESTRICTED);
-    let last = u8::try_from(world.hosts.len() + 10).unwrap();
-    world.add_host(vec![(realm, vec![IpAddr::from([192, 0, 2, last])])])
-}
-
 /// Draws a world.
 pub(crate) fn draw(seed: u64, start: Instant) -> World {
     let mut world = World::new(seed, start);

@@ -123,12 +123,6 @@ impl TurnServer {
         Some((client, writer.finish()))
     }
 
-    /// All that it knew is gone.
-    pub(crate) fn restart(&mut self) {
-        self.allocations.clear();
-        self.by_relayed.clear();
-    }
-
     fn live(&mut self, client: Client, now: Instant) -> Option<&mut Allocation> {
         self.allocations
             .get_mut(&client)

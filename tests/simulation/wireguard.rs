@@ -123,9 +123,7 @@ impl Tunnel {
                 answer.push((WireGuardPacket::HandshakeResponse, session));
             }
             WireGuardPacket::HandshakeResponse => {
-                if self.asked.take_if(|asked| *asked == session).is_none() {
-                    return None;
-                }
+                self.asked.take_if(|asked| *asked == session)?;
                 self.establish(session, true, now);
                 self.retry = None;
                 answer.push((WireGuardPacket::Keepalive, session));

@@ -339,13 +339,13 @@ impl World {
         if to.port() == 3478 {
             let client = Client::Udp(from, to);
             let out = server.handle(client, from, to.ip(), payload, now);
-            self.from_turn(relay, out);
+            self.carry_from_turn(relay, out);
         } else if let Some((client, bytes)) = server.handle_peer(to, from, payload, now) {
-            self.from_turn(relay, vec![Out::ToClient(client, bytes)]);
+            self.carry_from_turn(relay, vec![Out::ToClient(client, bytes)]);
         }
     }
 
-    pub(crate) fn from_turn(&mut self, relay: usize, out: Vec<Out>) {
+    pub(crate) fn carry_from_turn(&mut self, relay: usize, out: Vec<Out>) {
         for out in out {
             match out {
                 Out::ToClient(Client::Udp(client, server), bytes) => {
@@ -392,7 +392,7 @@ impl World {
         let out = self.relays[relay]
             .server
             .handle(client, seen, server.ip(), bytes, now);
-        self.from_turn(relay, out);
+        self.carry_from_turn(relay, out);
     }
 
     /// Whether two hosts are peers: all are, but around a hub.

@@ -179,6 +179,7 @@ impl Agent {
             });
             self.add_pair(base, candidate, Origin::Check);
         }
+        let has_valid = self.pairs.values().any(Pair::is_valid);
         let Some(pair) = self.pairs.get_mut(&key) else {
             return;
         };
@@ -187,6 +188,8 @@ impl Agent {
         if pair.note_seen(request.id()) {
             match pair.state {
                 PairState::Succeeded if !pair.is_stalled() => {}
+                // The other side keeps standing by what this side has no need of.
+                PairState::Failed(Failure::Unused) if has_valid && !fields.use_candidate => {}
                 PairState::InProgress => {
                     pair.cancel_open();
                     self.trigger(key);

@@ -90,6 +90,9 @@ impl Node {
             return;
         };
         self.scheduler.arm(Timer::Path(id), None);
+        for (relay, address) in std::mem::take(&mut peer.wishes) {
+            self.relays.unwish(relay, address, id);
+        }
         for slot in std::mem::take(&mut peer.slots) {
             self.retire(AgentRef {
                 peer: id,

@@ -45,6 +45,11 @@ impl Budget {
         granted
     }
 
+    /// An authentic answer has come from this address: whoever is there wants our checks.
+    pub(super) fn note_answer(&mut self, address: IpAddr) {
+        self.spent.remove(&address);
+    }
+
     fn forget_one(&mut self, now: Instant) {
         self.spent
             .retain(|_, spent| now.duration_since(spent.refilled) < REFILL * BURST);
@@ -71,6 +76,16 @@ mod tests {
             sent += u32::from(budget.take(victim, start + Duration::from_millis(tick)));
         }
         assert!((BURST..=BURST + 60 * 4).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn whoever_answers_is_no_victim() {
+        let mut budget = Budget::default();
+        let (now, relay) = (Instant::now(), "198.51.100.9".parse().unwrap());
+        for _ in 0..10 * BURST {
+            assert!(budget.take(relay, now));
+            budget.note_answer(relay);
+        }
     }
 
     #[test]

@@ -137,7 +137,9 @@ impl Node {
         let Some(engine) = self.agent_mut(agent) else {
             return;
         };
-        if !engine.handle_response(base, from, response, now) {
+        if engine.handle_response(base, from, response, now) {
+            self.budget.note_answer(from.ip());
+        } else {
             self.counters.unauthentic += 1;
         }
         self.touch(agent);

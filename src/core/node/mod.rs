@@ -285,6 +285,22 @@ impl Node {
         self.update_path(at.peer);
     }
 
+    /// As [`Self::touch`], for all agents of a peer.
+    fn touch_peer(&mut self, id: PeerId) {
+        let slots = self.peers.get(&id).map(|peer| &peer.slots);
+        let agents: Vec<AgentRef> = slots
+            .into_iter()
+            .flatten()
+            .map(|slot| AgentRef {
+                peer: id,
+                generation: slot.generation,
+            })
+            .collect();
+        for agent in agents {
+            self.touch(agent);
+        }
+    }
+
     /// Sets the timers of a peer's agents, and queues those that have something to send now.
     fn arm_agents(&mut self, id: PeerId) {
         let now = self.now;

@@ -323,14 +323,16 @@ fn is_faster(pair: &Pair, than: &Pair) -> bool {
 }
 
 /// What every valid pair of the peer is used for, given the selected one: the best direct and the
-/// best relayed of the others stand by.
-pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
+/// best relayed of the others stand by, where there is traffic or the node has few peers.
+pub(super) fn assign_uses(peer: &mut Peer, eager: bool, now: Instant) {
+    let keeps_standbys = eager || peer.path.has_traffic(now);
     let selected = peer.path.selected;
     let carrying = selected.and_then(|path| {
         let slot = peer.slot(path.generation)?;
         Some(relay_hosts(slot, slot.agent.pair(path.key)?))
     });
     let previous = peer.path.previous.map(|(path, _)| path);
+    let pending = peer.path.pending;
     for slot in &mut peer.slots {
         let generation = slot.generation;
         let mut others: Vec<(&Pair, PathRef)> = slot
@@ -365,7 +367,9 @@ pub(super) fn assign_uses(peer: &mut Peer, now: Instant) {
             .into_iter()
             .chain(relayed)
             .map(|(_, path)| *path)
+            .filter(|_| keeps_standbys)
             .chain(previous)
+            .chain(pending)
             .collect();
         let others: Vec<PathRef> = others.into_iter().map(|(_, path)| path).collect();
         for path in others {

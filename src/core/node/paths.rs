@@ -6,7 +6,7 @@ use super::path::{assign_uses, choose, ranked};
 use super::scheduler::Timer;
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, WireGuardPacket};
 use crate::core::ice::{Failure, PairKey, Role};
-use crate::core::timing::HANDSHAKE_GRACE;
+use crate::core::timing::{EAGER_PEERS, HANDSHAKE_GRACE};
 
 impl Node {
     /// WireGuard sent something to this peer by the routes that it was told.
@@ -79,6 +79,7 @@ impl Node {
     /// Chooses the peer's path anew and tells the owner what has changed.
     pub(super) fn update_path(&mut self, id: PeerId) {
         let now = self.now;
+        let eager = self.peers.len() <= EAGER_PEERS;
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
@@ -113,7 +114,7 @@ impl Node {
         if peer.path.previous.is_some_and(|(_, until)| until <= now) {
             peer.path.previous = None;
         }
-        assign_uses(peer, now);
+        assign_uses(peer, eager, now);
         self.nominate(id);
         self.release_channels(id);
         self.bind(id);
@@ -208,7 +209,7 @@ impl Node {
             return true;
         }
         if let Some(relay) = self.bases.relay_of(path.key.base) {
-            self.bind_channel(relay, path.key.remote);
+            self.bind_channel(relay, path.key.remote, id);
         }
         false
     }

@@ -1,14 +1,15 @@
 //! One peer: what it has published, and the agents that look for paths to it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::{Advert, PublicKey, Session};
 use zeroize::Zeroizing;
 
 use super::path::PathState;
-use super::{PathRef, PeerId};
-use crate::core::ice::{Agent, Pair, RemoteCandidate};
+use super::{PathRef, PeerId, RelayId};
+use crate::core::ice::{Agent, Pair, PairKey, RemoteCandidate};
 
 /// At most two agents a peer: the present session's and the one before or after it.
 pub(super) const MAX_AGENTS: usize = 2;
@@ -41,6 +42,8 @@ pub(super) struct Peer {
     /// Newest last.
     pub(super) slots: Vec<Slot>,
     pub(super) path: PathState,
+    /// Addresses that relays are to let through for it.
+    pub(super) wishes: BTreeSet<(RelayId, IpAddr)>,
     superseded: VecDeque<Session>,
     check_born: Option<Instant>,
 }
@@ -59,6 +62,7 @@ impl Peer {
             advert: None,
             slots: Vec::new(),
             path: PathState::new(now),
+            wishes: BTreeSet::new(),
             superseded: VecDeque::new(),
             check_born: None,
         }
@@ -76,6 +80,11 @@ impl Peer {
 
     pub(super) fn pair(&self, path: PathRef) -> Option<&Pair> {
         self.slot(path.generation)?.agent.pair(path.key)
+    }
+
+    /// Whether one of its agents has this pair.
+    pub(super) fn has_pair(&self, key: PairKey) -> bool {
+        self.slots.iter().any(|slot| slot.agent.pair(key).is_some())
     }
 
     pub(super) fn is_superseded(&self, session: Session) -> bool {

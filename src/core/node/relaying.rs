@@ -1,11 +1,13 @@
 //! Connections to TURN servers, their allocations, and what peers send through them.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::scheduler::AgentRef;
 use super::{Arrival, Event, Inbound, Node, PeerId, RelayId, RelayServer};
-use crate::core::ice::{BaseId, Use};
+use crate::core::ice::{BaseId, PairKey, Use};
+use crate::core::timing::EAGER_PEERS;
 use crate::core::turn::{AllocationEvent, Failure};
 
 /// The most datagrams that one piece of a stream may hold: 64 KiB of the smallest frames that carry
@@ -168,28 +170,46 @@ impl Node {
         }
     }
 
-    /// Asks the relays to let this agent's remote addresses through.
+    /// Asks the relays to let this agent's remote addresses through, and no longer what the peer's
+    /// agents have forgotten.
     pub(super) fn ask_permissions(&mut self, at: AgentRef) {
         let now = self.now;
-        let bases: Vec<(BaseId, RelayId)> = self
-            .bases
-            .iter()
-            .filter_map(|base| Some((base.id, self.bases.relay_of(base.id)?)))
-            .collect();
-        for (base, relay) in bases {
-            let Some(agent) = self.agent_mut(at) else {
-                return;
+        let Some(peer) = self.peers.get_mut(&at.peer) else {
+            return;
+        };
+        let mut wanted: BTreeSet<(RelayId, IpAddr)> = BTreeSet::new();
+        for base in self.bases.iter() {
+            let Some(relay) = self.bases.relay_of(base.id) else {
+                continue;
             };
-            let wanted: Vec<IpAddr> = agent.wanted_permissions(base).collect();
-            for peer in wanted {
-                if self.relays.permit(relay, peer, now)
-                    && let Some(agent) = self.agent_mut(at)
-                {
-                    agent.permit(base, peer);
-                }
+            for slot in &peer.slots {
+                let addresses = slot.agent.wanted_permissions(base.id);
+                wanted.extend(addresses.map(|address| (relay, address)));
+            }
+        }
+        let forgotten: Vec<_> = peer.wishes.difference(&wanted).copied().collect();
+        peer.wishes.clone_from(&wanted);
+        for (relay, address) in forgotten {
+            self.relays.unwish(relay, address, at.peer);
+        }
+        for (relay, address) in wanted {
+            self.relays.wish(relay, address, at.peer);
+            if self.relays.permit(relay, address, now) {
+                self.let_through(relay, address, at.peer);
             }
         }
         self.drive_relays();
+    }
+
+    /// The relay lets this address through: the peer's pairs that waited for it may be checked.
+    fn let_through(&mut self, relay: RelayId, address: IpAddr, id: PeerId) {
+        let base = self.relays.active.get(&relay).and_then(|relay| relay.base);
+        let (Some(base), Some(peer)) = (base, self.peers.get_mut(&id)) else {
+            return;
+        };
+        for slot in &mut peer.slots {
+            slot.agent.permit(base, address);
+        }
     }
 
     /// A peer has reached us through our relay and may be about to need it: the channel is bound
@@ -201,14 +221,24 @@ impl Node {
         let Some(peer) = self.peers.get(&peer) else {
             return;
         };
-        if peer.path.selected.is_some() {
+        // Numbers are few: many peers wait the round trip.
+        if peer.path.selected.is_some() || self.peers.len() > EAGER_PEERS {
             return;
         }
-        self.bind_channel(relay, from);
+        let id = peer.id;
+        self.bind_channel(relay, from, id);
     }
 
-    pub(super) fn bind_channel(&mut self, relay: RelayId, peer: SocketAddr) {
+    /// Binds a channel to this address of the peer, who hears of it.
+    pub(super) fn bind_channel(&mut self, relay: RelayId, peer: SocketAddr, id: PeerId) {
         let now = self.now;
+        if self.relays.is_refused(relay, peer, now) {
+            return;
+        }
+        self.relays.wish(relay, peer.ip(), id);
+        if let Some(known) = self.peers.get_mut(&id) {
+            known.wishes.insert((relay, peer.ip()));
+        }
         if let Some(known) = self.relays.active.get_mut(&relay)
             && known.allocation.channel(peer).is_none()
         {
@@ -255,31 +285,39 @@ impl Node {
                 self.note_candidates();
                 self.close_superfluous();
             }
-            AllocationEvent::PermissionInstalled(peer) => {
-                let base = self.relays.active.get(&id).and_then(|relay| relay.base);
-                let Some(base) = base else { return };
-                for agent in self.agents() {
-                    if let Some(engine) = self.agent_mut(agent) {
-                        engine.permit(base, peer);
-                    }
-                    self.touch(agent);
+            AllocationEvent::PermissionInstalled(address) => {
+                for peer in self.relays.wishers(id, address) {
+                    self.let_through(id, address, peer);
+                    self.touch_peer(peer);
                 }
             }
-            AllocationEvent::PermissionRefused { peer, .. } => {
+            AllocationEvent::PermissionRefused { peer: address, .. } => {
                 let now = self.now;
                 let base = self.relays.active.get(&id).and_then(|relay| relay.base);
                 let Some(base) = base else { return };
-                for agent in self.agents() {
-                    if let Some(engine) = self.agent_mut(agent) {
-                        engine.forbid(base, peer, now);
+                for id in self.relays.wishers(id, address) {
+                    for slot in self
+                        .peers
+                        .get_mut(&id)
+                        .into_iter()
+                        .flat_map(|p| &mut p.slots)
+                    {
+                        slot.agent.forbid(base, address, now);
                     }
-                    self.touch(agent);
+                    self.touch_peer(id);
                 }
             }
-            AllocationEvent::ChannelBound { .. } | AllocationEvent::ChannelRefused { .. } => {
-                let peers: Vec<PeerId> = self.peers.keys().copied().collect();
-                for peer in peers {
-                    self.update_path(peer);
+            AllocationEvent::ChannelRefused { peer: remote, .. } => {
+                self.relays.note_refused(id, remote, self.now);
+            }
+            AllocationEvent::ChannelBound { peer: remote, .. } => {
+                let base = self.relays.active.get(&id).and_then(|relay| relay.base);
+                let Some(base) = base else { return };
+                let key = PairKey { base, remote };
+                for id in self.relays.wishers(id, remote.ip()) {
+                    if self.peers.get(&id).is_some_and(|peer| peer.has_pair(key)) {
+                        self.update_path(id);
+                    }
                 }
             }
             AllocationEvent::Failed { failure, .. } | AllocationEvent::Lost { failure, .. } => {

@@ -1,13 +1,13 @@
 //! The node's allocations: all servers in parallel, over UDP first and over TCP and TLS where UDP
 //! does not answer soon, unasked.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::RelayTransport;
 
-use super::{RelayId, RelayServer};
+use super::{PeerId, RelayId, RelayServer};
 use crate::core::ice::BaseId;
 use crate::core::turn::{Allocation, AllocationConfig, Credentials, Failure, Family};
 
@@ -19,6 +19,9 @@ const MAX_SERVERS: usize = 12;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Blocked UDP is tried again this often at least.
 const RETRY_MAX: Duration = Duration::from_secs(120);
+
+/// A refused channel is asked for again after this: a number may be free by then.
+const REFUSED_WAIT: Duration = Duration::from_secs(30);
 
 /// A connection to a server and its allocation.
 pub(super) struct Relay {
@@ -44,6 +47,11 @@ pub(super) struct Relays {
     candidates: Vec<Candidate>,
     pub(super) active: BTreeMap<RelayId, Relay>,
     next_id: u32,
+    /// For which peers a relay is to let an address through: who is told when it does, and when
+    /// nobody wants it any more.
+    wishes: BTreeMap<(RelayId, IpAddr), BTreeSet<PeerId>>,
+    /// Channels that were refused, and until when they are not asked for.
+    refused: BTreeMap<(RelayId, SocketAddr), Instant>,
 }
 
 /// What is known of one configured server.
@@ -154,6 +162,8 @@ impl Relays {
     /// The connection or its allocation is gone.
     pub(super) fn remove(&mut self, id: RelayId, failure: Option<Failure>, now: Instant) {
         let gone = self.active.remove(&id);
+        self.wishes.retain(|(relay, _), _| *relay != id);
+        self.refused.retain(|(relay, _), _| *relay != id);
         let Some(candidate) = self.candidate_of(id) else {
             return;
         };
@@ -210,6 +220,46 @@ impl Relays {
         };
         relay.allocation.permit(peer, now);
         relay.allocation.permitted(peer)
+    }
+
+    /// The peer wants this address let through.
+    pub(super) fn wish(&mut self, relay: RelayId, address: IpAddr, peer: PeerId) {
+        self.wishes
+            .entry((relay, address))
+            .or_default()
+            .insert(peer);
+    }
+
+    /// The peer no longer wants it; when nobody does, the permission runs out.
+    pub(super) fn unwish(&mut self, relay: RelayId, address: IpAddr, peer: PeerId) {
+        let Some(wishers) = self.wishes.get_mut(&(relay, address)) else {
+            return;
+        };
+        wishers.remove(&peer);
+        if wishers.is_empty() {
+            self.wishes.remove(&(relay, address));
+            if let Some(relay) = self.active.get_mut(&relay) {
+                relay.allocation.forget(address);
+            }
+        }
+    }
+
+    /// The server, or the table of numbers, has no channel to this peer.
+    pub(super) fn note_refused(&mut self, relay: RelayId, peer: SocketAddr, now: Instant) {
+        self.refused.retain(|_, until| now < *until);
+        self.refused.insert((relay, peer), now + REFUSED_WAIT);
+    }
+
+    /// Whether a channel to this peer was refused a short while ago.
+    pub(super) fn is_refused(&self, relay: RelayId, peer: SocketAddr, now: Instant) -> bool {
+        let until = self.refused.get(&(relay, peer));
+        until.is_some_and(|until| now < *until)
+    }
+
+    /// Who wants this address let through.
+    pub(super) fn wishers(&self, relay: RelayId, address: IpAddr) -> Vec<PeerId> {
+        let wishers = self.wishes.get(&(relay, address));
+        wishers.into_iter().flatten().copied().collect()
     }
 
     fn candidate_of(&mut self, id: RelayId) -> Option<&mut Candidate> {
