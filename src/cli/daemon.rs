@@ -1,10 +1,10 @@
-//! `wice down` and `wice reload`: what the daemon is told to do.
+//! `wice down`: what the daemon is told to do.
 
 use clap::Args;
 
 use super::{Control, block_on};
 use crate::config::{DEFAULT_INTERFACE, check_interface};
-use crate::daemon::control::{Client, Request, find_socket};
+use crate::daemon::control::{Client, find_socket};
 use crate::report::Health;
 
 /// Stop the daemon and take its interface away; `wice up` goes on from there.
@@ -14,20 +14,8 @@ pub(super) struct DownArgs {
     control: Control,
 }
 
-/// Let the daemon read its configuration again.
-#[derive(Args, Debug)]
-pub(super) struct ReloadArgs {
-    #[command(flatten)]
-    control: Control,
-}
-
 pub(super) fn down(args: &DownArgs) -> anyhow::Result<Health> {
     block_on(async { Ok(connect(&args.control).await?.down().await?) })?;
-    Ok(Health::Well)
-}
-
-pub(super) fn reload(args: &ReloadArgs) -> anyhow::Result<Health> {
-    block_on(async { Ok(connect(&args.control).await?.call(&Request::Reload).await?) })?;
     Ok(Health::Well)
 }
 

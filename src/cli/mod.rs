@@ -52,7 +52,6 @@ struct Cli {
 enum Command {
     Up(Box<up::UpArgs>),
     Down(daemon::DownArgs),
-    Reload(daemon::ReloadArgs),
     Status(diagnose::StatusArgs),
     Why(diagnose::WhyArgs),
     Ping(diagnose::PingArgs),
@@ -100,7 +99,6 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => return lab::run_lab(&args),
         Command::Up(args) => up::up(*args),
         Command::Down(args) => daemon::down(&args),
-        Command::Reload(args) => daemon::reload(&args),
         Command::Status(args) => diagnose::status(&args),
         Command::Why(args) => diagnose::why(&args),
         Command::Ping(args) => diagnose::ping(&args),
@@ -159,6 +157,14 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 fn start_log(log: &LogConfig) -> anyhow::Result<()> {
     use std::io::IsTerminal as _;
     let level = format!("{},{QUIET}", log.level);
+    let words = ["error", "warn", "info", "debug", "trace", "off"];
+    if !words.contains(&log.level.as_str()) && !log.level.contains('=') {
+        let text = format!(
+            "log_level cannot be {:?}\n  it is error, warn, info, debug or trace",
+            log.level
+        );
+        return Err(Usage(text).into());
+    }
     let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| {
         let all = "it is error, warn, info, debug or trace";
         Usage(format!(

@@ -286,11 +286,6 @@ impl Handler for Answers {
         }))
     }
 
-    async fn reload(&self) -> Result<(), ControlError> {
-        let message = "the configuration is read at the start: wice down, then wice up";
-        Err(ControlError::new(ErrorKind::Failed, message))
-    }
-
     async fn down(&self) -> Result<(), ControlError> {
         self.shared.stop.notify_one();
         Ok(())

@@ -7,7 +7,8 @@ use crate::core::node::HostAddress;
 use crate::wireguard::netlink::{DefaultRoutes, Interface, LinkKind};
 
 /// Beginnings of names that container networks and other meshes give their interfaces.
-const FOREIGN: [&str; 16] = [
+const FOREIGN: [&str; 17] = [
+    "br-",
     "cali",
     "cilium",
     "cni",
@@ -45,10 +46,11 @@ pub(super) fn host_addresses(
 ) -> Vec<HostAddress> {
     let is_default =
         |interface: &Interface| [routes.v4, routes.v6].contains(&Some(interface.index));
+    let has_default = routes.v4.is_some() || routes.v6.is_some();
     let mut usable: Vec<&Interface> = interfaces
         .iter()
         .filter(|i| i.running && i.index != own && i.kind != LinkKind::Loopback)
-        .filter(|i| is_default(i) || is_own_network(i))
+        .filter(|i| is_default(i) || is_own_network(i, has_default))
         .collect();
     usable.sort_by_key(|interface| (!is_default(interface), interface.index));
     let addresses = |interface: &Interface| {
@@ -73,8 +75,9 @@ pub(super) fn host_addresses(
     usable.into_iter().flat_map(addresses).collect()
 }
 
-/// Whether an interface without a default route leads to a network of this machine's own.
-fn is_own_network(interface: &Interface) -> bool {
+/// Whether an interface without a default route leads to a network of this machine's own. Where
+/// nothing has a default route (an isolated lab, a container), bridges and veths are all there is.
+fn is_own_network(interface: &Interface, has_default: bool) -> bool {
     if FOREIGN
         .iter()
         .any(|foreign| interface.name.starts_with(foreign))
@@ -84,11 +87,8 @@ fn is_own_network(interface: &Interface) -> bool {
     match &interface.kind {
         LinkKind::Physical => true,
         LinkKind::Other(kind) => matches!(kind.as_str(), "bond" | "vlan" | "team" | "macvlan"),
-        LinkKind::Loopback
-        | LinkKind::Bridge
-        | LinkKind::Veth
-        | LinkKind::Tun
-        | LinkKind::WireGuard => false,
+        LinkKind::Bridge | LinkKind::Veth => !has_default,
+        LinkKind::Loopback | LinkKind::Tun | LinkKind::WireGuard => false,
     }
 }
 
@@ -114,6 +114,26 @@ mod tests {
             mtu: 1500,
             addresses: vec![address],
         }
+    }
+
+    #[test]
+    fn without_a_default_route_a_bridge_or_veth_is_the_network() {
+        let interfaces = [
+            interface(2, "eth0", LinkKind::Veth, "10.9.0.2"),
+            interface(3, "br0", LinkKind::Bridge, "10.8.0.1"),
+            interface(4, "docker0", LinkKind::Bridge, "172.17.0.1"),
+            interface(5, "br-0a1b2c", LinkKind::Bridge, "172.18.0.1"),
+        ];
+        let routes = DefaultRoutes { v4: None, v6: None };
+        let ports = Ports {
+            v4: Some(51821),
+            v6: None,
+        };
+        let found: Vec<String> = host_addresses(&interfaces, routes, 6, ports)
+            .iter()
+            .map(|host| host.address.to_string())
+            .collect();
+        assert_eq!(found, ["10.9.0.2:51821", "10.8.0.1:51821"]);
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn text(status: &Status) -> String {
             sample(
                 &mut out,
                 "wice_peer_rtt_seconds",
-                &[("peer", &peer.name)],
+                &[("peer", &peer.name), ("key", &peer.key)],
                 rtt / 1000.0,
             );
         }
@@ -123,7 +123,12 @@ fn text(status: &Status) -> String {
     for (name, help, field) in fields {
         family(&mut out, name, "counter", help);
         for peer in &status.peers {
-            sample(&mut out, name, &[("peer", &peer.name)], field(peer) as f64);
+            sample(
+                &mut out,
+                name,
+                &[("peer", &peer.name), ("key", &peer.key)],
+                field(peer) as f64,
+            );
         }
     }
     let counters = &status.counters;

@@ -364,6 +364,14 @@ impl Daemon {
                 self.shared.disconnected(reason);
             }
             Event::Refused { code, text } => {
+                // Who has never been in has nothing to keep; who has keeps its paths.
+                let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
+                if newcomer && !code.is_temporary() {
+                    anyhow::bail!(
+                        "the signaling service refuses this node ({}): {text}",
+                        code.as_str()
+                    );
+                }
                 tracing::error!(event = "signaling-refused", reason = code.as_str(), %text);
             }
             Event::Record {

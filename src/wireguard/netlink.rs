@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
@@ -23,8 +22,6 @@ use super::IpPrefix;
 const MAX_INTERFACES: usize = 4096;
 /// Addresses of one interface that are kept.
 const MAX_ADDRESSES: usize = 64;
-/// Changes this close together are one: an interface that comes up brings a dozen messages.
-const SETTLE: Duration = Duration::from_millis(100);
 /// Messages read from the watch socket at once; their content does not matter.
 const WATCH_BUFFER: usize = 8192;
 
@@ -390,8 +387,8 @@ impl Watch {
         })
     }
 
-    /// Waits until something has changed since the last call, and for what comes with it. May be
-    /// cancelled.
+    /// Waits until something has changed since the last call. Changes come in bursts: the caller waits
+    /// a little before it looks. May be cancelled: nothing is awaited once a change was taken.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         let error = |source| NetlinkError::System {
             what: "watch the interfaces".into(),
@@ -400,8 +397,6 @@ impl Watch {
         loop {
             let mut ready = self.socket.readable().await.map_err(error)?;
             if drain(self.socket.get_ref()) {
-                tokio::time::sleep(SETTLE).await;
-                drain(self.socket.get_ref());
                 return Ok(());
             }
             ready.clear_ready();

@@ -33,7 +33,7 @@ pub enum TunError {
     },
     /// An interface of that name exists: of another kind, or held by another program.
     #[error(
-        "cannot create {name}: an interface of this name exists or is in use\n  is wice running already? otherwise choose another name, or remove it: ip link delete {name}"
+        "cannot create {name}: an interface of this name exists or is in use\n  is wice running already? otherwise it belongs to something else: choose another name (--interface)"
     )]
     NameTaken {
         /// The interface that was asked for.

@@ -31,8 +31,6 @@ pub enum Request {
     },
     /// The STUN and TURN servers in use, with credentials. Answer: [`Reply::Servers`].
     Servers,
-    /// Read the configuration again. Answer: [`Reply::Done`].
-    Reload,
     /// Stop, and take the interface away. Answer: [`Reply::Done`], and the connection ends when the daemon does.
     Down,
 }

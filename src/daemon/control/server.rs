@@ -50,8 +50,6 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// STUN and TURN servers in use, with credentials.
     fn servers(&self) -> impl Future<Output = Result<Servers, ControlError>> + Send;
-    /// Reads the configuration again.
-    fn reload(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// Begins to stop: returns at once.
     fn down(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
 }
@@ -258,7 +256,6 @@ async fn answer<H: Handler>(
             result.unwrap_or(Ok(())).map(|()| Reply::Done)
         }
         Request::Servers => handler.servers().await.map(Reply::Servers),
-        Request::Reload => handler.reload().await.map(|()| Reply::Done),
         Request::Down => handler.down().await.map(|()| Reply::Done),
     };
     write(writer, &reply.unwrap_or_else(Reply::Error)).await

@@ -86,10 +86,6 @@ impl Handler for Fake {
         Ok(Servers::default())
     }
 
-    async fn reload(&self) -> Result<(), ControlError> {
-        Err(ControlError::new(ErrorKind::Failed, "no"))
-    }
-
     async fn down(&self) -> Result<(), ControlError> {
         self.stop.notify_one();
         Ok(())
@@ -150,8 +146,6 @@ async fn requests_are_answered_in_turn() {
         error.to_string().starts_with("no peer is called x\n"),
         "{error}"
     );
-    let error = client.call(&Request::Reload).await.unwrap_err();
-    assert_eq!(error.to_string(), "no");
     assert_eq!(
         client.call(&Request::Servers).await.unwrap(),
         Reply::Servers(Servers::default())
