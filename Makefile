@@ -14,10 +14,10 @@ help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
-	$(CARGO) build --release --locked --bin wice
-	./target/release/wice lab --nat port-restricted --nat port-restricted
+	$(CARGO) build --locked --bin wice
+	./target/debug/wice lab --nat port-restricted --nat port-restricted
 	@echo
-	./target/release/wice lab --nat symmetric --nat symmetric
+	./target/debug/wice lab --nat symmetric --nat symmetric
 
 test: setup-test unit netns interop ## every test; as root, for the network namespaces
 
