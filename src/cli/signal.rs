@@ -156,6 +156,7 @@ fn config(args: &SignalArgs, networks: Networks) -> anyhow::Result<Config> {
         (_, _, false) => Transport::SelfSigned,
     };
     config.networks = networks;
+    config.revocations = store::revocations(&args.state.state_dir);
     config.servers.clone_from(&args.turn);
     config.turn_secret = match &args.turn_secret_file {
         Some(path) => {

@@ -232,6 +232,15 @@ pub(super) fn ids(state_dir: &Path) -> BTreeSet<NetworkId> {
     names(state_dir).into_iter().filter_map(id).collect()
 }
 
+/// The revocations that were signed on this machine, whether or not they were carried.
+pub(super) fn revocations(state_dir: &Path) -> Vec<(NetworkId, RevocationList)> {
+    let of = |name: String| {
+        let network = Network::open(state_dir, Some(&name)).ok()?;
+        Some((network.admin.network_id(), network.revocations?))
+    };
+    names(state_dir).into_iter().filter_map(of).collect()
+}
+
 /// `sha256:` and 64 hexadecimal digits, as `wice signal` prints it.
 pub(super) fn parse_pin(text: &str) -> anyhow::Result<ServerPin> {
     let mut bytes = [0; 32];

@@ -161,6 +161,28 @@ async fn a_revoked_node_is_out_within_a_second_and_stays_out() {
 }
 
 #[tokio::test]
+async fn revocations_that_were_signed_while_the_service_was_down_count_from_its_start() {
+    let lab = Lab::new("signed-before");
+    let nodes = [lab.key(9).public_key()].into();
+    let list = RevocationList::sign(&lab.admin, 1, nodes, Default::default()).unwrap();
+    let mut config = lab.config();
+    config.revocations = vec![(lab.network, list)];
+    let server = lab.serve_with(config).await;
+    let mut revoked = lab.connect(&server, &lab.key(9));
+    lab::until(&mut revoked, |event| {
+        matches!(
+            event,
+            Event::Refused {
+                code: ErrorCode::Revoked,
+                ..
+            }
+        )
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_service_that_lost_the_revocations_gets_them_from_a_node() {
     let lab = Lab::new("regain");
     let server = lab.serve().await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Networks;
-use crate::protocol::ServerAddress;
+use crate::protocol::{NetworkId, RevocationList, ServerAddress};
 
 /// How the service runs.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Config {
     pub transport: Transport,
     /// The networks served.
     pub networks: Networks,
+    /// Revocations known beside those of the state folder; of one network the newest counts.
+    pub revocations: Vec<(NetworkId, RevocationList)>,
     /// STUN and TURN servers that nodes are told of, at most [`crate::protocol::MAX_SERVERS`].
     pub servers: Vec<ServerAddress>,
     /// The secret shared with the TURN servers (coturn's `static-auth-secret`).
@@ -112,6 +114,7 @@ impl Config {
             state_dir: state_dir.into(),
             transport: Transport::SelfSigned,
             networks: Networks::any(),
+            revocations: Vec::new(),
             servers: Vec::new(),
             turn_secret: None,
             stun: true,

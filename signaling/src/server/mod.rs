@@ -84,7 +84,8 @@ impl Server {
             None => (None, None),
         };
         let mut registry = Registry::new(config.limits);
-        for (network, list) in state.load_revocations()? {
+        let known = config.revocations.iter().cloned();
+        for (network, list) in state.load_revocations()?.into_iter().chain(known) {
             if config.networks.serve(&network) {
                 registry.revoke(network, list);
             }
