@@ -91,7 +91,7 @@ impl Peer {
         self.superseded.contains(&session)
     }
 
-    /// This session's checks are refused from now on.
+    /// The session's checks are refused from now on.
     pub(super) fn supersede(&mut self, session: Session) {
         if self.is_superseded(session) {
             return;
