@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use wice_signaling::protocol::{ServerPin, SignalUrl};
 
 use super::block_on;
+use crate::io::verify::{ByRule, Rule, Shown};
 
 /// A service that takes longer is looked for by hand.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,12 +55,14 @@ pub(super) fn find(url: &SignalUrl, state_dir: &Path) -> anyhow::Result<Option<S
 
 async fn look(url: &SignalUrl) -> anyhow::Result<Option<ServerPin>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let seen = Arc::new(Seen::new(Arc::clone(&provider)));
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::<Seen>::clone(&seen);
+    let seen = Arc::new(ByRule {
+        rule: Seen::new(&provider),
+        provider: Arc::clone(&provider),
+    });
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(seen.clone())
         .with_no_client_auth();
     let stream = TcpStream::connect(url.authority()).await?;
     let name = ServerName::try_from(url.host.clone())?;
@@ -67,6 +70,7 @@ async fn look(url: &SignalUrl) -> anyhow::Result<Option<ServerPin>> {
         .connect(name, stream)
         .await?;
     let found = seen
+        .rule
         .found
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
@@ -80,74 +84,38 @@ async fn look(url: &SignalUrl) -> anyhow::Result<Option<ServerPin>> {
 struct Seen {
     found: Mutex<Option<Option<ServerPin>>>,
     public: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
 }
 
 impl Seen {
-    fn new(provider: Arc<CryptoProvider>) -> Self {
+    fn new(provider: &Arc<CryptoProvider>) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let builder =
-            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
         Self {
             found: Mutex::new(None),
             // Without any roots everything is pinned.
             public: builder.build().ok(),
-            provider,
         }
     }
 }
 
-impl ServerCertVerifier for Seen {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+impl Rule for Seen {
+    fn accept(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
         let vouched = self.public.as_ref().is_some_and(|public| {
+            let Shown {
+                end_entity,
+                intermediates,
+                name,
+                ocsp_response,
+                now,
+            } = shown;
             public
-                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+                .verify_server_cert(end_entity, intermediates, name, ocsp_response, *now)
                 .is_ok()
         });
-        let pin = (!vouched).then(|| ServerPin::of_certificate(end_entity));
+        let pin = (!vouched).then(|| ServerPin::of_certificate(shown.end_entity));
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(pin);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        Ok(())
     }
 }

@@ -4,3 +4,4 @@ pub mod echo;
 pub mod packet_loop;
 pub mod relay;
 pub mod udp;
+pub(crate) mod verify;

@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use wice_signaling::protocol::ServerPin;
+
+use crate::io::verify::{ByRule, Rule, Shown};
 
 /// TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +32,7 @@ pub enum TlsError {
 /// A client configuration, and the pin that it last saw in place of the expected one.
 pub(super) struct Tls {
     pub(super) config: Arc<ClientConfig>,
-    verifier: Option<Arc<PinVerifier>>,
+    verifier: Option<Arc<ByRule<Expected>>>,
 }
 
 impl Tls {
@@ -44,9 +42,11 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let (mut config, verifier) = match pin {
             Some(pin) => {
-                let verifier = Arc::new(PinVerifier {
-                    pin,
-                    seen: Mutex::new(None),
+                let verifier = Arc::new(ByRule {
+                    rule: Expected {
+                        pin,
+                        seen: Mutex::new(None),
+                    },
                     provider: provider.clone(),
                 });
                 let config = ClientConfig::builder_with_provider(provider)
@@ -74,9 +74,9 @@ impl Tls {
 
     /// The expected pin and the one that came instead, once.
     pub(super) fn take_mismatch(&self) -> Option<(ServerPin, ServerPin)> {
-        let verifier = self.verifier.as_ref()?;
-        let mut seen = verifier.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        Some((verifier.pin, seen.take()?))
+        let Expected { pin, seen } = &self.verifier.as_ref()?.rule;
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((*pin, seen.take()?))
     }
 }
 
@@ -108,54 +108,20 @@ fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     }
 }
 
-/// Accepts one certificate, whose holder proves its key as in every TLS handshake.
+/// Accepts one certificate.
 #[derive(Debug)]
-struct PinVerifier {
+struct Expected {
     pin: ServerPin,
     seen: Mutex<Option<ServerPin>>,
-    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let seen = ServerPin::of_certificate(end_entity);
+impl Rule for Expected {
+    fn accept(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        let seen = ServerPin::of_certificate(shown.end_entity);
         if seen == self.pin {
-            return Ok(ServerCertVerified::assertion());
+            return Ok(());
         }
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
         Err(CertificateError::ApplicationVerificationFailure.into())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
     }
 }

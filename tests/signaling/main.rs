@@ -10,9 +10,18 @@ mod paths;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, SOON, raw};
-use wice::signaling::Event;
+use wice::signaling::{Event, Signaling};
 use wice_signaling::protocol::{ErrorCode, RecordKind, RevocationList, ServerKind};
 use wice_signaling::server::{Networks, Transport};
+
+/// Waits until the service refuses this node for this reason.
+async fn until_refused(node: &mut Signaling, wanted: ErrorCode) {
+    lab::until(
+        node,
+        |event| matches!(event, Event::Refused { code, .. } if *code == wanted),
+    )
+    .await;
+}
 
 #[tokio::test]
 async fn two_nodes_exchange_sealed_adverts() {
@@ -169,16 +178,7 @@ async fn revocations_that_were_signed_while_the_service_was_down_count_from_its_
     config.revocations = vec![(lab.network, list)];
     let server = lab.serve_with(config).await;
     let mut revoked = lab.connect(&server, &lab.key(9));
-    lab::until(&mut revoked, |event| {
-        matches!(
-            event,
-            Event::Refused {
-                code: ErrorCode::Revoked,
-                ..
-            }
-        )
-    })
-    .await;
+    until_refused(&mut revoked, ErrorCode::Revoked).await;
     server.stop().await;
 }
 
@@ -198,16 +198,7 @@ async fn a_service_that_lost_the_revocations_gets_them_from_a_node() {
     let server = lab.serve_at(address).await;
     lab::until_connected(&mut a).await;
     let mut revoked = lab.connect(&server, &lab.key(9));
-    lab::until(&mut revoked, |event| {
-        matches!(
-            event,
-            Event::Refused {
-                code: ErrorCode::Revoked,
-                ..
-            }
-        )
-    })
-    .await;
+    until_refused(&mut revoked, ErrorCode::Revoked).await;
     server.stop().await;
 }
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::CloseReason;
 use crate::core::turn::url::Host;
+use crate::io::verify::{ByRule, Rule, Shown};
 
 /// Whose certificate a relay must show.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,8 +68,8 @@ impl Tls {
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
             Trust::System => by_roots(system_roots()?, &provider)?,
             Trust::CaFile(path) => by_roots(file_roots(path)?, &provider)?,
-            Trust::Pin(digest) => Arc::new(Pinned {
-                digest: *digest,
+            Trust::Pin(digest) => Arc::new(ByRule {
+                rule: Pinned { digest: *digest },
                 provider: Arc::clone(&provider),
             }),
         };
@@ -160,52 +161,18 @@ fn file_roots(path: &PathBuf) -> Result<RootCertStore, TrustError> {
     Ok(roots)
 }
 
-/// Accepts one certificate. The handshake's signature is checked as ever, so its key must be there.
+/// Accepts one certificate.
 #[derive(Debug)]
 struct Pinned {
     digest: [u8; 32],
-    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let digest: [u8; 32] = Sha256::digest(end_entity).into();
+impl Rule for Pinned {
+    fn accept(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        let digest: [u8; 32] = Sha256::digest(shown.end_entity).into();
         if digest != self.digest {
             return Err(rustls::CertificateError::ApplicationVerificationFailure.into());
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        Ok(())
     }
 }
