@@ -60,9 +60,7 @@ pub enum DialError {
         error: io::Error,
     },
     /// No address accepted the connection.
-    #[error(
-        "cannot reach {remote}: {error}\n  is the server up, and TCP to this port allowed?"
-    )]
+    #[error("cannot reach {remote}: {error}\n  is the server up, and TCP to this port allowed?")]
     Connect {
         /// The last address that was tried.
         remote: SocketAddr,

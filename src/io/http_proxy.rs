@@ -34,7 +34,9 @@ pub struct ProxyUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyUrlError {
     /// Another scheme.
-    #[error("write the proxy like http://proxy.example:3128 (TLS to the proxy and SOCKS are not supported)")]
+    #[error(
+        "write the proxy like http://proxy.example:3128 (TLS to the proxy and SOCKS are not supported)"
+    )]
     Scheme,
     /// Host or port.
     #[error("the proxy URL has no usable host and port; write http://[user:password@]host[:port]")]
