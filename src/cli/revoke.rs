@@ -175,7 +175,12 @@ async fn connected(signaling: &mut Signaling) -> anyhow::Result<u64> {
             Some(Event::Revocations(list)) => sequence = list.sequence(),
             Some(Event::Refused { text, .. }) => bail!("the signaling service refuses: {text}"),
             Some(Event::Disconnected { reason, .. }) => bail!("{reason}"),
-            Some(Event::Record { .. } | Event::Servers(_) | Event::Receipt(_)) => {}
+            Some(
+                Event::Record { .. }
+                | Event::Presence { .. }
+                | Event::Servers(_)
+                | Event::Receipt(_),
+            ) => {}
             None => bail!("the signaling client has ended"),
         }
     }

@@ -36,6 +36,8 @@ pub struct Gatherer {
     servers: Vec<SocketAddr>,
     probes: BTreeMap<(BaseId, SocketAddr), Probe>,
     by_id: BTreeMap<TransactionId, (BaseId, SocketAddr)>,
+    /// A server has gone silent since [`Self::take_silenced`] was asked.
+    silenced: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,8 @@ struct Probe {
     rtt: Option<Duration>,
     /// Rounds in a row without an answer.
     silent: u32,
+    /// The server's host has said that nothing listens there.
+    refused: bool,
 }
 
 #[derive(Debug)]
@@ -74,6 +78,8 @@ pub struct Observation {
     pub rtt: Option<Duration>,
     /// Whether at least one whole round went unanswered.
     pub silent: bool,
+    /// Whether the server's host says that nothing listens there.
+    pub refused: bool,
 }
 
 impl Gatherer {
@@ -158,6 +164,7 @@ impl Gatherer {
                 ProbeState::Asking { id, .. } => {
                     let id = *id;
                     probe.silent += 1;
+                    self.silenced = true;
                     // An old answer says nothing once the server has gone silent.
                     probe.mapped = None;
                     let wait = STUN_REFRESH * (1 << probe.silent.min(4));
@@ -196,11 +203,38 @@ impl Gatherer {
             }
             probe.mapped = Some(mapped);
             probe.silent = 0;
+            probe.refused = false;
             probe.state = ProbeState::Idle {
                 until: now + STUN_REFRESH,
             };
         }
         true
+    }
+
+    /// The server's own host says by ICMP that nothing listens there. Whether that is news.
+    pub fn handle_refused(&mut self, server: SocketAddr) -> bool {
+        let asking = |probe: &&mut Probe| matches!(probe.state, ProbeState::Asking { .. });
+        let mut news = false;
+        for (_, probe) in self
+            .probes
+            .iter_mut()
+            .filter(|((_, asked), _)| *asked == server)
+        {
+            if asking(&probe) {
+                news |= !std::mem::replace(&mut probe.refused, true);
+            }
+        }
+        news
+    }
+
+    /// Whether a server is reached that does not serve: UDP leaves.
+    pub fn is_refused(&self) -> bool {
+        self.probes.values().any(|probe| probe.refused)
+    }
+
+    /// Whether a server has gone silent since the last call.
+    pub fn take_silenced(&mut self) -> bool {
+        std::mem::take(&mut self.silenced)
     }
 
     /// Everything that is known, by base and server.
@@ -213,6 +247,7 @@ impl Gatherer {
                 mapped: probe.mapped,
                 rtt: probe.rtt,
                 silent: probe.silent > 0,
+                refused: probe.refused,
             })
     }
 
@@ -276,6 +311,7 @@ impl Gatherer {
                 mapped: None,
                 rtt: None,
                 silent: 0,
+                refused: false,
             });
         }
     }

@@ -29,6 +29,16 @@ pub const PAC_MIN: Duration = ms(39_500);
 /// round trip of the peer to its server): it is repeated with ids of its own after these delays.
 pub const RELAY_RACE: [Duration; 2] = [ms(60), ms(180)];
 
+/// A peer that signaling calls away is believed to be there for so long after it was heard: what it
+/// sends weighs more, and a round trip of checks fits.
+pub const RECENTLY_HEARD: Duration = secs(1);
+/// Probes missed in a row until a path is dead whose peer has said farewell to signaling: two
+/// witnesses, so fewer are enough (under loss false once in 770 farewells).
+pub const FAREWELL_MISSES: u8 = 4;
+/// A relay that owes an answer for so long counts as silent: four transmissions, at 0, 0.5, 1.5 and 3.5 s
+/// (RFC 8489 §6.2.1), and [`LAST_PROBE_WAIT`]; false once in 770 requests under loss.
+pub const RELAY_SILENT: Duration = ms(3_700);
+
 /// A path that was sent on and is silent for this long is probed.
 pub const SILENCE: Duration = secs(1);
 /// Distance of probes; more where the round trip is longer.
@@ -142,6 +152,10 @@ mod tests {
         assert!(DUAL_SEND < SILENCE + PROBE_INTERVAL * u32::from(STALL_MISSES));
         assert!(STUN_REFRESH < secs(30));
         assert!(RELAY_RACE[1] < RTO_MIN);
+        assert_eq!(RELAY_SILENT, RTO_MIN * 7 + LAST_PROBE_WAIT);
+        // A farewell's path is given up within two seconds.
+        assert!(PROBE_INTERVAL * u32::from(FAREWELL_MISSES - 1) + LAST_PROBE_WAIT <= secs(2));
+        assert!(FAREWELL_MISSES < STALL_MISSES);
         // RFC 8489 §6.2.1: sum of the doubled RTOs and the last wait.
         let waited = RTO_MIN * ((1 << (RC - 1)) - 1) + RTO_MIN * RM;
         assert_eq!(waited, PAC_MIN);

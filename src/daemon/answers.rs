@@ -31,7 +31,6 @@ pub(super) struct Shared {
 struct SharedState {
     url: String,
     signaling: Result<Instant, (Instant, String)>,
-    last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
 }
@@ -41,7 +40,6 @@ impl Shared {
         let state = SharedState {
             url,
             signaling: Err((Instant::now(), "connecting".to_owned())),
-            last_seen: BTreeMap::new(),
             stun: Vec::new(),
             relays: Vec::new(),
         };
@@ -57,12 +55,6 @@ impl Shared {
 
     pub(super) fn disconnected(&self, reason: String) {
         self.with(|state| state.signaling = Err((Instant::now(), reason)));
-    }
-
-    pub(super) fn seen(&self, key: PublicKey, ago: Duration) {
-        self.with(|state| {
-            state.last_seen.insert(key, (Instant::now(), ago));
-        });
     }
 
     pub(super) fn serves(&self, stun: &[StunServer], relays: &[RelayServer]) {
@@ -116,6 +108,7 @@ impl Answers {
                             .collect(),
                         stats: stats.unwrap_or_default(),
                         checking_for: peer.looking,
+                        last_seen: peer.last_seen,
                         ..PeerInputs::default()
                     };
                     (peer.key, inputs)
@@ -130,18 +123,12 @@ impl Answers {
             .send(inspect)
             .map_err(|error| failed(error.to_string()))?;
         let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
-        let Ok(Ok((node, mut peers, addresses))) = answer else {
+        let Ok(Ok((node, peers, addresses))) = answer else {
             return Err(failed(
                 "the packet loop does not answer: see the daemon's log".into(),
             ));
         };
         let signaling = self.shared.with(|state| {
-            for (key, (at, ago)) in &state.last_seen {
-                if let Some(peer) = peers.get_mut(key) {
-                    let away = *ago > Duration::ZERO;
-                    peer.last_seen = Some(if away { *ago + at.elapsed() } else { *ago });
-                }
-            }
             let (connected, since, error) = match &state.signaling {
                 Ok(since) => (true, *since, None),
                 Err((since, error)) => (false, *since, Some(error.clone())),

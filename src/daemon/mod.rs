@@ -5,6 +5,7 @@ mod answers;
 pub mod control;
 mod interfaces;
 mod join;
+mod kept;
 mod metrics;
 mod servers;
 mod state;
@@ -20,13 +21,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wice_signaling::protocol::{
-    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PrivateKey, PublicKey, RecordKind, Routes, ServerAddress,
-    Token,
+    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, Presence, PrivateKey, PublicKey, RecordKind, Routes,
+    ServerAddress, Token,
 };
 
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::core::overlay::Overlay;
-use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts};
+use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts};
 use crate::io::udp::UdpSocket;
 use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::inprocess::Tunnels;
@@ -36,15 +37,18 @@ use answers::{Answers, Shared};
 use control::ControlListener;
 use interfaces::{Ports, host_addresses};
 use join::Membership;
+use kept::Kept;
 use servers::Servers;
 use state::{NodeState, ServerState, State};
 
 pub use join::JoinError;
 pub use state::StateError;
+#[doc(hidden)]
+pub use state::parse_anything as parse_state;
 
 /// Notices of the packet loop that may wait.
 const NOTICES: usize = 4096;
-/// Adverts of peers are written to the state folder at most this often.
+/// Records of peers are written to the state folder at most this often.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// Changes of addresses come in bursts; they are read once after this.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -113,8 +117,7 @@ struct Daemon {
     signaling: Signaling,
     shared: Arc<Shared>,
     servers: Servers,
-    adverts: BTreeMap<String, String>,
-    adverts_changed: bool,
+    kept: Kept,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
     routes_published: bool,
 }
@@ -125,7 +128,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let ended = daemon.serve(&mut notices).await;
     // Nobody is left to hear of a loop that has ended already.
     let _ = daemon.inbox.send(Command::Stop);
-    daemon.keep_adverts();
+    daemon.keep_records();
+    daemon.signaling.leave().await;
     ended
 }
 
@@ -242,7 +246,7 @@ impl Daemon {
         if let Some(address) = settings.metrics {
             metrics::serve(address, answers).await?;
         }
-        let adverts = state.adverts();
+        let kept = Kept::read(&state);
         let mut daemon = Self {
             settings,
             state,
@@ -257,8 +261,7 @@ impl Daemon {
             signaling,
             shared,
             servers,
-            adverts,
-            adverts_changed: false,
+            kept,
             routed: BTreeMap::new(),
             routes_published: false,
         };
@@ -271,9 +274,18 @@ impl Daemon {
         self.read_addresses().await?;
         let known = self.state.servers();
         self.servers.restore(known, &self.membership.url);
-        for record in self.adverts.values() {
-            if let Ok(record) = hex::decode(record) {
-                self.inbox.send(Command::Advert(record))?;
+        let adverts = self.kept.records(RecordKind::Advert).cloned();
+        let routes = self.kept.records(RecordKind::Routes).cloned();
+        // Routes count for peers that are known.
+        let commands = adverts
+            .map(Command::Advert)
+            .chain(routes.map(Command::Routes));
+        for command in commands {
+            match self.inbox.send(command) {
+                Ok(()) => {}
+                // Signaling brings what has no room.
+                Err(InboxError::Full) => break,
+                Err(error @ InboxError::Ended) => return Err(error.into()),
             }
         }
         Ok(())
@@ -315,7 +327,7 @@ impl Daemon {
                     settle = None;
                     self.read_addresses().await?;
                 }
-                _ = keep.tick() => self.keep_adverts(),
+                _ = keep.tick() => self.keep_records(),
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
                 () = stop.stop.notified() => return Ok(()),
@@ -334,14 +346,14 @@ impl Daemon {
                     self.publish_routes()?;
                 }
             }
-            Notice::Accepted(record) => {
-                // The key stands after the version (see the advert's layout).
-                if let Some(key) = record.get(1..33) {
-                    self.adverts.insert(hex::encode(key), hex::encode(&record));
-                    self.adverts_changed = true;
+            Notice::Accepted(record) => self.kept.keep(RecordKind::Advert, record),
+            Notice::AcceptedRoutes(record) => self.kept.keep(RecordKind::Routes, record),
+            Notice::Owned { key, prefixes } => {
+                if prefixes.is_empty() {
+                    self.kept.forget(&key);
                 }
+                self.route(key, prefixes).await;
             }
-            Notice::Owned { key, prefixes } => self.route(key, prefixes).await,
             Notice::Path(peer) => log_path(&peer),
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
@@ -362,6 +374,7 @@ impl Daemon {
             Event::Disconnected { reason, retry_in } => {
                 tracing::warn!(event = "signaling-lost", %reason, ?retry_in);
                 self.shared.disconnected(reason);
+                self.inbox.send(Command::SignalingLost)?;
             }
             Event::Refused { code, text } => {
                 // Who has never been in has nothing to keep; who has keeps its paths.
@@ -380,19 +393,32 @@ impl Daemon {
                 sealed,
                 last_seen,
             } => {
-                self.shared.seen(key, last_seen);
                 let Membership {
                     network,
                     network_key,
                     ..
                 } = &self.membership;
                 match network_key.open(network, &key, kind, &sealed) {
+                    Ok(record) if kind == RecordKind::Routes && key == self.key.public_key() => {
+                        self.read_back_routes(&record)?;
+                    }
                     Ok(record) => self.inbox.send(match kind {
                         RecordKind::Advert => Command::Advert(record),
                         RecordKind::Routes => Command::Routes(record),
                     })?,
                     Err(error) => tracing::debug!(event = "record-refused", %key, %error),
                 }
+                let presence = match u32::try_from(last_seen.as_secs()) {
+                    Ok(0) => Presence::Connected,
+                    Ok(last_seen_s) => Presence::Lost { last_seen_s },
+                    Err(_) => Presence::Lost {
+                        last_seen_s: u32::MAX,
+                    },
+                };
+                self.inbox.send(Command::Presence(key, presence))?;
+            }
+            Event::Presence { key, presence } => {
+                self.inbox.send(Command::Presence(key, presence))?;
             }
             Event::Servers(servers) => {
                 if servers.credentials.is_some() {
@@ -444,6 +470,19 @@ impl Daemon {
         self.publish(RecordKind::Routes, &record)
     }
 
+    /// Ours as the service has them: newer than ours if this node's count was lost. Then they are
+    /// published once more, or peers would take them for old ones.
+    fn read_back_routes(&mut self, record: &[u8]) -> anyhow::Result<()> {
+        let Ok(routes) = Routes::decode_verified(record) else {
+            return Ok(());
+        };
+        if routes.sequence <= self.node_state.routes_sequence {
+            return Ok(());
+        }
+        self.node_state.routes_sequence = routes.sequence;
+        self.publish_routes()
+    }
+
     async fn read_addresses(&mut self) -> anyhow::Result<()> {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.default_routes().await?;
@@ -484,11 +523,8 @@ impl Daemon {
         }
     }
 
-    fn keep_adverts(&mut self) {
-        if !std::mem::take(&mut self.adverts_changed) {
-            return;
-        }
-        if let Err(error) = self.state.set_adverts(&self.adverts) {
+    fn keep_records(&mut self) {
+        if let Err(error) = self.kept.write(&self.state) {
             tracing::warn!(event = "state-not-kept", %error);
         }
     }

@@ -8,15 +8,18 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use wice_signaling::protocol::{PrivateKey, Session};
+use wice_signaling::protocol::{
+    MAX_ADVERT_LEN, MAX_MEMBERSHIP_LEN, PrivateKey, PublicKey, RecordKind, Session,
+};
 
-/// Nothing that is kept here is larger: 4,096 adverts of 2 KiB.
-const MAX_FILE: u64 = 16 << 20;
+/// Nothing that is kept here is larger: 4,096 adverts of 2 KiB in hex, with their keys.
+const MAX_FILE: u64 = 20 << 20;
 
 const KEY: &str = "key";
 const NODE: &str = "node.json";
 const NETWORK: &str = "network.json";
 const ADVERTS: &str = "adverts.json";
+const ROUTES: &str = "routes.json";
 const SERVERS: &str = "servers.json";
 
 /// The folder cannot be used.
@@ -177,19 +180,40 @@ impl State {
         self.write_json(NETWORK, network)
     }
 
-    /// The last adverts of peers, by key. Damaged ones are as good as none.
-    pub(super) fn adverts(&self) -> BTreeMap<String, String> {
-        self.read_json(ADVERTS).ok().flatten().unwrap_or_default()
+    /// The last records of peers, by key. Damaged ones are as good as none, and said to be.
+    pub(super) fn records(&self, kind: RecordKind) -> BTreeMap<PublicKey, Vec<u8>> {
+        let kept = match self.read(records_file(kind)) {
+            Ok(None) => return BTreeMap::new(),
+            Ok(Some(bytes)) => {
+                parse_records(&bytes).map_err(|why| self.damaged(records_file(kind), why))
+            }
+            Err(error) => Err(error),
+        };
+        kept.unwrap_or_else(|error| {
+            tracing::warn!(event = "state-ignored", %error);
+            BTreeMap::new()
+        })
     }
 
-    /// Keeps them: key in base64, record in hex.
-    pub(super) fn set_adverts(&self, adverts: &BTreeMap<String, String>) -> Result<(), StateError> {
-        self.write_json(ADVERTS, adverts)
+    /// Keeps them.
+    pub(super) fn set_records(
+        &self,
+        kind: RecordKind,
+        records: &BTreeMap<PublicKey, Vec<u8>>,
+    ) -> Result<(), StateError> {
+        let text: BTreeMap<String, String> = records
+            .iter()
+            .map(|(key, record)| (hex::encode(key.0), hex::encode(record)))
+            .collect();
+        self.write_json(records_file(kind), &text)
     }
 
-    /// The last servers. Damaged ones are as good as none.
+    /// The last servers. Damaged ones are as good as none, and said to be.
     pub(super) fn servers(&self) -> Option<ServerState> {
-        self.read_json(SERVERS).ok().flatten()
+        self.read_json(SERVERS).unwrap_or_else(|error| {
+            tracing::warn!(event = "state-ignored", %error);
+            None
+        })
     }
 
     /// Keeps them.
@@ -201,19 +225,21 @@ impl State {
         let Some(bytes) = self.read(name)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes)
+        parse(&bytes)
             .map(Some)
-            .map_err(|error| StateError::Damaged {
-                path: self.folder.join(name).display().to_string(),
-                why: error.to_string(),
-            })
+            .map_err(|why| self.damaged(name, why))
+    }
+
+    fn damaged(&self, name: &str, why: String) -> StateError {
+        StateError::Damaged {
+            path: self.folder.join(name).display().to_string(),
+            why,
+        }
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), StateError> {
-        let bytes = serde_json::to_vec_pretty(value).map_err(|error| StateError::Damaged {
-            path: self.folder.join(name).display().to_string(),
-            why: error.to_string(),
-        })?;
+        let bytes = serde_json::to_vec_pretty(value)
+            .map_err(|error| self.damaged(name, error.to_string()))?;
         self.write(name, &bytes)
     }
 
@@ -230,12 +256,15 @@ impl State {
             }
         };
         let mut bytes = Vec::new();
-        file.take(MAX_FILE)
+        file.take(MAX_FILE + 1)
             .read_to_end(&mut bytes)
             .map_err(|source| StateError::Io {
                 path: path.display().to_string(),
                 source,
             })?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(self.damaged(name, format!("it has more than {MAX_FILE} bytes")));
+        }
         Ok(Some(bytes))
     }
 
@@ -255,6 +284,42 @@ impl State {
             source,
         })
     }
+}
+
+fn records_file(kind: RecordKind) -> &'static str {
+    match kind {
+        RecordKind::Advert => ADVERTS,
+        RecordKind::Routes => ROUTES,
+    }
+}
+
+/// A file of the folder, from bytes that may be anything.
+fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// A file of records: what is no key or no record is left out, for each stands alone.
+fn parse_records(bytes: &[u8]) -> Result<BTreeMap<PublicKey, Vec<u8>>, String> {
+    let text: BTreeMap<String, String> = parse(bytes)?;
+    let of = |(key, record): (String, String)| {
+        let key = <[u8; 32]>::try_from(hex::decode(key).ok()?).ok()?;
+        let record = hex::decode(record).ok()?;
+        (record.len() <= MAX_ADVERT_LEN).then_some((PublicKey(key), record))
+    };
+    Ok(text.into_iter().filter_map(of).collect())
+}
+
+/// Feeds bytes to every parser of the folder's files, as a damaged disk could; whether any took
+/// them. For the hostile tests.
+#[doc(hidden)]
+pub fn parse_anything(bytes: &[u8]) -> bool {
+    let node = parse::<NodeState>(bytes).is_ok();
+    let network =
+        parse::<NetworkState>(bytes).is_ok_and(|n| n.membership.len() <= MAX_MEMBERSHIP_LEN);
+    let servers = parse::<ServerState>(bytes).is_ok();
+    let records = parse_records(bytes).is_ok();
+    let key = String::from_utf8_lossy(bytes).trim().parse::<PrivateKey>();
+    node || network || servers || records || key.is_ok()
 }
 
 fn private_file(options: &mut OpenOptions) -> &mut OpenOptions {
@@ -302,8 +367,53 @@ mod tests {
             fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
             0o700
         );
-        fs::write(folder.join(NODE), b"{").unwrap();
-        assert!(matches!(state.node(), Err(StateError::Damaged { .. })));
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// Cut off, overwritten, and larger than anything that was written: said by name, or done without.
+    #[test]
+    fn damaged_files_are_named_or_done_without() {
+        let folder = folder("damaged");
+        let state = State::open(&folder).unwrap();
+        let node = NodeState {
+            session: [3; 16],
+            sequence: 9,
+            routes_sequence: 1,
+            overlay_counter: 0,
+        };
+        state.set_node(&node).unwrap();
+        let whole = fs::read(folder.join(NODE)).unwrap();
+        let huge = vec![b' '; usize::try_from(MAX_FILE).unwrap() + 1];
+        let cut = whole[..whole.len() / 2].to_vec();
+        for damage in [b"{".to_vec(), cut, vec![0; 64], Vec::new(), huge] {
+            for name in [NODE, NETWORK, KEY, ADVERTS, ROUTES, SERVERS] {
+                fs::write(folder.join(name), &damage).unwrap();
+            }
+            for error in [
+                state.node().unwrap_err(),
+                state.network().err().unwrap(),
+                state.key([1; 32]).err().unwrap(),
+            ] {
+                assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+                let text = error.to_string();
+                assert!(text.contains(&folder.display().to_string()), "{text}");
+            }
+            assert!(state.records(RecordKind::Advert).is_empty());
+            assert!(state.records(RecordKind::Routes).is_empty());
+            assert_eq!(state.servers(), None);
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    /// One bad record does not take the others with it.
+    #[test]
+    fn records_stand_alone() {
+        let good = hex::encode([7; 32]);
+        let text = format!(
+            r#"{{"{good}": "0102", "zz": "01", "{}": "nothex", "00": "01"}}"#,
+            hex::encode([8; 32])
+        );
+        let records = parse_records(text.as_bytes()).unwrap();
+        assert_eq!(records, BTreeMap::from([(PublicKey([7; 32]), vec![1, 2])]));
     }
 }

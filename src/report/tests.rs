@@ -70,6 +70,7 @@ fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnaps
         }),
         changes: 1,
         looking: None,
+        last_seen: None,
         pairs,
     }
 }
@@ -111,6 +112,7 @@ fn node() -> NodeSnapshot {
                 mapped: Some(address(mapped)),
                 rtt: ms(20.0),
                 silent: false,
+                refused: false,
             },
         )
     };

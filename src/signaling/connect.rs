@@ -13,8 +13,8 @@ use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig as WsConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config, tungstenite};
 use wice_signaling::protocol::{
-    CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN, SERVERS_HEADER, SUBPROTOCOL, ServerAddress,
-    ServerPin, SignalUrl, servers_from_header,
+    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN,
+    SERVERS_HEADER, SUBPROTOCOL, ServerAddress, ServerPin, SignalUrl, servers_from_header,
 };
 
 use super::tls::{Tls, TlsError};
@@ -133,6 +133,9 @@ async fn upgrade(url: &SignalUrl, stream: Box<dyn Stream>) -> Result<Upgraded, C
         header::SEC_WEBSOCKET_PROTOCOL,
         HeaderValue::from_static(SUBPROTOCOL),
     );
+    request
+        .headers_mut()
+        .insert(ACCEPTS_HEADER, HeaderValue::from_static(ACCEPTS_PRESENCE));
     let config = WsConfig::default()
         .read_buffer_size(READ_BUFFER_LEN)
         .max_message_size(Some(MAX_FRAME_LEN))

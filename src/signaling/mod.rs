@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use wice_signaling::protocol::{
-    ErrorCode, JoinReceipt, PublicKey, RecordKind, RevocationList, Servers,
+    ErrorCode, JoinReceipt, Presence, PublicKey, RecordKind, RevocationList, Servers,
 };
 
 pub use self::connect::ConnectError;
@@ -24,6 +24,9 @@ pub use self::websocket::{WebSocketBackend, WebSocketConfig};
 
 /// Events that may wait for the daemon; past them the backend stops reading.
 const EVENT_QUEUE: usize = 256;
+
+/// A daemon that ends waits this long for its farewell: a round trip or two where signaling works.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What a backend tells the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +58,13 @@ pub enum Event {
         /// How long its node has been away; zero while it is connected.
         last_seen: Duration,
     },
+    /// Another node has come or gone, as the service has it.
+    Presence {
+        /// Which.
+        key: PublicKey,
+        /// Whether it is connected.
+        presence: Presence,
+    },
     /// STUN and TURN servers: first without credentials, before this node is in; then with, and
     /// again before they expire.
     Servers(Servers),
@@ -73,11 +83,13 @@ pub struct Outbox {
     pub revocations: Option<RevocationList>,
     /// Counts changes of the node's own network: a connection is then checked at once.
     pub network_changes: u64,
+    /// This node ends on purpose: the others are told, and the backend ends.
+    pub leaving: bool,
 }
 
 /// A way to reach the other nodes' records.
 pub trait SignalingBackend: Send + 'static {
-    /// Runs until the receiver of `events` or the sender of `outbox` is gone.
+    /// Runs until the receiver of `events` or the sender of `outbox` is gone, or it has said farewell.
     fn run(
         self,
         outbox: watch::Receiver<Outbox>,
@@ -125,6 +137,15 @@ impl Signaling {
     pub fn network_changed(&self) {
         self.outbox
             .send_modify(|outbox| outbox.network_changes += 1);
+    }
+
+    /// Says farewell, so that the others know at once, and ends. Returns when it is said, or cannot
+    /// be: at most after [`FAREWELL_TIMEOUT`].
+    pub async fn leave(mut self) {
+        self.outbox.send_modify(|outbox| outbox.leaving = true);
+        let ended = async { while self.events.recv().await.is_some() {} };
+        // Not said in time, the others find out by themselves.
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, ended).await;
     }
 
     /// The next event; `None` when the backend has ended. Cancel-safe.

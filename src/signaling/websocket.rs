@@ -10,8 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use wice_signaling::protocol::{
-    ClientFrame, ErrorCode, Hello, JoinReceipt, NetworkId, PrivateKey, RevocationList, ServerFrame,
-    ServerPin, Servers, SignalUrl,
+    ClientFrame, ErrorCode, Hello, JoinReceipt, NetworkId, PrivateKey, RecordError, RevocationList,
+    ServerFrame, ServerPin, Servers, SignalUrl,
 };
 
 use super::connect::{self, Upgraded};
@@ -75,7 +75,7 @@ pub struct WebSocketBackend {
 
 /// Why a connection ended.
 enum End {
-    /// The daemon wants no more events.
+    /// The daemon wants no more events, or has said farewell.
     Unwanted,
     /// Anything that a new connection may cure.
     Lost(String),
@@ -219,6 +219,12 @@ impl WebSocketBackend {
                         return Err(End::Unwanted);
                     }
                     let wanted = outbox.borrow_and_update().clone();
+                    if wanted.leaving {
+                        feed(&mut socket, &ClientFrame::Leave).await?;
+                        // TLS and WebSocket say their own farewells where there is time.
+                        in_time(socket.close(None)).await?;
+                        return Err(End::Unwanted);
+                    }
                     push_records(&mut socket, &wanted, &mut sent).await?;
                     if wanted.network_changes != sent.network_changes {
                         sent.network_changes = wanted.network_changes;
@@ -268,8 +274,15 @@ impl WebSocketBackend {
         welcomed: &mut bool,
         events: &mpsc::Sender<Event>,
     ) -> Result<(), End> {
-        let frame = ServerFrame::decode(bytes)
-            .map_err(|error| End::Lost(format!("a frame of the signaling server: {error}")))?;
+        let frame = match ServerFrame::decode(bytes) {
+            Ok(frame) => frame,
+            // A later version's, of which this node can do without.
+            Err(RecordError::UnknownFrame(_)) if *welcomed => return Ok(()),
+            Err(error) => {
+                let reason = format!("a frame of the signaling server: {error}");
+                return Err(End::Lost(reason));
+            }
+        };
         match frame {
             ServerFrame::Welcome {
                 receipt,
@@ -310,6 +323,12 @@ impl WebSocketBackend {
             }
             ServerFrame::Revocations(list) => self.take_revocations(&list, events).await,
             ServerFrame::Servers(servers) => emit(events, Event::Servers(servers)).await,
+            ServerFrame::Presence(nodes) => {
+                for (key, presence) in nodes {
+                    emit(events, Event::Presence { key, presence }).await?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -371,13 +390,13 @@ async fn wait_for_retry(outbox: &mut watch::Receiver<Outbox>, until: Instant) ->
         () = sleep_until(until) => {}
         () = network_changed(outbox, before) => {}
     }
-    outbox.has_changed().is_ok()
+    outbox.has_changed().is_ok() && !outbox.borrow().leaving
 }
 
-/// Ends when the count of changes is no longer `before`, or the daemon is gone.
+/// Ends when the count of changes is no longer `before`, or the daemon goes or is gone.
 async fn network_changed(outbox: &mut watch::Receiver<Outbox>, before: u64) {
     let _ = outbox
-        .wait_for(|outbox| outbox.network_changes != before)
+        .wait_for(|outbox| outbox.network_changes != before || outbox.leaving)
         .await;
 }
 

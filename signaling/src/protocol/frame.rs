@@ -10,8 +10,8 @@ use super::url::MAX_URL_LEN;
 use super::wire::{Reader, check_text, put_long, put_text};
 use super::xeddsa::{self, Domain, SIGNATURE_LEN};
 use super::{
-    JoinReceipt, MAX_MEMBERSHIP_LEN, MAX_REVOCATION_LEN, MAX_SEALED_LEN, NetworkId, PrivateKey,
-    PublicKey, RecordError, RecordKind, ServerAddress,
+    ErrorCode, JoinReceipt, MAX_MEMBERSHIP_LEN, MAX_PRESENCES, MAX_REVOCATION_LEN, MAX_SEALED_LEN,
+    NetworkId, Presence, PrivateKey, PublicKey, RecordError, RecordKind, ServerAddress,
 };
 
 /// Header of the 101 response with the challenge: 32 random bytes in base64 with padding.
@@ -20,6 +20,15 @@ pub const CHALLENGE_HEADER: &str = "wice-challenge";
 /// Header of the 101 response with STUN and TURN servers, without credentials: URIs of RFC 7064
 /// and RFC 7065 parted by commas.
 pub const SERVERS_HEADER: &str = "wice-servers";
+
+/// Header of a node's upgrade request: frames beyond those of the first `wice.v1` that it
+/// understands, parted by commas. The service sends no others, for the first nodes ended the
+/// connection at a frame that they did not know. Later ones skip it: a frame that may be skipped
+/// needs no word here.
+pub const ACCEPTS_HEADER: &str = "wice-accepts";
+
+/// In [`ACCEPTS_HEADER`]: [`ServerFrame::Presence`].
+pub const ACCEPTS_PRESENCE: &str = "presence";
 
 /// The WebSocket subprotocol (RFC 6455 §1.9): it names this protocol's version.
 pub const SUBPROTOCOL: &str = "wice.v1";
@@ -99,6 +108,9 @@ pub enum ClientFrame {
     },
     /// Type 3. An encoded [`super::RevocationList`]; any node may carry it, the admin key signed it.
     PublishRevocations(Vec<u8>),
+    /// Type 4. The last frame: the node ends on purpose, and the others may know it at once. A
+    /// service that does not know it ends the connection all the same.
+    Leave,
 }
 
 /// Time-limited credentials for every TURN server that came with them.
@@ -164,114 +176,9 @@ pub enum ServerFrame {
         /// For people.
         text: String,
     },
-}
-
-/// Why the service refuses a node or a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ErrorCode {
-    /// A frame that is none, or out of turn.
-    BadFrame,
-    /// No proof of the WireGuard key.
-    WrongProof,
-    /// Not a member of the network.
-    NotMember,
-    /// The invite expired before the node first joined.
-    InviteExpired,
-    /// The node, or its invite, is revoked.
-    Revoked,
-    /// The service does not serve this network.
-    NetworkNotAllowed,
-    /// The same node connected anew.
-    Replaced,
-    /// The network has as many nodes as the service takes.
-    NetworkFull,
-    /// It said nothing in time.
-    TimedOut,
-    /// The service shuts down or has too many connections.
-    Busy,
-}
-
-impl ErrorCode {
-    /// All codes.
-    pub const ALL: [Self; 10] = [
-        Self::BadFrame,
-        Self::WrongProof,
-        Self::NotMember,
-        Self::InviteExpired,
-        Self::Revoked,
-        Self::NetworkNotAllowed,
-        Self::Replaced,
-        Self::NetworkFull,
-        Self::TimedOut,
-        Self::Busy,
-    ];
-
-    /// A stable word for logs and metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::BadFrame => "bad-frame",
-            Self::WrongProof => "wrong-proof",
-            Self::NotMember => "not-member",
-            Self::InviteExpired => "invite-expired",
-            Self::Revoked => "revoked",
-            Self::NetworkNotAllowed => "network-not-allowed",
-            Self::Replaced => "replaced",
-            Self::NetworkFull => "network-full",
-            Self::TimedOut => "timed-out",
-            Self::Busy => "busy",
-        }
-    }
-
-    /// What happened and what to do, for people.
-    #[must_use]
-    pub fn message(self) -> &'static str {
-        match self {
-            Self::BadFrame => "the service does not understand this node: update wice on both",
-            Self::WrongProof => "the node did not prove its WireGuard key: is a proxy in between?",
-            Self::NotMember => "the node is no member of this network: join with its token",
-            Self::InviteExpired => "the invite has expired: make a new one with `wice invite`",
-            Self::Revoked => "the node or its invite was revoked: ask for a new invite",
-            Self::NetworkNotAllowed => {
-                "the service does not serve this network: add its id to the service's list"
-            }
-            Self::Replaced => {
-                "the same node connected again: is its key in use on another machine?"
-            }
-            Self::NetworkFull => "the service has no room: raise its limits or remove nodes",
-            Self::TimedOut => "the node was silent for too long",
-            Self::Busy => "the service shuts down or has no room: the node tries again",
-        }
-    }
-
-    /// Whether the same node may come in later without anyone doing anything.
-    #[must_use]
-    pub fn is_temporary(self) -> bool {
-        match self {
-            Self::Replaced | Self::NetworkFull | Self::TimedOut | Self::Busy => true,
-            Self::BadFrame
-            | Self::WrongProof
-            | Self::NotMember
-            | Self::InviteExpired
-            | Self::Revoked
-            | Self::NetworkNotAllowed => false,
-        }
-    }
-
-    fn code(self) -> u8 {
-        match self {
-            Self::BadFrame => 1,
-            Self::WrongProof => 2,
-            Self::NotMember => 3,
-            Self::InviteExpired => 4,
-            Self::Revoked => 5,
-            Self::NetworkNotAllowed => 6,
-            Self::Replaced => 7,
-            Self::NetworkFull => 8,
-            Self::TimedOut => 9,
-            Self::Busy => 10,
-        }
-    }
+    /// Type 6. Other nodes have come or gone; at most [`MAX_PRESENCES`], and at least one. For
+    /// nodes that [`ACCEPTS_PRESENCE`].
+    Presence(Vec<(PublicKey, Presence)>),
 }
 
 impl ClientFrame {
@@ -296,6 +203,7 @@ impl ClientFrame {
                 out.push(3);
                 put_long(&mut out, list);
             }
+            Self::Leave => out.push(4),
         }
         out
     }
@@ -316,7 +224,8 @@ impl ClientFrame {
                 sealed: reader.long(MAX_SEALED_LEN)?.to_vec(),
             },
             3 => Self::PublishRevocations(reader.long(MAX_REVOCATION_LEN)?.to_vec()),
-            _ => return Err(RecordError::BadValue("frame type")),
+            4 => Self::Leave,
+            other => return Err(RecordError::UnknownFrame(other)),
         };
         reader.finish()?;
         Ok(frame)
@@ -369,6 +278,14 @@ impl ServerFrame {
                 out.extend_from_slice(&[5, code.code()]);
                 put_text(&mut out, text);
             }
+            Self::Presence(nodes) => {
+                // Longer ones are cut by the only one who makes them.
+                out.extend_from_slice(&[6, u8::try_from(nodes.len()).unwrap_or(u8::MAX)]);
+                for (key, presence) in nodes {
+                    out.extend_from_slice(&key.0);
+                    presence.put(&mut out);
+                }
+            }
         }
         out
     }
@@ -403,7 +320,18 @@ impl ServerFrame {
                     text: reader.text(MAX_TEXT_LEN, "error text")?.to_owned(),
                 }
             }
-            _ => return Err(RecordError::BadValue("frame type")),
+            6 => {
+                let count = usize::from(reader.u8()?);
+                if !(1..=MAX_PRESENCES).contains(&count) {
+                    return Err(RecordError::BadValue("count of nodes"));
+                }
+                let mut nodes = Vec::with_capacity(count);
+                for _ in 0..count {
+                    nodes.push((PublicKey(reader.array()?), Presence::take(&mut reader)?));
+                }
+                Self::Presence(nodes)
+            }
+            other => return Err(RecordError::UnknownFrame(other)),
         };
         reader.finish()?;
         Ok(frame)

@@ -38,6 +38,7 @@ fn client_frames() -> Vec<ClientFrame> {
             sealed: vec![1; MAX_SEALED_LEN],
         },
         ClientFrame::PublishRevocations(vec![1; MAX_REVOCATION_LEN]),
+        ClientFrame::Leave,
     ]
 }
 
@@ -62,6 +63,15 @@ fn server_frames() -> Vec<ServerFrame> {
         record,
         ServerFrame::Revocations(vec![1; MAX_REVOCATION_LEN]),
         ServerFrame::Servers(servers()),
+        ServerFrame::Presence(vec![(PublicKey([1; 32]), Presence::Connected)]),
+        ServerFrame::Presence(vec![
+            (PublicKey([2; 32]), Presence::Lost { last_seen_s: 7 });
+            MAX_PRESENCES
+        ]),
+        ServerFrame::Presence(vec![(
+            PublicKey([3; 32]),
+            Presence::Left { last_seen_s: 0 },
+        )]),
     ];
     frames.extend(ErrorCode::ALL.map(|code| ServerFrame::Error {
         code,

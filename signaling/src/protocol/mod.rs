@@ -3,6 +3,7 @@
 
 mod advert;
 mod candidate;
+mod error_code;
 mod frame;
 #[cfg(test)]
 mod frame_tests;
@@ -12,6 +13,7 @@ mod network;
 mod network_tests;
 mod overlay;
 mod prefix;
+mod presence;
 mod receipt;
 #[cfg(test)]
 mod record_tests;
@@ -30,10 +32,11 @@ pub use candidate::{
     Candidate, CandidateKind, Filtering, MAX_CANDIDATES, Mapping, NatBehavior, RelayTransport,
     normalize_candidates,
 };
+pub use error_code::ErrorCode;
 pub use frame::{
-    CHALLENGE_HEADER, CHALLENGE_LEN, ClientFrame, ErrorCode, Hello, MAX_FRAME_LEN, MAX_HELLO_LEN,
-    MAX_SERVERS, SERVERS_HEADER, SUBPROTOCOL, ServerFrame, Servers, TurnCredentials,
-    servers_from_header, servers_to_header,
+    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, ClientFrame, Hello,
+    MAX_FRAME_LEN, MAX_HELLO_LEN, MAX_SERVERS, SERVERS_HEADER, SUBPROTOCOL, ServerFrame, Servers,
+    TurnCredentials, servers_from_header, servers_to_header,
 };
 pub use key::{KEY_HASH_LEN, KeyParseError, PrivateKey, PublicKey};
 pub use network::{
@@ -42,6 +45,7 @@ pub use network::{
 };
 pub use overlay::{OVERLAY_IPV4, OVERLAY_IPV6, may_claim_overlay, overlay_ipv4, overlay_ipv6};
 pub use prefix::{IpPrefix, PrefixParseError};
+pub use presence::{MAX_PRESENCES, Presence};
 pub use receipt::{JoinReceipt, ServiceSecret};
 pub use revocation::{MAX_REVOCATION_LEN, MAX_REVOCATIONS, RevocationList};
 pub use routes::{MAX_ROUTES, MAX_ROUTES_LEN, Routes};

@@ -15,6 +15,9 @@ pub enum RecordError {
     /// It is of a version that this program does not know.
     #[error("it is of version {0}, which this program does not know: update wice")]
     UnknownVersion(u8),
+    /// A frame of a type that this program does not know: of a later version.
+    #[error("it is a frame of type {0}, which this program does not know")]
+    UnknownFrame(u8),
     /// A field holds a value that its kind does not have.
     #[error("its field `{0}` has no such value")]
     BadValue(&'static str),

@@ -81,6 +81,10 @@ pub struct Limits {
     pub ping_interval: Duration,
     /// Nothing heard for so long closes the connection: two pings unanswered.
     pub idle_timeout: Duration,
+    /// The others hear that a node's connection was lost after this: who comes back by then was
+    /// never away. A restarted daemon is back in a second, a lost connection is tried again within
+    /// two (the nodes' back-off). Who says that it goes is told of at once.
+    pub presence_grace: Duration,
     /// Life of TURN credentials; refreshed at half of it.
     pub credential_lifetime: Duration,
 }
@@ -100,6 +104,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(20),
             ping_interval: Duration::from_secs(25),
             idle_timeout: Duration::from_secs(60),
+            presence_grace: Duration::from_secs(5),
             credential_lifetime: Duration::from_secs(3600),
         }
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 use tokio_tungstenite::tungstenite;
 
 use super::metrics::{Refusal, add};
-use super::registry::{Joined, Kick};
+use super::registry::{Joined, Kick, Member};
 use super::{Shared, stopped, turn, unix_now};
 use crate::protocol::{
     CHALLENGE_LEN, ClientFrame, ErrorCode, Hello, JoinReceipt, MAX_HELLO_LEN, Membership,
@@ -23,6 +23,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 enum End {
     /// The node went, or cannot be reached.
     Gone,
+    /// It said that it goes.
+    Left,
     /// The node is told why.
     Refused(ErrorCode),
     /// It does not read: telling it anything is in vain.
@@ -35,8 +37,9 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     challenge: [u8; CHALLENGE_LEN],
     addresses: Vec<ServerAddress>,
+    hears_presence: bool,
 ) {
-    let end = match greet(&mut socket, &shared, &challenge).await {
+    let end = match greet(&mut socket, &shared, &challenge, hears_presence).await {
         Ok((node, joined, receipt)) => {
             let id = joined.id;
             let mut session = Session {
@@ -45,21 +48,27 @@ pub(super) async fn serve(
                 node,
                 id,
                 addresses,
+                heard: Instant::now(),
             };
             let end = session
                 .run(joined, receipt)
                 .await
                 .err()
                 .unwrap_or(End::Gone);
-            shared
-                .registry()
-                .leave(&node.network, &node.key, id, std::time::Instant::now());
+            let last = (session.heard.into_std(), matches!(end, End::Left));
+            shared.registry().leave(
+                &node.network,
+                &node.key,
+                id,
+                last,
+                std::time::Instant::now(),
+            );
             end
         }
         Err(end) => end,
     };
     match end {
-        End::Gone => {}
+        End::Gone | End::Left => {}
         End::Slow => shared.metrics.refuse(Refusal::SlowReader),
         End::Refused(code) => {
             shared.metrics.refuse(Refusal::Protocol(code));
@@ -80,6 +89,7 @@ async fn greet(
     socket: &mut WebSocket,
     shared: &Shared,
     challenge: &[u8; CHALLENGE_LEN],
+    hears_presence: bool,
 ) -> Result<(Node, Joined, Option<JoinReceipt>), End> {
     let mut stop = shared.shutdown.clone();
     let first = tokio::select! {
@@ -97,10 +107,18 @@ async fn greet(
         network: hello.network,
         key: hello.key,
     };
+    let member = Member {
+        network: node.network,
+        key: node.key,
+        invite,
+        listed: shared.config.networks.trust(&node.network),
+        hears_presence,
+    };
     let joined = shared
         .registry()
-        .join(node.network, node.key, invite, std::time::Instant::now())
+        .join(member, std::time::Instant::now())
         .map_err(End::Refused)?;
+    shared.forget_lists();
     add(&shared.metrics.joins, 1);
     tracing::debug!(event = "node-joined", key = %node.key, new = receipt.is_some());
     Ok((node, joined, receipt))
@@ -158,6 +176,8 @@ struct Session<'a> {
     node: Node,
     id: u64,
     addresses: Vec<ServerAddress>,
+    /// When the node was last heard.
+    heard: Instant,
 }
 
 impl Session<'_> {
@@ -190,21 +210,23 @@ impl Session<'_> {
         let mut bucket = Bucket::new(limits.publish_burst, limits.publish_interval);
         let mut ping = ticker(limits.ping_interval);
         let mut refresh = ticker(limits.credential_lifetime / 2);
-        let mut heard = Instant::now();
+        self.heard = Instant::now();
         loop {
             let now = Instant::now();
             let readable_at = bucket.ready_at(now);
             tokio::select! {
                 message = self.socket.recv(), if readable_at <= now => {
-                    heard = Instant::now();
+                    if !is_failure(&message) {
+                        self.heard = Instant::now();
+                    }
                     if let Some(bytes) = payload(message)? {
-                        bucket.take(heard);
+                        bucket.take(self.heard);
                         self.handle(&bytes)?;
                     }
                 }
                 () = sleep_until(readable_at), if readable_at > now => {
                     add(&self.shared.metrics.throttled, 1);
-                    heard = Instant::now();
+                    self.heard = Instant::now();
                 }
                 frame = outgoing.recv() => {
                     // None: its sender was dropped, and the kick says why.
@@ -227,7 +249,7 @@ impl Session<'_> {
                         self.flush().await?;
                     }
                 }
-                () = sleep_until(heard + limits.idle_timeout) => {
+                () = sleep_until(self.heard + limits.idle_timeout) => {
                     return Err(End::Refused(ErrorCode::TimedOut));
                 }
                 () = stopped(&mut stop) => return Err(End::Refused(ErrorCode::Busy)),
@@ -248,17 +270,32 @@ impl Session<'_> {
                 add(&self.shared.metrics.publishes, 1);
                 let mut registry = self.shared.registry();
                 registry
-                    .publish(&network, key, self.id, kind, sealed)
+                    .publish(
+                        &network,
+                        key,
+                        self.id,
+                        kind,
+                        sealed,
+                        std::time::Instant::now(),
+                    )
                     .map_err(End::Refused)
             }
             ClientFrame::PublishRevocations(list) => {
                 let list = RevocationList::decode_verified(&list, &network).map_err(|_| bad)?;
-                if self.shared.registry().revoke(network, list.clone()) {
+                let listed = self.shared.config.networks.trust(&network);
+                let now = std::time::Instant::now();
+                let news = self
+                    .shared
+                    .registry()
+                    .revoke(network, list.clone(), listed, now);
+                if news {
                     tracing::info!(event = "revocations", %network, sequence = list.sequence());
                     self.shared.store(network, list);
+                    self.shared.forget_lists();
                 }
                 Ok(())
             }
+            ClientFrame::Leave => Err(End::Left),
         }
     }
 
@@ -334,6 +371,18 @@ fn payload(message: Option<Result<Message, axum::Error>>) -> Result<Option<Bytes
             })
         }
     }
+}
+
+/// Whether the connection failed by itself: that says nothing of when the node was there, but its
+/// closing, with or without WebSocket's handshake, does.
+fn is_failure(message: &Option<Result<Message, axum::Error>>) -> bool {
+    let Some(Err(error)) = message else {
+        return false;
+    };
+    let inner = std::error::Error::source(error);
+    inner
+        .and_then(|error| error.downcast_ref::<tungstenite::Error>())
+        .is_some_and(|error| matches!(error, tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut))
 }
 
 fn end_of(kick: Option<Kick>) -> End {

@@ -18,8 +18,8 @@ use super::connection;
 use super::metrics::Refusal;
 use super::{Shared, Transport};
 use crate::protocol::{
-    CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN, SERVERS_HEADER, SUBPROTOCOL, ServerAddress,
-    servers_to_header,
+    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN,
+    SERVERS_HEADER, SUBPROTOCOL, ServerAddress, servers_to_header,
 };
 
 /// WebSocket buffers a connection: the defaults of 128 KiB would let idle connections hold half a
@@ -75,10 +75,18 @@ async fn upgrade(
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
     let servers = servers_for(&shared, &headers);
+    let accepts = headers
+        .get(ACCEPTS_HEADER)
+        .and_then(|value| value.to_str().ok());
+    let hears_presence = accepts.is_some_and(|accepts| {
+        accepts
+            .split(',')
+            .any(|word| word.trim() == ACCEPTS_PRESENCE)
+    });
     let servers_header = HeaderValue::try_from(servers_to_header(&servers));
     let challenge_header = HeaderValue::try_from(STANDARD.encode(challenge));
     let mut response = upgrade.on_upgrade(async move |socket| {
-        connection::serve(socket, shared, challenge, servers).await;
+        connection::serve(socket, shared, challenge, servers, hears_presence).await;
         // Counted until here.
         drop(guest);
     });

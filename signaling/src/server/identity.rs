@@ -175,6 +175,12 @@ impl StateDir {
         fs::rename(&fresh, &path).map_err(|error| file("write", &path, error))
     }
 
+    /// Forgets a network's list; blocks on the disk.
+    pub(super) fn remove_revocations(&self, network: &NetworkId) {
+        // One that stays is read again at the next start, and forgotten again.
+        let _ = fs::remove_file(self.revocations().join(network.to_string()));
+    }
+
     fn revocations(&self) -> PathBuf {
         self.0.join("revocations")
     }

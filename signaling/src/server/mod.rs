@@ -8,6 +8,7 @@ mod http;
 mod identity;
 mod metrics;
 mod networks;
+mod presence;
 mod registry;
 #[cfg(test)]
 mod registry_tests;
@@ -18,7 +19,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ring::rand::SystemRandom;
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ pub use self::stun::{MAX_RESPONSE_LEN, binding_response};
 use self::accept::Sources;
 use self::identity::StateDir;
 use self::metrics::Metrics;
+use self::presence::PRESENCE_TICK;
 use self::registry::Registry;
 use self::stun::StunSocket;
 use crate::protocol::{MAX_SERVERS, NetworkId, RevocationList, ServerPin, ServiceSecret};
@@ -87,7 +89,8 @@ impl Server {
         let known = config.revocations.iter().cloned();
         for (network, list) in state.load_revocations()?.into_iter().chain(known) {
             if config.networks.serve(&network) {
-                registry.revoke(network, list);
+                let listed = config.networks.trust(&network);
+                registry.revoke(network, list, listed, Instant::now());
             }
         }
         let listen = |protocol, error| StartError::Listen {
@@ -167,9 +170,17 @@ impl Server {
                 None => std::future::pending().await,
             }
         };
+        let tell = async {
+            let mut tick = tokio::time::interval(PRESENCE_TICK);
+            loop {
+                let now = tick.tick().await;
+                shared.registry().tell_presence(now.into_std());
+            }
+        };
         tokio::select! {
             () = accept => {}
             () = answer => {}
+            () = tell => {}
             () = shutdown => {}
         }
         let _ = stop.send(true);
@@ -187,6 +198,20 @@ impl Shared {
     /// Held for a few map operations, never over an await.
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lists of forgotten networks off the disk, beside the connections.
+    fn forget_lists(&self) {
+        let forgotten = self.registry().take_forgotten();
+        if forgotten.is_empty() {
+            return;
+        }
+        let state = self.state.clone();
+        tokio::task::spawn_blocking(move || {
+            for network in forgotten {
+                state.remove_revocations(&network);
+            }
+        });
     }
 
     /// Keeps a list on disk, beside the connections.

@@ -2,6 +2,7 @@
 //! is passed in.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::time::Instant;
 
 use axum::body::Bytes;
@@ -31,34 +32,67 @@ pub(super) struct Joined {
     pub(super) kicked: oneshot::Receiver<Kick>,
     /// The network's list, encoded.
     pub(super) revocations: Option<Vec<u8>>,
-    /// Everyone else's records, as frames.
+    /// All records as frames, the node's own among them: one that has lost its state learns from
+    /// them how far it had counted.
     pub(super) present: Vec<Bytes>,
 }
 
+/// A proven member that comes in.
+#[derive(Clone, Copy)]
+pub(super) struct Member {
+    pub(super) network: NetworkId,
+    pub(super) key: PublicKey,
+    pub(super) invite: InviteId,
+    /// Its network is one that the service was told to serve, not one that anyone has made.
+    pub(super) listed: bool,
+    /// It understands [`ServerFrame::Presence`].
+    pub(super) hears_presence: bool,
+}
+
 pub(super) struct Registry {
-    limits: Limits,
-    networks: BTreeMap<NetworkId, Network>,
+    pub(super) limits: Limits,
+    pub(super) networks: BTreeMap<NetworkId, Network>,
+    /// Nodes of whom the others know otherwise, and when they are to be told.
+    pub(super) untold: BTreeMap<(NetworkId, PublicKey), Instant>,
     record_bytes: usize,
     last_id: u64,
+    forgotten: Vec<NetworkId>,
 }
 
-#[derive(Default)]
-struct Network {
-    nodes: BTreeMap<PublicKey, Node>,
+pub(super) struct Network {
+    pub(super) nodes: BTreeMap<PublicKey, Node>,
     revocations: Option<RevocationList>,
+    listed: bool,
+    /// When a node last came or revoked another.
+    touched: Instant,
 }
 
-struct Node {
+pub(super) struct Node {
     invite: InviteId,
     records: BTreeMap<RecordKind, Vec<u8>>,
-    connection: Option<Connection>,
-    last_seen: Instant,
+    pub(super) connection: Option<Connection>,
+    pub(super) last_seen: Instant,
+    /// It said that it goes.
+    pub(super) left: bool,
+    /// The others know that it is away.
+    pub(super) told_away: bool,
+    pub(super) told_at: Option<Instant>,
 }
 
-struct Connection {
+pub(super) struct Connection {
     id: u64,
+    hears_presence: bool,
     outgoing: mpsc::Sender<Bytes>,
     kick: oneshot::Sender<Kick>,
+}
+
+/// Who a frame is for.
+#[derive(Clone, Copy)]
+pub(super) enum Audience<'a> {
+    All,
+    AllBut(&'a PublicKey),
+    /// Those who understand [`ServerFrame::Presence`].
+    HearsPresence,
 }
 
 impl Registry {
@@ -66,8 +100,10 @@ impl Registry {
         Self {
             limits,
             networks: BTreeMap::new(),
+            untold: BTreeMap::new(),
             record_bytes: 0,
             last_id: 0,
+            forgotten: Vec::new(),
         }
     }
 
@@ -105,13 +141,14 @@ impl Registry {
     }
 
     /// Lets a proven member in; an older connection of the same node is closed.
-    pub(super) fn join(
-        &mut self,
-        network_id: NetworkId,
-        key: PublicKey,
-        invite: InviteId,
-        now: Instant,
-    ) -> Result<Joined, ErrorCode> {
+    pub(super) fn join(&mut self, member: Member, now: Instant) -> Result<Joined, ErrorCode> {
+        let Member {
+            network: network_id,
+            key,
+            invite,
+            listed,
+            hears_presence,
+        } = member;
         if self.is_revoked(&network_id, &key, &invite) {
             return Err(ErrorCode::Revoked);
         }
@@ -122,30 +159,44 @@ impl Registry {
         let (kick, kicked) = oneshot::channel();
         let connection = Connection {
             id,
+            hears_presence,
             outgoing: outgoing_tx,
             kick,
         };
 
-        let network = self.networks.entry(network_id).or_default();
+        let network = self.networks.entry(network_id).or_insert_with(|| Network {
+            nodes: BTreeMap::new(),
+            revocations: None,
+            listed,
+            touched: now,
+        });
+        network.listed = listed;
+        network.touched = now;
         let node = network.nodes.entry(key).or_insert_with(|| Node {
             invite,
             records: BTreeMap::new(),
             connection: None,
             last_seen: now,
+            left: false,
+            told_away: false,
+            told_at: None,
         });
         node.invite = invite;
         node.last_seen = now;
+        node.left = false;
         if let Some(older) = node.connection.replace(connection) {
             let _ = older.kick.send(Kick::Refused(ErrorCode::Replaced));
         }
-        let others = network.nodes.iter().filter(|(other, _)| **other != key);
-        let present = others
+        let present = network
+            .nodes
+            .iter()
             .flat_map(|(other, node)| node.frames(*other, now))
             .collect();
         let revocations = network
             .revocations
             .as_ref()
             .map(|list| list.encoded().to_vec());
+        self.note_presence(&network_id, &key, now);
         Ok(Joined {
             id,
             outgoing,
@@ -155,11 +206,21 @@ impl Registry {
         })
     }
 
-    /// The connection ended; its node's records stay.
-    pub(super) fn leave(&mut self, network: &NetworkId, key: &PublicKey, id: u64, now: Instant) {
+    /// The connection ended; its node's records stay. It was last heard at `heard`, and may have said
+    /// that it goes.
+    pub(super) fn leave(
+        &mut self,
+        network: &NetworkId,
+        key: &PublicKey,
+        id: u64,
+        (heard, left): (Instant, bool),
+        now: Instant,
+    ) {
         if let Some(node) = self.connected(network, key, id) {
             node.connection = None;
-            node.last_seen = now;
+            node.last_seen = heard;
+            node.left = left;
+            self.note_presence(network, key, now);
         }
     }
 
@@ -171,6 +232,7 @@ impl Registry {
         id: u64,
         kind: RecordKind,
         sealed: Vec<u8>,
+        now: Instant,
     ) -> Result<(), ErrorCode> {
         let node = self
             .connected(network_id, &key, id)
@@ -196,34 +258,55 @@ impl Registry {
             sealed,
         }
         .encode();
-        self.fan_out(network_id, Some(&key), Bytes::from(frame));
+        self.fan_out(network_id, Audience::AllBut(&key), &Bytes::from(frame), now);
         Ok(())
     }
 
     /// Takes a list that is newer than the present one: puts its nodes out and tells all others.
-    /// False when it is not newer.
-    pub(super) fn revoke(&mut self, network_id: NetworkId, list: RevocationList) -> bool {
-        let network = self.networks.entry(network_id).or_default();
-        if network
-            .revocations
-            .as_ref()
-            .is_some_and(|old| old.sequence() >= list.sequence())
-        {
+    /// False when it is not newer, or of one more network that anyone may have made than lists are
+    /// kept of: its nodes carry it, and bring it again.
+    pub(super) fn revoke(
+        &mut self,
+        network_id: NetworkId,
+        list: RevocationList,
+        listed: bool,
+        now: Instant,
+    ) -> bool {
+        let known = self.networks.get(&network_id);
+        let before = known.and_then(|network| network.revocations.as_ref());
+        if before.is_some_and(|old| old.sequence() >= list.sequence()) {
             return false;
         }
+        if !listed && before.is_none() && !self.make_room_for_list(&network_id) {
+            return false;
+        }
+        let network = self.networks.entry(network_id).or_insert_with(|| Network {
+            nodes: BTreeMap::new(),
+            revocations: None,
+            listed,
+            touched: now,
+        });
+        network.listed = listed;
+        network.touched = now;
         let out = network
             .nodes
             .extract_if(.., |key, node| list.refuses_by(key, &node.invite));
-        for (_, node) in out {
+        for (key, node) in out {
             self.record_bytes -= node.record_bytes();
+            self.untold.remove(&(network_id, key));
             if let Some(connection) = node.connection {
                 let _ = connection.kick.send(Kick::Refused(ErrorCode::Revoked));
             }
         }
         let frame = ServerFrame::Revocations(list.encoded().to_vec()).encode();
         network.revocations = Some(list);
-        self.fan_out(&network_id, None, Bytes::from(frame));
+        self.fan_out(&network_id, Audience::All, &Bytes::from(frame), now);
         true
+    }
+
+    /// Networks that were forgotten with their lists since the last call.
+    pub(super) fn take_forgotten(&mut self) -> Vec<NetworkId> {
+        mem::take(&mut self.forgotten)
     }
 
     fn connected(&mut self, network: &NetworkId, key: &PublicKey, id: u64) -> Option<&mut Node> {
@@ -234,20 +317,34 @@ impl Registry {
             .then_some(node)
     }
 
-    /// Queues a frame to all but `except`. Whose queue is full is put out: it comes again and
-    /// gets everything.
-    fn fan_out(&mut self, network: &NetworkId, except: Option<&PublicKey>, frame: Bytes) {
-        let Some(network) = self.networks.get_mut(network) else {
+    /// Queues a frame. Whose queue is full is put out: it comes again and gets everything.
+    pub(super) fn fan_out(
+        &mut self,
+        network_id: &NetworkId,
+        audience: Audience<'_>,
+        frame: &Bytes,
+        now: Instant,
+    ) {
+        let Some(network) = self.networks.get_mut(network_id) else {
             return;
         };
+        let mut put_out = Vec::new();
         for (key, node) in &mut network.nodes {
-            let full = |own: &Connection| own.outgoing.try_send(frame.clone()).is_err();
-            if Some(key) != except
-                && node.connection.as_ref().is_some_and(full)
-                && let Some(slow) = node.connection.take()
-            {
+            let wanted = |own: &Connection| match audience {
+                Audience::All => true,
+                Audience::AllBut(except) => key != except,
+                Audience::HearsPresence => own.hears_presence,
+            };
+            let full =
+                |own: &Connection| wanted(own) && own.outgoing.try_send(frame.clone()).is_err();
+            if let Some(slow) = node.connection.take_if(|own| full(own)) {
+                node.last_seen = now;
+                put_out.push(*key);
                 let _ = slow.kick.send(Kick::SlowReader);
             }
+        }
+        for key in put_out {
+            self.note_presence(network_id, &key, now);
         }
     }
 
@@ -274,18 +371,49 @@ impl Registry {
         Ok(())
     }
 
-    /// Forgets a network without connections and without revocations (those must not be lost).
+    /// Forgets a network without connections: one without revocations, else the longest untouched of
+    /// those that anyone may have made. What a listed network has revoked is never lost.
     fn evict_network(&mut self) -> bool {
-        let idle = |network: &Network| {
-            network.revocations.is_none()
-                && network.nodes.values().all(|node| node.connection.is_none())
-        };
-        let found = self
+        let idle = self
             .networks
             .iter()
-            .find(|(_, network)| idle(network))
+            .filter(|(_, network)| network.is_idle());
+        let expendable =
+            idle.filter(|(_, network)| network.revocations.is_none() || !network.listed);
+        let found = expendable
+            .min_by_key(|(_, network)| (network.revocations.is_some(), network.touched))
             .map(|(id, _)| *id);
-        let Some(network) = found.and_then(|id| self.networks.remove(&id)) else {
+        found.is_some_and(|id| self.forget_network(&id))
+    }
+
+    /// Makes room for the list of a network that anyone may have made: at most half of the networks
+    /// have one, so that whoever makes networks cannot fill the service with what is not forgotten.
+    fn make_room_for_list(&mut self, network: &NetworkId) -> bool {
+        let kept = |network: &Network| network.revocations.is_some() && !network.listed;
+        let lists = self
+            .networks
+            .values()
+            .filter(|network| kept(network))
+            .count();
+        let known = self.networks.contains_key(network);
+        if !known && self.networks.len() >= self.limits.networks && !self.evict_network() {
+            return false;
+        }
+        if lists < (self.limits.networks / 2).max(1) {
+            return true;
+        }
+        let idle = self
+            .networks
+            .iter()
+            .filter(|(id, other)| kept(other) && other.is_idle() && *id != network);
+        let longest = idle
+            .min_by_key(|(_, network)| network.touched)
+            .map(|(id, _)| *id);
+        longest.is_some_and(|id| self.forget_network(&id))
+    }
+
+    fn forget_network(&mut self, id: &NetworkId) -> bool {
+        let Some(network) = self.networks.remove(id) else {
             return false;
         };
         self.record_bytes -= network
@@ -293,6 +421,10 @@ impl Registry {
             .values()
             .map(Node::record_bytes)
             .sum::<usize>();
+        self.untold.retain(|(of, _), _| of != id);
+        if network.revocations.is_some() {
+            self.forgotten.push(*id);
+        }
         true
     }
 
@@ -321,7 +453,14 @@ impl Registry {
             .map(|network| &mut network.nodes);
         if let Some(node) = nodes.and_then(|nodes| nodes.remove(key)) {
             self.record_bytes -= node.record_bytes();
+            self.untold.remove(&(*network, *key));
         }
+    }
+}
+
+impl Network {
+    fn is_idle(&self) -> bool {
+        self.nodes.values().all(|node| node.connection.is_none())
     }
 }
 
@@ -331,11 +470,9 @@ impl Node {
     }
 
     fn frames(&self, key: PublicKey, now: Instant) -> impl Iterator<Item = Bytes> {
-        let away = match self.connection {
-            Some(_) => 0,
-            None => now.saturating_duration_since(self.last_seen).as_secs(),
-        };
-        let last_seen_s = u32::try_from(away).unwrap_or(u32::MAX);
+        // As the others know it: who comes back within the grace was never away to anybody.
+        let away = self.told_away && self.connection.is_none();
+        let last_seen_s = if away { self.away_s(now).max(1) } else { 0 };
         self.records.iter().map(move |(kind, sealed)| {
             let sealed = sealed.clone();
             Bytes::from(
@@ -348,5 +485,11 @@ impl Node {
                 .encode(),
             )
         })
+    }
+
+    /// Seconds since it was last heard.
+    pub(super) fn away_s(&self, now: Instant) -> u32 {
+        let away = now.saturating_duration_since(self.last_seen).as_secs();
+        u32::try_from(away).unwrap_or(u32::MAX)
     }
 }

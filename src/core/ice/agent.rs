@@ -80,6 +80,8 @@ pub struct Agent {
     pub(super) other_side: OtherSide,
     /// Whether the owner has traffic for this peer: failed pairs are then tried again.
     pub(super) has_traffic: bool,
+    /// The owner has heard that the peer is away.
+    pub(super) is_away: bool,
     rng: ChaCha12Rng,
     events: VecDeque<AgentEvent>,
     closed: VecDeque<TransactionId>,
@@ -106,6 +108,7 @@ impl Agent {
             permitted: BTreeSet::new(),
             other_side: OtherSide::default(),
             has_traffic: false,
+            is_away: false,
             rng,
             events: VecDeque::new(),
             closed: VecDeque::new(),
@@ -172,6 +175,22 @@ impl Agent {
                 (Some(set), Some(due)) => Some(set.min(due)),
                 (_, due) => due,
             };
+        }
+    }
+
+    /// Whether the peer is said to be away: then only the best direct and the best relayed pair are
+    /// checked for the first time, and failed ones by [`Self::recheck`] alone.
+    pub fn set_away(&mut self, is_away: bool) {
+        self.is_away = is_away;
+    }
+
+    /// The peer is said to have gone, and, if `left`, to have said so itself: the selected pair is
+    /// probed now, as if it had been silent. What answers stays.
+    pub fn suspect(&mut self, left: bool, now: Instant) {
+        for pair in self.pairs.values_mut() {
+            if pair.used == Use::Selected && pair.is_valid() {
+                pair.suspect(left, now);
+            }
         }
     }
 
@@ -408,7 +427,7 @@ impl Agent {
 
     /// The failed pairs that are tried again now and then: none without traffic.
     pub(super) fn rechecked(&self) -> Vec<PairKey> {
-        if self.has_traffic {
+        if self.has_traffic && !self.is_away {
             self.best_failed()
         } else {
             Vec::new()

@@ -11,7 +11,7 @@ use super::priority::candidate_priority;
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, Nomination, Role};
 use crate::core::stun::{Check, TransactionId};
-use crate::core::timing::{IDLE_RC, MAX_PAIRS, RC, RECHECK, RECHECK_RC, RTO_MIN, STALL_MISSES};
+use crate::core::timing::{IDLE_RC, MAX_PAIRS, RC, RECHECK, RECHECK_RC, RTO_MIN};
 
 /// Probes of the selected path that go unanswered before all others are checked.
 const DOUBT_MISSES: u8 = 1;
@@ -42,7 +42,7 @@ impl Agent {
     /// When [`Self::poll_check`] has something to send; a time in the past while pairs wait.
     pub fn check_due(&self, now: Instant) -> Option<Instant> {
         self.remote.as_ref()?;
-        let waiting = || self.pairs.values().any(Pair::is_waiting);
+        let waiting = || self.best_waiting().is_some();
         if !self.triggered.is_empty() || self.nominate.is_some() || waiting() {
             return Some(now);
         }
@@ -141,6 +141,7 @@ impl Agent {
                 };
                 (first_of_class, pair.priority, pair.key)
             })
+            .filter(|(first_of_class, _, _)| !self.is_away || *first_of_class > 0)
             .max()
             .map(|(_, _, key)| key)
     }
@@ -265,7 +266,7 @@ impl Agent {
                     pair.missed += 1;
                     pair.note_history(false);
                 }
-                if pair.missed >= STALL_MISSES {
+                if pair.missed >= pair.patience {
                     self.set_failed(key, Failure::Silent, now);
                     return None;
                 }

@@ -11,8 +11,8 @@ use super::transaction::Transaction;
 use super::{BaseId, BaseKind, RemoteCandidate};
 use crate::core::stun::TransactionId;
 use crate::core::timing::{
-    CONSENT_EXPIRY, IDLE_CHECK, LAST_PROBE_WAIT, MAX_OPEN, PROBE_INTERVAL, RELAY_RACE, SILENCE,
-    STALL_MISSES, TRIAL_INTERVAL, UPGRADE_ANSWERED,
+    CONSENT_EXPIRY, FAREWELL_MISSES, IDLE_CHECK, LAST_PROBE_WAIT, MAX_OPEN, PROBE_INTERVAL,
+    RELAY_RACE, SILENCE, STALL_MISSES, TRIAL_INTERVAL, UPGRADE_ANSWERED,
 };
 
 /// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
@@ -101,6 +101,10 @@ pub struct Pair {
     /// Answered by the other side's present life.
     pub(super) confirmed: bool,
     pub(super) missed: u8,
+    /// The peer is said to have gone: it is probed without waiting for silence.
+    suspected: Option<Instant>,
+    /// Missed probes until it is given up.
+    pub(super) patience: u8,
     pub(super) races: usize,
     /// To be tried again once, with or without traffic.
     pub(super) recheck_asked: bool,
@@ -149,6 +153,8 @@ impl Pair {
             last_answer: None,
             confirmed: true,
             missed: 0,
+            suspected: None,
+            patience: STALL_MISSES,
             races: 0,
             recheck_asked: false,
             conflicts: 0,
@@ -292,6 +298,19 @@ impl Pair {
         self.quiet_since = None;
     }
 
+    /// The peer is said to have gone; if `left`, by itself.
+    pub(super) fn suspect(&mut self, left: bool, now: Instant) {
+        self.suspected.get_or_insert(now);
+        if left {
+            self.patience = FAREWELL_MISSES;
+        }
+    }
+
+    fn trust(&mut self) {
+        self.suspected = None;
+        self.patience = STALL_MISSES;
+    }
+
     pub(super) fn note_answered(&mut self, rtt: Option<Duration>, now: Instant) {
         self.checks_answered = self.checks_answered.saturating_add(1);
         self.note_history(true);
@@ -301,6 +320,7 @@ impl Pair {
         self.quiet_since = None;
         self.last_probe = None;
         self.missed = 0;
+        self.trust();
         self.conflicts = 0;
         if let Some(sample) = rtt {
             // RFC 6298 §2: alpha = 1/8.
@@ -323,6 +343,7 @@ impl Pair {
         self.unanswered_since = None;
         self.last_probe = None;
         self.missed = 0;
+        self.trust();
         self.next_check = None;
     }
 
@@ -402,13 +423,12 @@ impl Pair {
             return None;
         }
         let silence = SILENCE.max(self.probe_interval());
-        let suspect = match (self.quiet_since, self.unanswered_since) {
-            (Some(quiet), Some(unanswered)) => quiet.min(unanswered),
-            (Some(at), None) | (None, Some(at)) => at,
-            (None, None) => return None,
-        } + silence;
+        let silent_since = [self.quiet_since, self.unanswered_since];
+        let silent = silent_since.into_iter().flatten().min();
+        let suspect = [silent.map(|at| at + silence), self.suspected];
+        let suspect = suspect.into_iter().flatten().min()?;
         Some(match self.last_probe {
-            Some(last) if self.missed + 1 >= STALL_MISSES => {
+            Some(last) if self.missed + 1 >= self.patience => {
                 let trip = self.rtt.map_or(PROBE_INTERVAL, |rtt| rtt * 3 / 2);
                 suspect.max(last + trip.max(LAST_PROBE_WAIT))
             }

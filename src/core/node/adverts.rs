@@ -99,7 +99,7 @@ impl Node {
                 generation: slot.generation,
             });
         }
-        self.events.push_back(Event::PeerRemoved {
+        self.events.push(Event::PeerRemoved {
             peer: id,
             key: *key,
         });
@@ -144,8 +144,9 @@ impl Node {
         let advert = Advert::decode_verified(record)?;
         let key = advert.key;
         if key == self.own.key {
+            let same_session = advert.session == self.own.session;
             self.publisher
-                .read_back(advert.sequence, advert.session == self.own.session);
+                .read_back(advert.sequence, same_session, self.now);
             return Ok(RecordOutcome::Own);
         }
         let known = self.by_key.get(&key).copied();
@@ -221,7 +222,7 @@ impl Node {
         self.peers.insert(id, Peer::new(id, key, shared, self.now));
         self.by_key.insert(key, id);
         self.by_hash.insert(key.key_hash(), id);
-        self.events.push_back(Event::PeerAdded { peer: id, key });
+        self.events.push(Event::PeerAdded { peer: id, key });
         Ok(id)
     }
 
@@ -262,6 +263,7 @@ impl Node {
             seed,
         });
         engine.set_traffic(peer.path.has_traffic(self.now), self.now);
+        engine.set_away(peer.is_away(now));
         for base in bases {
             engine.set_base(base);
         }

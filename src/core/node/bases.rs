@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wice_signaling::protocol::{Candidate, CandidateKind, RelayTransport, normalize_candidates};
+use wice_signaling::protocol::{
+    Candidate, CandidateKind, Mapping, NatBehavior, RelayTransport, normalize_candidates,
+};
 
 use super::{Arrival, HostAddress, Node, RelayId, StunServer, Via};
 use crate::core::ice::{Base, BaseId, BaseKind, candidate_priority};
@@ -259,6 +261,28 @@ impl Node {
             self.spread_base(id);
             self.note_candidates();
         }
+    }
+
+    /// What is known of our NAT. Silence of all STUN servers means that UDP is blocked unless
+    /// something else shows that it leaves: a relay's answer, a peer's, or a server's refusal.
+    pub(super) fn nat(&self) -> NatBehavior {
+        let nat = self.gatherer.nat();
+        if nat.mapping == Mapping::Blocked && self.udp_leaves() {
+            return NatBehavior::default();
+        }
+        nat
+    }
+
+    fn udp_leaves(&self) -> bool {
+        let is_host = |base| self.bases.relay_of(base).is_none();
+        let mut pairs = self
+            .peers
+            .values()
+            .flat_map(|peer| &peer.slots)
+            .flat_map(|slot| slot.agent.pairs());
+        self.gatherer.is_refused()
+            || self.relays.answers_udp()
+            || pairs.any(|pair| pair.is_valid() && is_host(pair.key().base))
     }
 
     /// What the advert says of our addresses.

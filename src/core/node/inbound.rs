@@ -56,6 +56,15 @@ impl Node {
         }
     }
 
+    /// A host says (ICMP port unreachable, from its own address) that nothing listens where a datagram
+    /// of ours went. If that is a STUN server, UDP has reached it: what is missing is the server.
+    pub fn handle_refused(&mut self, remote: SocketAddr, now: Instant) {
+        self.now = now;
+        if self.gatherer.handle_refused(remote) {
+            self.note_candidates();
+        }
+    }
+
     fn handle_request(&mut self, base: BaseId, from: SocketAddr, request: &Binding<'_>) {
         let named = request
             .username()
@@ -86,6 +95,7 @@ impl Node {
         };
         match engine.handle_request(base, from, request) {
             Reply::Send(reply) => {
+                self.note_heard(id);
                 self.counters.checks_answered += 1;
                 self.send_from(base, from, reply);
                 self.prepare_channel(id, base, from);
@@ -139,10 +149,18 @@ impl Node {
         };
         if engine.handle_response(base, from, response, now) {
             self.budget.note_answer(from.ip());
+            self.note_heard(agent.peer);
         } else {
             self.counters.unauthentic += 1;
         }
         self.touch(agent);
+    }
+
+    fn note_heard(&mut self, id: PeerId) {
+        let now = self.now;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.note_heard(now);
+        }
     }
 
     /// Sends a STUN message from a base.

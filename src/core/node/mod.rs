@@ -4,10 +4,12 @@
 mod adverts;
 mod bases;
 mod budget;
+mod events;
 mod inbound;
 mod path;
 mod paths;
 mod peer;
+mod presence;
 mod publish;
 mod relaying;
 mod relays;
@@ -29,6 +31,7 @@ use super::stun::TransactionId;
 use super::timing::{RTO_MIN, TA_NODE};
 use bases::Bases;
 use budget::Budget;
+use events::Events;
 use peer::Peer;
 use publish::Publisher;
 use relays::Relays;
@@ -71,7 +74,7 @@ pub struct Node {
     counters: Counters,
     rng: ChaCha20Rng,
     transmits: VecDeque<Transmit>,
-    events: VecDeque<Event>,
+    events: Events,
     now: Instant,
 }
 
@@ -106,7 +109,7 @@ impl Node {
             counters: Counters::default(),
             rng: ChaCha20Rng::from_seed(config.seed),
             transmits: VecDeque::new(),
-            events: VecDeque::new(),
+            events: Events::default(),
             now,
         }
     }
@@ -154,6 +157,9 @@ impl Node {
         }
         self.drive_relays();
         self.pump();
+        if self.gatherer.take_silenced() {
+            self.note_candidates();
+        }
         self.publish_if_due();
     }
 
@@ -180,7 +186,7 @@ impl Node {
 
     /// The next thing to know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.events.pop()
     }
 
     fn transmit(&mut self, via: Via, payload: Vec<u8>) {
@@ -276,6 +282,8 @@ impl Node {
         peer.path.handshake_wanted |= restarted;
         if validated {
             self.promote(at);
+            // An answer may be all that shows that UDP is not blocked.
+            self.note_candidates();
         }
         if let Some((base, mapped)) = rebased {
             self.note_reflexive(base, mapped);
@@ -313,6 +321,7 @@ impl Node {
         };
         let need = match (peer.path.selected, peer.path.has_traffic(now)) {
             (Some(_), _) => Need::HasPath,
+            (None, _) if peer.is_away(now) => Need::Away,
             (None, true) => Need::TrafficWaits,
             (None, false) => Need::NoPath,
         };

@@ -207,6 +207,11 @@ impl PathState {
         due
     }
 
+    /// The peer is there again: what was put off for want of it is due.
+    pub(super) fn end_loneliness(&mut self) {
+        self.lonely = None;
+    }
+
     fn is_held_down(&self, path: PathRef, now: Instant) -> bool {
         self.held_down
             .iter()
@@ -243,12 +248,20 @@ fn class(pair: &Pair) -> (u8, u8) {
 
 /// The path that this peer's data should take now.
 pub(super) fn choose(peer: &mut Peer, now: Instant) -> Option<PathRef> {
+    let is_away = peer.is_away(now);
     let Peer { slots, path, .. } = peer;
     // The newest agent that has a pair; the one before carries on until then.
     slots.iter().rev().find_map(|slot| {
         let valid: Vec<&Pair> = slot.agent.pairs().filter(|p| p.is_valid()).collect();
-        // Where none is confirmed or all are held down, a bad path beats none.
-        let confirmed = prefer(valid, |pair| pair.is_confirmed());
+        // Where none is confirmed or all are held down, a bad path beats none; but not to a peer that
+        // is said to be away and answers on none.
+        let confirmed = match is_away {
+            true => valid
+                .into_iter()
+                .filter(|pair| pair.is_confirmed())
+                .collect(),
+            false => prefer(valid, |pair| pair.is_confirmed()),
+        };
         let usable = prefer(confirmed, |pair| {
             !path.is_held_down(path_ref(slot, pair), now)
         });

@@ -44,6 +44,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
+        peer.note_heard(now);
         let had_traffic = peer.path.has_traffic(now);
         let key = base.map(|base| PairKey { base, remote });
         let slot = key.and_then(|key| {
@@ -104,8 +105,7 @@ impl Node {
             };
             if chosen != peer.path.selected {
                 peer.path.select(chosen, now);
-                self.events
-                    .push_back(Event::PathChanged { peer: id, at: now });
+                self.events.push(Event::PathChanged { peer: id, at: now });
             }
         }
         let Some(peer) = self.peers.get_mut(&id) else {
@@ -169,7 +169,7 @@ impl Node {
         };
         if peer.path.handshake_at.take_if(|at| *at <= now).is_some() {
             let routes = peer.path.bound.clone();
-            self.events.push_back(Event::Bind {
+            self.events.push(Event::Bind {
                 peer: id,
                 routes,
                 handshake: true,
@@ -269,7 +269,7 @@ impl Node {
         peer.path.handshake_wanted &= routes.is_empty();
         peer.path.handshake_at = (first && !handshake).then(|| now + HANDSHAKE_GRACE);
         peer.path.bound.clone_from(&routes);
-        self.events.push_back(Event::Bind {
+        self.events.push(Event::Bind {
             peer: id,
             routes,
             handshake,

@@ -8,6 +8,7 @@ use wice_signaling::protocol::{Advert, PublicKey, Session};
 use zeroize::Zeroizing;
 
 use super::path::PathState;
+use super::presence::Presences;
 use super::{PathRef, PeerId, RelayId};
 use crate::core::ice::{Agent, Pair, PairKey, RemoteCandidate};
 
@@ -42,6 +43,9 @@ pub(super) struct Peer {
     /// Newest last.
     pub(super) slots: Vec<Slot>,
     pub(super) path: PathState,
+    pub(super) presence: Presences,
+    /// When something authentic last came from it.
+    pub(super) heard: Option<Instant>,
     /// Addresses that relays are to let through for it.
     pub(super) wishes: BTreeSet<(RelayId, IpAddr)>,
     superseded: VecDeque<Session>,
@@ -62,6 +66,8 @@ impl Peer {
             advert: None,
             slots: Vec::new(),
             path: PathState::new(now),
+            presence: Presences::default(),
+            heard: None,
             wishes: BTreeSet::new(),
             superseded: VecDeque::new(),
             check_born: None,

@@ -38,12 +38,15 @@ impl Publisher {
         self.due
     }
 
-    /// Our advert came back from a backend: ours must be newer than whatever is there.
-    pub(super) fn read_back(&mut self, sequence: u64, same_session: bool) {
+    /// Our advert came back from a backend: ours must be newer than whatever is there, or peers take
+    /// it for an old one. Published again with the patience of any change: two machines with one key
+    /// would else outdo each other without end.
+    pub(super) fn read_back(&mut self, sequence: u64, same_session: bool, now: Instant) {
         let ahead = sequence > self.sequence || (sequence == self.sequence && !same_session);
         if ahead {
             self.sequence = sequence;
             self.published = None;
+            self.due.get_or_insert(now + self.wait);
         }
     }
 
@@ -95,8 +98,8 @@ impl Node {
     /// Our candidates or our view of the NAT may have changed.
     pub(super) fn note_candidates(&mut self) {
         let candidates = self.local_candidates();
-        self.publisher
-            .note(&candidates, self.gatherer.nat(), self.now);
+        let nat = self.nat();
+        self.publisher.note(&candidates, nat, self.now);
     }
 
     pub(super) fn publish_if_due(&mut self) {
@@ -104,7 +107,7 @@ impl Node {
             return;
         }
         let candidates = self.local_candidates();
-        let nat = self.gatherer.nat();
+        let nat = self.nat();
         let sequence = self.publisher.fire(candidates.clone(), nat, self.now);
         let advert = Advert {
             key: self.own.key,
@@ -119,7 +122,7 @@ impl Node {
         self.rng.fill_bytes(&mut z);
         // Fails only for a name or membership that the configuration has checked.
         if let Ok(advert) = advert.encode_signed(&self.key, &z) {
-            self.events.push_back(Event::Publish { advert, sequence });
+            self.events.push(Event::Publish { advert, sequence });
         }
     }
 }

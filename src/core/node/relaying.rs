@@ -109,6 +109,10 @@ impl Node {
     /// Opens what is to be opened, lets every allocation do what is due, and hears what happened.
     pub(super) fn drive_relays(&mut self) {
         let now = self.now;
+        if self.relays.note_silence(now) {
+            self.note_candidates();
+            self.close_superfluous();
+        }
         let has_ipv4 = self.bases.hosts().any(|(base, _)| base.address.is_ipv4());
         loop {
             let Self { relays, rng, .. } = self;
@@ -120,7 +124,7 @@ impl Node {
             let Some((relay, server)) = relays.poll_open(has_ipv4, seed, now) else {
                 break;
             };
-            self.events.push_back(Event::OpenRelay { relay, server });
+            self.events.push(Event::OpenRelay { relay, server });
         }
         let ids: Vec<RelayId> = self.relays.active.keys().copied().collect();
         for id in ids {
@@ -356,7 +360,7 @@ impl Node {
     fn lose_relay(&mut self, id: RelayId, failure: Option<Failure>) {
         let base = self.relays.active.get(&id).and_then(|relay| relay.base);
         self.relays.remove(id, failure, self.now);
-        self.events.push_back(Event::CloseRelay(id));
+        self.events.push(Event::CloseRelay(id));
         if let Some(base) = base {
             self.drop_base(base);
             self.note_candidates();

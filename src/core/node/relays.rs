@@ -9,6 +9,7 @@ use wice_signaling::protocol::RelayTransport;
 
 use super::{PeerId, RelayId, RelayServer};
 use crate::core::ice::BaseId;
+use crate::core::timing::RELAY_SILENT;
 use crate::core::turn::{Allocation, AllocationConfig, Credentials, Failure, Family};
 
 /// TCP and TLS are started this long after UDP: five of the usual round trips to a server.
@@ -29,6 +30,8 @@ pub(super) struct Relay {
     pub(super) allocation: Allocation,
     /// Set while there is a relayed address.
     pub(super) base: Option<BaseId>,
+    /// The server has owed an answer for too long.
+    is_silent: bool,
 }
 
 /// A server that is configured, and when it is tried next.
@@ -145,6 +148,7 @@ impl Relays {
                     server: server.clone(),
                     allocation,
                     base: None,
+                    is_silent: false,
                 },
             );
             return Some((id, server));
@@ -158,6 +162,27 @@ impl Relays {
             candidate.failures = 0;
             candidate.last_failure = None;
         }
+    }
+
+    /// Looks which servers have gone silent or answer again; whether any has. Where one has gone
+    /// silent the other ways to its host are tried now: this one may be blocked since.
+    pub(super) fn note_silence(&mut self, now: Instant) -> bool {
+        let mut silenced = Vec::new();
+        let mut changed = false;
+        for relay in self.active.values_mut() {
+            let silent = relay.base.is_some() && relay.allocation.is_silent(now);
+            if std::mem::replace(&mut relay.is_silent, silent) != silent {
+                changed = true;
+                silenced.extend(silent.then(|| relay.server.name.clone()));
+            }
+        }
+        for candidate in &mut self.candidates {
+            let other_way = candidate.relay.is_none() && silenced.contains(&candidate.server.name);
+            if let Some(at) = candidate.next_try.as_mut().filter(|_| other_way) {
+                *at = now.min(*at);
+            }
+        }
+        changed
     }
 
     /// The connection or its allocation is gone.
@@ -192,6 +217,14 @@ impl Relays {
         relays.map(|(id, _)| *id).collect()
     }
 
+    /// Whether a server answers over UDP, or has until a moment ago.
+    pub(super) fn answers_udp(&self) -> bool {
+        self.active.values().any(|relay| {
+            let udp = relay.server.transport == RelayTransport::Udp;
+            udp && relay.base.is_some() && !relay.is_silent
+        })
+    }
+
     /// When [`Self::poll_open`] or an allocation has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let opens = self
@@ -202,7 +235,11 @@ impl Relays {
             .active
             .values()
             .filter_map(|relay| relay.allocation.poll_timeout());
-        opens.chain(allocations).min()
+        let silences = self.active.values().filter_map(|relay| {
+            let at = relay.allocation.unanswered_since()? + RELAY_SILENT;
+            (relay.base.is_some() && !relay.is_silent).then_some(at)
+        });
+        opens.chain(allocations).chain(silences).min()
     }
 
     /// Every configured server, in order.
@@ -272,6 +309,7 @@ impl Relays {
     fn is_served_better(&self, server: &RelayServer) -> bool {
         self.active.values().any(|relay| {
             relay.base.is_some()
+                && !relay.is_silent
                 && relay.server.name == server.name
                 && relay.server.transport < server.transport
         })

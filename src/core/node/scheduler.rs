@@ -31,9 +31,11 @@ pub(super) enum Need {
     NoPath,
     /// There is a path.
     HasPath,
+    /// There is no path, and signaling says that the peer is away.
+    Away,
 }
 
-const NEEDS: usize = 3;
+const NEEDS: usize = 4;
 
 /// Timers and ready queues. An agent stands at most once in each.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use wice_signaling::protocol::{CandidateKind, NatBehavior, PublicKey, RelayTrans
 use super::{Node, PathRef, PeerId};
 use crate::core::gather::Observation;
 use crate::core::ice::{Pair, PairState, Role, Use};
-use crate::core::turn::Failure;
+use crate::core::turn::{Allocation, Failure};
 
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct RelaySnapshot {
     pub name: String,
     /// How it is reached.
     pub transport: RelayTransport,
-    /// Its allocation's address.
+    /// Its allocation's address, while the server answers.
     pub relayed: Option<SocketAddr>,
     /// Round trip to it.
     pub rtt: Option<Duration>,
@@ -94,8 +94,11 @@ pub struct PeerSnapshot {
     pub path: Option<PathView>,
     /// How often the path has changed.
     pub changes: u64,
-    /// For how long paths have been looked for in the peer's present session.
+    /// For how long paths have been looked for: in the peer's present session, since the last was lost.
     pub looking: Option<Duration>,
+    /// Since it was last known to be there: zero while signaling says that it is connected, `None`
+    /// where that is not known.
+    pub last_seen: Option<Duration>,
     /// All pairs, best first.
     pub pairs: Vec<PairView>,
 }
@@ -148,7 +151,7 @@ impl Node {
         NodeSnapshot {
             key: self.own.key,
             name: self.name.clone(),
-            nat: self.gatherer.nat(),
+            nat: self.nat(),
             observations: self.observations(),
             candidates: self
                 .local_candidates()
@@ -158,7 +161,7 @@ impl Node {
             relays: self
                 .relays
                 .views()
-                .map(|view| relay_snapshot(&view))
+                .map(|view| relay_snapshot(&view, now))
                 .collect(),
             peers: self
                 .peers
@@ -192,6 +195,11 @@ impl Node {
                     .collect()
             })
             .unwrap_or_default();
+        let lost = match (peer.path.selected, slot) {
+            (None, _) if peer.path.changes > 0 => peer.path.since,
+            (Some(_), Some(slot)) => slot.started,
+            (_, _) => peer.path.since,
+        };
         pairs.sort_by_key(|(priority, view)| (view.used != Use::Selected, u64::MAX - priority));
         Some(PeerSnapshot {
             id,
@@ -204,7 +212,8 @@ impl Node {
                 .selected
                 .and_then(|path| self.path_view(id, path, now)),
             changes: peer.path.changes,
-            looking: slot.map(|slot| now.saturating_duration_since(slot.started)),
+            looking: slot.map(|slot| now.saturating_duration_since(slot.started.max(lost))),
+            last_seen: peer.last_seen(now),
             pairs: pairs.into_iter().map(|(_, view)| view).collect(),
         })
     }
@@ -257,14 +266,16 @@ impl Node {
     }
 }
 
-fn relay_snapshot(view: &super::relays::ServerView<'_>) -> RelaySnapshot {
+fn relay_snapshot(view: &super::relays::ServerView<'_>, now: Instant) -> RelaySnapshot {
+    let allocation = view.relay.map(|relay| &relay.allocation);
+    let silent = allocation.is_some_and(|allocation| allocation.is_silent(now));
+    // It may come back with all that it held, but nothing can count on it.
+    let answering = allocation.filter(|_| !silent);
     RelaySnapshot {
         name: view.server.name.clone(),
         transport: view.server.transport,
-        relayed: view
-            .relay
-            .and_then(|relay| relay.allocation.relayed_address()),
-        rtt: view.relay.and_then(|relay| relay.allocation.rtt()),
-        failure: view.last_failure,
+        relayed: answering.and_then(Allocation::relayed_address),
+        rtt: answering.and_then(Allocation::rtt),
+        failure: silent.then_some(Failure::NoAnswer).or(view.last_failure),
     }
 }

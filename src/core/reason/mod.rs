@@ -9,7 +9,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use wice_signaling::protocol::{CandidateKind, Filtering, Mapping, NatBehavior, RelayTransport};
+use wice_signaling::protocol::{CandidateKind, Filtering, Mapping, NatBehavior};
 
 use crate::core::ice::{Failure, PairState};
 use crate::core::node::{NodeSnapshot, PairView, PathView, PeerSnapshot, RelaySnapshot};
@@ -18,7 +18,7 @@ use crate::core::timing::{DATA_DEAD, PAC_MIN, RTO_MIN};
 pub use pair::why_not;
 use remedy::{
     advised, blocked, both_dependent, checking, firewalled, no_advert, no_common_family,
-    pair_unreachable, peer_away, relay_unavailable, said,
+    pair_unreachable, peer_away, relay_unavailable, said, stun_unreachable,
 };
 
 /// Direct pairs that the NATs let through answer to the first check or its first retransmission,
@@ -51,6 +51,8 @@ pub enum Code {
     UdpBlockedThere,
     /// One side has a public address, and a firewall in front of it.
     Firewalled,
+    /// No STUN server answers although UDP leaves: the NAT is not known.
+    StunUnreachable,
     /// Both are behind one NAT that does not turn traffic around.
     NoHairpin,
     /// One side has only IPv4, the other only IPv6.
@@ -77,7 +79,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Native,
         Self::DirectHost,
         Self::DirectSrflx,
@@ -89,6 +91,7 @@ impl Code {
         Self::UdpBlockedHere,
         Self::UdpBlockedThere,
         Self::Firewalled,
+        Self::StunUnreachable,
         Self::NoHairpin,
         Self::NoCommonFamily,
         Self::DirectFailedSilent,
@@ -116,6 +119,7 @@ impl Code {
             Self::UdpBlockedHere => "udp-blocked-here",
             Self::UdpBlockedThere => "udp-blocked-there",
             Self::Firewalled => "firewalled",
+            Self::StunUnreachable => "stun-unreachable",
             Self::NoHairpin => "no-hairpin",
             Self::NoCommonFamily => "no-common-family",
             Self::DirectFailedSilent => "direct-failed-silent",
@@ -286,7 +290,7 @@ fn why_not_direct(facts: &Facts<'_>) -> Reason {
 /// Why no direct pair works, as far as NATs and addresses tell.
 fn no_direct_path(facts: &Facts<'_>) -> Reason {
     let port = facts.port;
-    let here = here(facts);
+    let here = facts.node.nat;
     let there = facts.peer.nat.unwrap_or_default();
     let direct: Vec<&PairView> = facts
         .peer
@@ -326,6 +330,9 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
             "enable hairpin (NAT loopback) on the router, or put both in one network",
             "enable hairpin (NAT loopback) on the router that both share, or put both into one network that routes between them; behind a carrier's NAT only IPv6 helps",
         );
+    }
+    if here.mapping == Mapping::Unknown && no_stun_answers(facts.node) && !patient_for(SETTLED) {
+        return stun_unreachable(facts.node);
     }
     if patient_for(PAC_MIN) {
         return checking(age);
@@ -369,10 +376,26 @@ fn why_none(facts: &Facts<'_>) -> Reason {
     if away {
         return peer_away(facts.last_seen);
     }
+    let usable = |relay: &RelaySnapshot| relay.relayed.is_some();
+    let relays = &facts.node.relays;
+    // Where the NATs let no direct path come about, or it has had its time, nothing else can help.
+    let could_be_direct = |pair: &PairView| open(pair) && pair.relays == 0;
+    let possible = !matches!(
+        verdict(facts.node.nat, facts.peer.nat.unwrap_or_default()),
+        Verdict::Impossible(_)
+    );
+    let waits = possible
+        && facts.peer.pairs.iter().any(could_be_direct)
+        && age.is_none_or(|age| age < SETTLED);
+    let all_failed = relays
+        .iter()
+        .all(|relay| !usable(relay) && relay.failure.is_some());
+    if !relays.is_empty() && all_failed && !waits {
+        return relay_unavailable(relays);
+    }
     if facts.peer.pairs.iter().any(open) && age.is_none_or(|age| age < PAC_MIN) {
         return checking(age);
     }
-    let usable = |relay: &RelaySnapshot| relay.relayed.is_some();
     let through_theirs = |pair: &PairView| pair.remote_kind == CandidateKind::Relayed;
     if facts.node.relays.iter().any(usable) || facts.peer.pairs.iter().any(through_theirs) {
         return advised(
@@ -397,15 +420,10 @@ fn why_none(facts: &Facts<'_>) -> Reason {
     relay_unavailable(&facts.node.relays)
 }
 
-/// What is known of our NAT: silence of the STUN servers is no block while a relay answers over UDP.
-fn here(facts: &Facts<'_>) -> NatBehavior {
-    let answers_udp =
-        |relay: &RelaySnapshot| relay.transport == RelayTransport::Udp && relay.relayed.is_some();
-    let nat = facts.node.nat;
-    if nat.mapping == Mapping::Blocked && facts.node.relays.iter().any(answers_udp) {
-        return NatBehavior::default();
-    }
-    nat
+/// Whether there are STUN servers, and none has answered in a whole round or is there at all.
+fn no_stun_answers(node: &NodeSnapshot) -> bool {
+    let mut seen = node.observations.iter().map(|(_, _, seen)| seen).peekable();
+    seen.peek().is_some() && seen.all(|seen| seen.silent || seen.refused)
 }
 
 /// Whether both sides are seen at one public address.

@@ -2,7 +2,7 @@
 
 use wice_signaling::protocol::{CandidateKind, Mapping};
 
-use super::{Facts, here, is_dependent, shares_address};
+use super::{Facts, is_dependent, shares_address};
 use crate::core::ice::{Failure, PairState, Use};
 use crate::core::node::PairView;
 use crate::core::policy::is_private;
@@ -37,7 +37,7 @@ fn failed(facts: &Facts<'_>, pair: &PairView, failure: Failure) -> String {
 }
 
 fn no_answer(facts: &Facts<'_>, pair: &PairView) -> &'static str {
-    let here = here(facts);
+    let here = facts.node.nat;
     let there = facts.peer.nat.unwrap_or_default();
     if pair.relays > 0 {
         return "no answer through the relay";

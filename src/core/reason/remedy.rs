@@ -1,11 +1,12 @@
 //! The words: what is the case, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use wice_signaling::protocol::{Mapping, NatBehavior};
 
 use super::{Code, Reason, days, is_dependent};
-use crate::core::node::RelaySnapshot;
+use crate::core::node::{NodeSnapshot, RelaySnapshot};
 use crate::core::turn;
 
 pub(super) fn blocked(code: Code, port: u16) -> Reason {
@@ -70,6 +71,30 @@ pub(super) fn firewalled(here: NatBehavior, port: u16) -> Reason {
         &format!("open UDP {port} in the firewall of {who}"),
         &format!(
             "open UDP {port} inbound in the firewall of {who}: it has no NAT, so that is enough"
+        ),
+    )
+}
+
+pub(super) fn stun_unreachable(node: &NodeSnapshot) -> Reason {
+    let servers: BTreeSet<&str> = node
+        .observations
+        .iter()
+        .map(|(_, server, _)| server.as_str())
+        .collect();
+    let refused = node.observations.iter().any(|(_, _, seen)| seen.refused);
+    let servers: Vec<&str> = servers.into_iter().collect();
+    let servers = servers.join(", ");
+    let what = if refused {
+        "is not running"
+    } else {
+        "does not answer"
+    };
+    advised(
+        Code::StunUnreachable,
+        &format!("STUN ({servers}) {what}, so this NAT is not known"),
+        "see that the STUN server runs",
+        &format!(
+            "see that the STUN servers run and that their UDP ports are open ({servers}), or name others (stun in wice.toml); UDP itself leaves this network"
         ),
     )
 }

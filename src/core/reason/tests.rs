@@ -2,7 +2,7 @@ use super::*;
 use crate::core::ice::Use;
 use crate::core::node::{Counters, PeerId};
 use crate::core::turn;
-use wice_signaling::protocol::PublicKey;
+use wice_signaling::protocol::{PublicKey, RelayTransport};
 
 const KINDS: [(&str, Mapping, Filtering); 7] = [
     (
@@ -111,6 +111,7 @@ fn peer(nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
         path: None,
         changes: 0,
         looking: None,
+        last_seen: None,
         pairs,
     }
 }
@@ -288,12 +289,35 @@ fn relayed_for_reasons_other_than_nats() {
         Code::DirectFailedSilent
     );
 
-    let mut with_udp = node(blocked);
-    with_udp.relays = vec![relay(RelayTransport::Udp, None)];
+    // STUN servers that are down, where something else shows that UDP leaves.
+    let mut without_stun = node(NatBehavior::default());
+    let observation = |silent, refused| {
+        let observation = crate::core::gather::Observation {
+            base: crate::core::ice::BaseId(1),
+            server: "198.51.100.1:3478".parse().unwrap(),
+            mapped: None,
+            rtt: None,
+            silent,
+            refused,
+        };
+        (
+            "10.0.0.5:51821".parse().unwrap(),
+            "stun-1".to_owned(),
+            observation,
+        )
+    };
+    without_stun.observations = vec![observation(true, false), observation(false, true)];
+    let unknown = reason(&facts(
+        &without_stun,
+        &relayed(peer(Some(eim), failed_pairs())),
+    ));
+    assert_eq!(unknown.code, Code::StunUnreachable);
+    assert!(unknown.remedy.contains("stun-1"), "{}", unknown.remedy);
+    without_stun.observations.push(observation(false, false));
     assert_eq!(
-        code(&with_udp, &relayed(peer(Some(eim), failed_pairs()))),
+        code(&without_stun, &relayed(peer(Some(eim), failed_pairs()))),
         Code::DirectFailedSilent,
-        "silent STUN servers are no block while a relay answers over UDP"
+        "one has not been waited for"
     );
 
     let plain = node(eim);
@@ -396,6 +420,31 @@ fn no_path_at_all() {
         assert!(reason.summary.contains(cause), "{}", reason.summary);
         assert!(!reason.remedy.is_empty());
     }
+    // Other pairs may still be looked at: through the peer's own allocation on the dead server, or
+    // direct ones that the NATs do not let come about.
+    let dead = relay(RelayTransport::Udp, Some(turn::Failure::NoAnswer));
+    let open = |local, remote| pair(local, remote, "198.51.100.2:50014", PairState::InProgress);
+    let through_theirs = open(CandidateKind::Host, CandidateKind::Relayed);
+    let direct = open(CandidateKind::Host, CandidateKind::ServerReflexive);
+    let looking = |nat, pairs: &[PairView], age| {
+        let mut node = node(nat);
+        node.relays = vec![dead.clone()];
+        let peer = peer(Some(nat), pairs.to_vec());
+        let facts = Facts {
+            checking_for: Some(age),
+            ..facts(&node, &peer)
+        };
+        reason(&facts).code
+    };
+    let symmetric = nat(
+        Mapping::AddressAndPortDependent,
+        Filtering::AddressAndPortDependent,
+    );
+    let pairs = [through_theirs, direct];
+    let soon = Duration::from_millis(100);
+    assert_eq!(looking(symmetric, &pairs, soon), Code::RelayUnavailable);
+    assert_eq!(looking(eim, &pairs, soon), Code::Checking);
+    assert_eq!(looking(eim, &pairs, SETTLED), Code::RelayUnavailable);
     plain.relays = vec![relay(RelayTransport::Udp, None)];
     assert_eq!(code(&plain, &failed), Code::NothingAnswers);
     plain.candidates.clear();

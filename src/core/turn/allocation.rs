@@ -10,6 +10,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use wice_signaling::protocol::RelayTransport;
 
+use crate::core::timing::RELAY_SILENT;
+
 use super::auth::Auth;
 use super::channels::Channels;
 use super::message::{self, MAX_PAYLOAD};
@@ -351,6 +353,12 @@ impl Allocation {
     /// their first sending, the keepalives among them.
     pub fn rtt(&self) -> Option<Duration> {
         self.rtt
+    }
+
+    /// Whether the server has owed an answer for [`RELAY_SILENT`]: it is down, or out of reach.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.unanswered_since
+            .is_some_and(|at| now >= at + RELAY_SILENT)
     }
 
     /// Since when the server owes an answer; `None` after any valid response. The allocation may

@@ -37,7 +37,10 @@ impl Allocation {
             }
             None => (writer.finish(), false),
         };
-        self.unanswered_since.get_or_insert(now);
+        // A keepalive goes out once: that it is lost says little, see `handle_unanswered`.
+        if request != Request::Keepalive {
+            self.unanswered_since.get_or_insert(now);
+        }
         self.transactions
             .start(id, request, bytes.clone(), signed, challenges, now);
         self.transmit(bytes, now);

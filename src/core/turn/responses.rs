@@ -159,7 +159,7 @@ impl Allocation {
                     self.event(AllocationEvent::ChannelRefused { peer, refusal });
                 }
             }
-            Request::Keepalive => {}
+            Request::Keepalive => self.verify(now),
         }
     }
 

@@ -42,6 +42,8 @@ impl PacketLoop {
                 self.settle(now);
                 self.take_routes(&record);
             }
+            Command::Presence(key, presence) => self.node.handle_presence(&key, presence, now),
+            Command::SignalingLost => self.node.handle_signaling_lost(now),
             Command::Revocations(list) => {
                 self.node.handle_revocations(list, now);
             }
@@ -63,7 +65,10 @@ impl PacketLoop {
             Membership::decode_verified(&advert.membership, &node.network()?, key).ok()
         });
         match outcome {
-            Ok((key, owned)) => self.give(key, &owned),
+            Ok((key, owned)) => {
+                self.give(key, &owned);
+                self.notify(Notice::AcceptedRoutes(record.to_vec()));
+            }
             Err(refusal) => tracing::debug!(event = "routes-refused", %refusal),
         }
     }

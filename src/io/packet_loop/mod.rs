@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use tokio::sync::mpsc;
+use wice_signaling::protocol::Presence;
 
 use crate::core::node::{
     Arrival, Event, HostAddress, Inbound, Node, PeerId, RelayId, RelayServer, StunServer, Via,
@@ -63,6 +64,10 @@ pub enum Command {
     Advert(Vec<u8>),
     /// A peer's signed routes.
     Routes(Vec<u8>),
+    /// A node has come to signaling, or gone from it.
+    Presence(wice_signaling::protocol::PublicKey, Presence),
+    /// Signaling is out of reach.
+    SignalingLost,
     /// A verified list of revocations.
     Revocations(wice_signaling::protocol::RevocationList),
     /// A relay connection of the runtime's has something to tell.
@@ -97,6 +102,8 @@ pub enum Notice {
     },
     /// A peer's advert was taken: worth keeping.
     Accepted(Vec<u8>),
+    /// A peer's routes were taken: worth keeping.
+    AcceptedRoutes(Vec<u8>),
     /// A peer owns these inner prefixes now; none: it is gone.
     Owned {
         /// The peer.
@@ -326,6 +333,9 @@ impl PacketLoop {
             let Some(socket) = socket else { return };
             while let Some(error) = socket.next_error() {
                 tracing::trace!(?error, "path error");
+                if error.is_refusal() {
+                    self.node.handle_refused(error.remote, now);
+                }
             }
             let slots = socket.receive(buffers).unwrap_or(0);
             for run in buffers.arrivals() {

@@ -50,6 +50,14 @@ pub struct PathError {
     pub origin: ErrorOrigin,
 }
 
+impl PathError {
+    /// Whether the remote host itself says that nothing listens there, not a router on the way.
+    pub fn is_refusal(&self) -> bool {
+        let by_host = self.origin == ErrorOrigin::Icmp(Some(self.remote.ip()));
+        self.kind == PathErrorKind::Refused && by_host
+    }
+}
+
 impl UdpSocket {
     /// The next error that waits, oldest first. epoll reports EPOLLERR until all are read.
     pub fn next_error(&self) -> Option<PathError> {
