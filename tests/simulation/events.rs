@@ -8,9 +8,9 @@ use crate::network::{Attached, Behavior, HostId, INTERNET};
 use crate::topology::*;
 use crate::world::{Conditions, Cut, STEP, World};
 
-const A: HostId = 0;
-const B: HostId = 1;
-const TRAFFIC: Duration = Duration::from_millis(250);
+pub(crate) const A: HostId = 0;
+pub(crate) const B: HostId = 1;
+pub(crate) const TRAFFIC: Duration = Duration::from_millis(250);
 /// SILENCE and STALL (3.5 s), the check of the path after, and the interval of the traffic.
 const RECOVERY: Duration = Duration::from_secs(5);
 
@@ -19,7 +19,7 @@ const fn secs(value: u64) -> Duration {
 }
 
 /// Pairs of homes: some meet directly, some do not.
-const HOMES: [(Behavior, Behavior); 8] = [
+pub(crate) const HOMES: [(Behavior, Behavior); 8] = [
     (FULL_CONE, FULL_CONE),
     (ADDRESS_RESTRICTED, PORT_RESTRICTED),
     (PORT_RESTRICTED, PORT_RESTRICTED),
@@ -31,7 +31,11 @@ const HOMES: [(Behavior, Behavior); 8] = [
 ];
 
 /// Two homes whose tunnel carries traffic both ways, settled.
-fn connected(seed: u64, (a, b): (Behavior, Behavior), traffic: Option<Duration>) -> World {
+pub(crate) fn connected(
+    seed: u64,
+    (a, b): (Behavior, Behavior),
+    traffic: Option<Duration>,
+) -> World {
     let mut world = internet(seed, Instant::now());
     home(&mut world, a);
     home(&mut world, b);
@@ -39,7 +43,7 @@ fn connected(seed: u64, (a, b): (Behavior, Behavior), traffic: Option<Duration>)
     world
 }
 
-fn begin(world: &mut World, traffic: Option<Duration>) {
+pub(crate) fn begin(world: &mut World, traffic: Option<Duration>) {
     for id in 0..world.hosts.len() {
         world.hosts[id].traffic = traffic;
         let after = world.random.up_to(secs(1));
@@ -50,7 +54,7 @@ fn begin(world: &mut World, traffic: Option<Duration>) {
     world.run_for(secs(2));
 }
 
-fn forget_gaps(world: &mut World) {
+pub(crate) fn forget_gaps(world: &mut World) {
     for host in &mut world.hosts {
         for tunnel in host.tunnels.values_mut() {
             tunnel.longest_gap = Duration::ZERO;
@@ -59,7 +63,7 @@ fn forget_gaps(world: &mut World) {
 }
 
 /// The longest that one of the two was without data, up to now.
-fn gap(world: &World) -> Duration {
+pub(crate) fn gap(world: &World) -> Duration {
     let of = |x: HostId, y: HostId| {
         let tunnel = &world.hosts[x].tunnels[&y];
         let last = tunnel.received_data.map_or(secs(3600), |at| world.now - at);
@@ -68,7 +72,7 @@ fn gap(world: &World) -> Duration {
     of(A, B).max(of(B, A))
 }
 
-fn changes_since(world: &World, since: Instant) -> usize {
+pub(crate) fn changes_since(world: &World, since: Instant) -> usize {
     let count = |x: HostId, y: HostId| {
         let changes = world.hosts[x].paths_changed.get(&y);
         changes.map_or(0, |c| c.iter().filter(|at| **at > since).count())
@@ -105,7 +109,7 @@ fn a_daemon_restarts_with_its_state_while_signaling_is_down() {
     }
 }
 
-fn received_since(world: &World, since: Instant) -> bool {
+pub(crate) fn received_since(world: &World, since: Instant) -> bool {
     let of = |x: HostId, y: HostId| {
         let tunnel = &world.hosts[x].tunnels[&y];
         tunnel.received_data.is_some_and(|at| at > since)

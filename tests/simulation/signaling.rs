@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use wice_signaling::protocol::Presence;
+
 use crate::network::HostId;
 use crate::world::{Happening, Record, World};
 
@@ -25,6 +27,17 @@ impl World {
         self.signaling.up = true;
         for record in std::mem::take(&mut self.signaling.waiting) {
             self.published(record);
+        }
+    }
+
+    /// The service tells all others of a host.
+    pub(crate) fn presence(&mut self, of: HostId, presence: Presence) {
+        let (key, now) = (self.hosts[of].public, self.now);
+        for (id, _) in self.others(of) {
+            if let Some(node) = &mut self.hosts[id].node {
+                node.handle_presence(&key, presence, now);
+            }
+            self.drain(id);
         }
     }
 

@@ -435,7 +435,8 @@ impl Agent {
     }
 
     /// The failed pairs that are worth another try: what has worked last among the addresses that no
-    /// advert names, then the best advertised ones.
+    /// advert names, the relayed one that has worked last or is the best (there may be more direct
+    /// ones than are tried, none of which can work), then the best advertised ones.
     pub(super) fn best_failed(&self) -> Vec<PairKey> {
         let last_learned = self.last_learned();
         let mut failed: Vec<&Pair> = self
@@ -444,8 +445,14 @@ impl Agent {
             .filter(|pair| matches!(pair.state, PairState::Failed(_)))
             .filter(|pair| pair.advertised || last_learned == Some(pair.key))
             .collect();
+        let relayed = failed
+            .iter()
+            .filter(|pair| pair.advertised && pair.relays() > 0);
+        let relayed = relayed.max_by_key(|pair| (pair.last_answer, pair.priority, pair.key));
+        let relayed = relayed.map(|pair| pair.key);
         failed.sort_unstable_by_key(|pair| {
-            std::cmp::Reverse((!pair.advertised, pair.priority, pair.key))
+            let first = !pair.advertised || relayed == Some(pair.key);
+            std::cmp::Reverse((first, pair.priority, pair.key))
         });
         failed.truncate(RECHECK_PAIRS);
         failed.into_iter().map(|pair| pair.key).collect()

@@ -268,6 +268,7 @@ impl Agent {
                 }
                 if pair.missed >= pair.patience {
                     self.set_failed(key, Failure::Silent, now);
+                    self.fail_doubted(now);
                     return None;
                 }
                 pair.last_probe = Some(now);

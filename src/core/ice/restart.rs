@@ -3,10 +3,11 @@
 //! node changes while it lives, tells.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::Role;
 use super::agent::{Agent, AgentEvent};
-use super::pair::{Pair, PairKey};
+use super::pair::{Failure, Pair, PairKey};
 use crate::core::stun::RoleClaim;
 
 /// Tie-breakers of the past that are remembered: a captured check of theirs must not nominate.
@@ -53,6 +54,15 @@ impl Agent {
             .collect();
         for key in doubted {
             self.trigger(key);
+        }
+    }
+
+    /// The selected pair is dead, and these have not answered either since it was first doubted.
+    pub(super) fn fail_doubted(&mut self, now: Instant) {
+        let doubted = |pair: &&Pair| pair.is_valid() && !pair.is_confirmed();
+        let doubted: Vec<PairKey> = self.pairs.values().filter(doubted).map(Pair::key).collect();
+        for key in doubted {
+            self.set_failed(key, Failure::Silent, now);
         }
     }
 

@@ -85,9 +85,12 @@ impl Node {
 }
 
 impl super::Peer {
-    /// Something authentic has come from the peer.
+    /// Something authentic has come from the peer: whatever signaling says, it is there.
     pub(super) fn note_heard(&mut self, now: Instant) {
         self.heard = Some(now);
+        for slot in &mut self.slots {
+            slot.agent.set_away(false);
+        }
     }
 
     /// Whether signaling says that it is away, and the peer itself does not say otherwise.

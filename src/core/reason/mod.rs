@@ -387,10 +387,9 @@ fn why_none(facts: &Facts<'_>) -> Reason {
     let waits = possible
         && facts.peer.pairs.iter().any(could_be_direct)
         && age.is_none_or(|age| age < SETTLED);
-    let all_failed = relays
-        .iter()
-        .all(|relay| !usable(relay) && relay.failure.is_some());
-    if !relays.is_empty() && all_failed && !waits {
+    // Other ways to the same server may still be tried: their time is over once one has failed.
+    let failed = relays.iter().any(|relay| relay.failure.is_some());
+    if failed && !relays.iter().any(usable) && !waits {
         return relay_unavailable(relays);
     }
     if facts.peer.pairs.iter().any(open) && age.is_none_or(|age| age < PAC_MIN) {

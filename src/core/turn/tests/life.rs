@@ -1,6 +1,7 @@
 //! Allocate, refresh, keep alive, close; what happens when nobody answers.
 
 use super::*;
+use crate::core::timing::RELAY_SILENT;
 use crate::core::turn::allocation::{ALLOCATE_TIMEOUT, CLOSE_TIMEOUT};
 use crate::core::turn::message::MAX_RESPONSE;
 use crate::core::turn::requests::{KEEPALIVE_STREAM, KEEPALIVE_UDP};
@@ -112,11 +113,17 @@ fn an_idle_allocation_is_kept_alive() {
         let sent = world.advance(seconds(1));
         assert_eq!(sent.len(), 1);
         assert_eq!(method_of(&sent[0]), BINDING);
-        // A lost one is not repeated before the next is due.
-        assert!(world.advance(pause - seconds(1)).is_empty());
-        assert!(world.client.unanswered_since().is_some());
-        let next = world.advance(seconds(1));
-        world.succeed(&next[0]);
+        // That one is lost says little; the server is asked by what is repeated until it answers.
+        let wait = seconds(10);
+        assert!(world.advance(wait - Duration::from_millis(1)).is_empty());
+        assert!(world.client.unanswered_since().is_none());
+        let asked = world.advance(Duration::from_millis(1));
+        assert_eq!(method_of(&asked[0]), REFRESH);
+        let since = world.client.unanswered_since();
+        assert_eq!(since, Some(world.now));
+        assert!(!world.client.is_silent(world.now + RELAY_SILENT / 2));
+        assert!(world.client.is_silent(world.now + RELAY_SILENT));
+        world.succeed(&asked[0]);
         assert!(world.client.unanswered_since().is_none());
     }
 }
