@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal as os_signal};
 use wice_signaling::protocol::{NetworkId, ServerAddress};
-use wice_signaling::server::{Config, Networks, Server, Transport};
+use wice_signaling::server::{Config, Networks, Server, Transport, TurnSecrets};
 
 use super::{StateDir, Usage, start_log, store};
 use crate::config::{LogConfig, LogFormat};
@@ -61,7 +61,7 @@ pub(super) struct SignalArgs {
         hide_env_values = true
     )]
     turn_secret: Option<String>,
-    /// A file with that secret.
+    /// A file with that secret; with several, one a line, the first mints credentials. Read again on SIGHUP.
     #[arg(
         long,
         value_name = "FILE",
@@ -127,7 +127,10 @@ async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()
         named.union(&local).copied().collect()
     });
     let count = networks.count();
-    let server = Server::bind(config(args, networks)?).await?;
+    let config = config(args, networks)?;
+    let secrets = config.turn_secrets.clone();
+    let server = Server::bind(config).await?;
+    let mut hangup = os_signal(SignalKind::hangup())?;
     let pin = server.pin().map(|pin| pin.to_string());
     tracing::info!(
         event = "serving",
@@ -135,10 +138,26 @@ async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()
         pin = pin.as_deref().unwrap_or("none"),
         networks = count,
     );
+    let reload = async {
+        while hangup.recv().await.is_some() {
+            match turn_secrets(args) {
+                Ok(fresh) => {
+                    tracing::info!(event = "turn-secrets", count = fresh.len());
+                    secrets.replace(fresh);
+                }
+                // What works goes on to work.
+                Err(error) => {
+                    tracing::error!(event = "turn-secrets-unreadable", error = %format!("{error:#}"))
+                }
+            }
+        }
+        std::future::pending().await
+    };
     let end = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = reload => {}
         }
     };
     server.serve(end).await;
@@ -158,19 +177,21 @@ fn config(args: &SignalArgs, networks: Networks) -> anyhow::Result<Config> {
     config.networks = networks;
     config.revocations = store::revocations(&args.state.state_dir);
     config.servers.clone_from(&args.turn);
-    config.turn_secret = match &args.turn_secret_file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| {
-                format!(
-                    "the TURN secret {} cannot be read (let this user read it)",
-                    path.display()
-                )
-            })?;
-            Some(text.trim().to_owned())
-        }
-        None => args.turn_secret.clone(),
-    };
+    config.turn_secrets = TurnSecrets::new(turn_secrets(args)?);
     config.stun = !args.no_stun;
     config.metrics_public = args.metrics_public;
     Ok(config)
+}
+
+fn turn_secrets(args: &SignalArgs) -> anyhow::Result<Vec<String>> {
+    let Some(path) = &args.turn_secret_file else {
+        return Ok(args.turn_secret.iter().cloned().collect());
+    };
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!(
+            "the TURN secret {} cannot be read (let this user read it)",
+            path.display()
+        )
+    })?;
+    Ok(TurnSecrets::parse(&text))
 }

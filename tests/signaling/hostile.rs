@@ -168,6 +168,35 @@ async fn connections_of_one_source_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_source_that_connects_again_and_again_is_refused_for_a_while() {
+    let lab = Lab::new("connects");
+    let mut config = lab.config();
+    config.limits.connects_burst = 2;
+    config.limits.connects_interval = Duration::from_millis(400);
+    let server = lab.serve_with(config).await;
+    let start = Instant::now();
+    let mut served = 0;
+    while start.elapsed() < Duration::from_secs(3) {
+        let tcp = tokio::net::TcpStream::connect(("127.0.0.1", server.address.port())).await;
+        let mut tcp = tcp.unwrap();
+        // Who is refused is closed at once, who is served is waited for.
+        let read = tokio::io::AsyncReadExt::read_u8(&mut tcp);
+        if tokio::time::timeout(Duration::from_millis(50), read)
+            .await
+            .is_err()
+        {
+            served += 1;
+        }
+    }
+    assert!(
+        (4..=10).contains(&served),
+        "{served} in {:?}",
+        start.elapsed()
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_reader_is_put_out_and_harms_nobody() {
     let lab = Lab::new("slow");
     let mut config = lab.config();

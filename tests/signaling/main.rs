@@ -3,16 +3,18 @@
 // The lints know tests by their attribute only; here all is test.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub)]
 
+mod frames;
 mod hostile;
 mod lab;
 mod paths;
+mod presence;
 
 use std::time::{Duration, Instant};
 
 use lab::{Lab, SOON, raw};
 use wice::signaling::{Event, Signaling};
 use wice_signaling::protocol::{ErrorCode, RecordKind, RevocationList, ServerKind};
-use wice_signaling::server::{Networks, Transport};
+use wice_signaling::server::{Networks, Transport, TurnSecrets};
 
 /// Waits until the service refuses this node for this reason.
 async fn until_refused(node: &mut Signaling, wanted: ErrorCode) {
@@ -54,7 +56,9 @@ async fn two_nodes_exchange_sealed_adverts() {
 #[tokio::test]
 async fn a_late_node_gets_everything_and_how_long_others_are_away() {
     let lab = Lab::new("late");
-    let server = lab.serve().await;
+    let mut config = lab.config();
+    config.limits.presence_grace = Duration::ZERO;
+    let server = lab.serve_with(config).await;
     let (key_a, key_b) = (lab.key(1), lab.key(2));
     let mut a = lab.connect(&server, &key_a);
     a.publish(RecordKind::Advert, lab.sealed_advert(&key_a, 1));
@@ -62,6 +66,7 @@ async fn a_late_node_gets_everything_and_how_long_others_are_away() {
     lab::until_connected(&mut a).await;
     lab::until_records(&server, 2).await;
     drop(a);
+    raw::until_metric(&server, "wice_signal_nodes_connected 0").await;
     tokio::time::sleep(Duration::from_millis(1100)).await;
 
     let mut b = lab.connect(&server, &key_b);
@@ -227,7 +232,7 @@ async fn the_newest_connection_of_a_key_wins() {
 async fn turn_credentials_come_for_named_networks_and_are_refreshed() {
     let lab = Lab::new("turn");
     let mut config = lab.config();
-    config.turn_secret = Some("north".to_owned());
+    config.turn_secrets = TurnSecrets::new(vec!["north".to_owned()]);
     config.servers = vec!["turn:relay.lab:3478?transport=udp".parse().unwrap()];
     config.limits.credential_lifetime = Duration::from_secs(2);
     let open = lab.serve_with(config.clone()).await;
@@ -261,6 +266,26 @@ async fn turn_credentials_come_for_named_networks_and_are_refreshed() {
     );
     assert_ne!(first.username, second.username);
     named.stop().await;
+}
+
+#[tokio::test]
+async fn a_replaced_turn_secret_reaches_connected_nodes_at_once() {
+    let lab = Lab::new("rotation");
+    let mut config = lab.config();
+    let secrets = TurnSecrets::new(vec!["north".to_owned()]);
+    config.turn_secrets = secrets.clone();
+    config.servers = vec!["turn:relay.lab:3478?transport=udp".parse().unwrap()];
+    config.networks = Networks::listed([lab.network].into());
+    let server = lab.serve_with(config).await;
+    let mut node = lab.connect(&server, &lab.key(1));
+    assert_eq!(lab::next_servers(&mut node).await.credentials, None);
+    let first = lab::next_servers(&mut node).await.credentials.unwrap();
+    let start = Instant::now();
+    secrets.replace(vec!["south".to_owned(), "north".to_owned()]);
+    let second = lab::next_servers(&mut node).await.credentials.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_ne!(first.password, second.password);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Accepting connections: counted by source and in total before they cost anything.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -13,11 +14,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::bucket::Bucket;
 use super::metrics::{Refusal, add};
-use super::{Shared, Transport};
+use super::{Limits, Shared, Transport};
 
 /// After a failed accept (file descriptors used up): long enough not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -29,9 +31,54 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests' heads: an upgrade has some 300 bytes; hyper's minimum is 8 KiB.
 const HTTP_BUFFER_LEN: usize = 8 << 10;
 
-/// Connections by source address (IPv6: by /64).
+/// Sources that are remembered for how often they have connected, beside those that are connected: 1.5 MiB.
+/// When more have come all are forgotten: whoever has so many addresses needs no second try.
+const MAX_SOURCES: usize = 16_384;
+
+/// What is known of source addresses (IPv6: of each /64).
 #[derive(Default)]
-pub(super) struct Sources(Mutex<BTreeMap<IpAddr, usize>>);
+pub(super) struct Sources(Mutex<BTreeMap<IpAddr, Source>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    open: usize,
+    connects: Bucket,
+}
+
+impl Sources {
+    /// Counts a connection, unless the source has or opens too many.
+    fn admit(&self, source: IpAddr, limits: &Limits, now: Instant) -> Result<(), Refusal> {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sources.len() >= MAX_SOURCES + limits.connections && !sources.contains_key(&source) {
+            sources.retain(|_, known| known.open > 0);
+        }
+        let known = sources.entry(source).or_insert_with(|| Source {
+            open: 0,
+            connects: Bucket::new(limits.connects_burst, limits.connects_interval, now),
+        });
+        if known.open >= limits.connections_per_source {
+            return Err(Refusal::TooManyFromSource);
+        }
+        if known.connects.ready_at(now) > now {
+            return Err(Refusal::TooFastFromSource);
+        }
+        known.connects.take(now);
+        known.open += 1;
+        Ok(())
+    }
+
+    /// A connection has ended. The source is forgotten once all that it did is.
+    fn release(&self, source: IpAddr, now: Instant) {
+        let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut known) = sources.entry(source) {
+            let source = known.get_mut();
+            source.open = source.open.saturating_sub(1);
+            if source.open == 0 && source.connects.is_full(now) {
+                known.remove();
+            }
+        }
+    }
+}
 
 /// One counted connection; it is uncounted when the last holder drops it.
 pub(super) struct Guest {
@@ -49,18 +96,10 @@ impl Guest {
         if open >= limits.connections as u64 {
             return Err(Refusal::TooManyConnections);
         }
-        let mut sources = shared
-            .sources
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = sources.get(&source).copied().unwrap_or(0);
         let behind_proxy = matches!(shared.config.transport, Transport::Plain);
-        if count >= limits.connections_per_source && !behind_proxy {
-            return Err(Refusal::TooManyFromSource);
+        if !behind_proxy {
+            shared.sources.admit(source, limits, Instant::now())?;
         }
-        sources.insert(source, count + 1);
-        drop(sources);
         add(&shared.metrics.connections, 1);
         add(&shared.metrics.accepted, 1);
         Ok(Self {
@@ -77,18 +116,7 @@ impl Drop for Guest {
             .metrics
             .connections
             .fetch_sub(1, Ordering::Relaxed);
-        let mut sources = self
-            .shared
-            .sources
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match sources.get_mut(&self.source) {
-            Some(count) if *count > 1 => *count -= 1,
-            Some(_) | None => {
-                sources.remove(&self.source);
-            }
-        }
+        self.shared.sources.release(self.source, Instant::now());
     }
 }
 
@@ -157,5 +185,52 @@ fn source_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !0 << 64)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn v4(n: u32) -> IpAddr {
+        IpAddr::V4(n.into())
+    }
+
+    #[test]
+    fn a_source_that_connects_again_and_again_is_slowed_down() {
+        let limits = Limits {
+            connects_burst: 4,
+            connects_interval: Duration::from_secs(1),
+            ..Limits::default()
+        };
+        let (sources, start) = (Sources::default(), Instant::now());
+        let mut taken = 0;
+        for tenth in 0..100 {
+            let now = start + Duration::from_millis(100 * tenth);
+            if sources.admit(v4(1), &limits, now).is_ok() {
+                taken += 1;
+                sources.release(v4(1), now);
+            }
+        }
+        assert_eq!(taken, 4 + 9, "four at once, then one a second");
+        assert!(sources.admit(v4(2), &limits, start).is_ok(), "another");
+        // Once what it did is forgotten, so is the source.
+        let later = start + Duration::from_secs(60);
+        sources.admit(v4(1), &limits, later).unwrap();
+        sources.release(v4(1), later + Duration::from_secs(60));
+        assert!(!sources.0.lock().unwrap().contains_key(&v4(1)));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_never_forgets_who_is_connected() {
+        let (limits, sources, now) = (Limits::default(), Sources::default(), Instant::now());
+        sources.admit(v4(0), &limits, now).unwrap();
+        for n in 1..100_000 {
+            sources.admit(v4(n), &limits, now).unwrap();
+            sources.release(v4(n), now);
+        }
+        let known = sources.0.lock().unwrap();
+        assert!(known.len() <= MAX_SOURCES + limits.connections);
+        assert_eq!(known[&v4(0)].open, 1);
     }
 }

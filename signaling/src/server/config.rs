@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Networks;
+use super::{Networks, TurnSecrets};
 use crate::protocol::{NetworkId, RevocationList, ServerAddress};
 
 /// How the service runs.
@@ -22,8 +22,8 @@ pub struct Config {
     pub revocations: Vec<(NetworkId, RevocationList)>,
     /// STUN and TURN servers that nodes are told of, at most [`crate::protocol::MAX_SERVERS`].
     pub servers: Vec<ServerAddress>,
-    /// The secret shared with the TURN servers (coturn's `static-auth-secret`).
-    pub turn_secret: Option<String>,
+    /// The secrets shared with the TURN servers.
+    pub turn_secrets: TurnSecrets,
     /// Whether it answers STUN itself, and tells nodes so.
     pub stun: bool,
     /// Whether `/metrics` is answered to more than loopback addresses.
@@ -58,6 +58,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections from one address (IPv6: one /64, what one subscriber has). A NAT may hide a lab.
     pub connections_per_source: usize,
+    /// Connections that one such source may open at once: all that it may have, twice …
+    pub connects_burst: u32,
+    /// … and one more every so long: each costs a TLS handshake, a millisecond or two of CPU.
+    pub connects_interval: Duration,
     /// From accept to a valid Hello: four round trips of TCP, TLS, HTTP and WebSocket fit over any
     /// link that works.
     pub handshake_timeout: Duration,
@@ -94,6 +98,8 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_source: 128,
+            connects_burst: 256,
+            connects_interval: Duration::from_millis(100),
             handshake_timeout: Duration::from_secs(10),
             networks: 1024,
             nodes_per_network: 2048,
@@ -121,7 +127,7 @@ impl Config {
             networks: Networks::any(),
             revocations: Vec::new(),
             servers: Vec::new(),
-            turn_secret: None,
+            turn_secrets: TurnSecrets::new(Vec::new()),
             stun: true,
             metrics_public: false,
             limits: Limits::default(),

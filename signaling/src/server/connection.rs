@@ -8,6 +8,7 @@ use axum::extract::ws::{Message, WebSocket};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 
+use super::bucket::Bucket;
 use super::metrics::{Refusal, add};
 use super::registry::{Joined, Kick, Member};
 use super::{Shared, stopped, turn, unix_now};
@@ -207,7 +208,12 @@ impl Session<'_> {
 
         let limits = self.shared.config.limits;
         let mut stop = self.shared.shutdown.clone();
-        let mut bucket = Bucket::new(limits.publish_burst, limits.publish_interval);
+        let mut bucket = Bucket::new(
+            limits.publish_burst,
+            limits.publish_interval,
+            Instant::now(),
+        );
+        let mut secrets = self.shared.config.turn_secrets.watch();
         let mut ping = ticker(limits.ping_interval);
         let mut refresh = ticker(limits.credential_lifetime / 2);
         self.heard = Instant::now();
@@ -242,13 +248,8 @@ impl Session<'_> {
                 }
                 kick = &mut kicked => return Err(end_of(kick.ok())),
                 _ = ping.tick() => self.send(Message::Ping(Bytes::new())).await?,
-                _ = refresh.tick() => {
-                    let servers = self.servers();
-                    if servers.credentials.is_some() {
-                        self.feed(ServerFrame::Servers(servers).encode().into()).await?;
-                        self.flush().await?;
-                    }
-                }
+                _ = refresh.tick() => self.send_servers().await?,
+                Ok(()) = secrets.changed() => self.send_servers().await?,
                 () = sleep_until(self.heard + limits.idle_timeout) => {
                     return Err(End::Refused(ErrorCode::TimedOut));
                 }
@@ -299,15 +300,26 @@ impl Session<'_> {
         }
     }
 
+    /// Fresh credentials, where there are any.
+    async fn send_servers(&mut self) -> Result<(), End> {
+        let servers = self.servers();
+        if servers.credentials.is_some() {
+            self.feed(ServerFrame::Servers(servers).encode().into())
+                .await?;
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
     fn servers(&self) -> Servers {
         let config = &self.shared.config;
         let credentials = config
-            .turn_secret
-            .as_ref()
+            .turn_secrets
+            .first()
             .filter(|_| config.networks.trust(&self.node.network));
         let credentials = credentials.and_then(|secret| {
             turn::mint(
-                secret,
+                &secret,
                 &self.node.key,
                 unix_now(),
                 config.limits.credential_lifetime,
@@ -412,31 +424,4 @@ fn ticker(period: Duration) -> tokio::time::Interval {
     let mut ticker = interval_at(Instant::now() + period, period);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticker
-}
-
-/// A token bucket, kept as the time at which it would be full.
-struct Bucket {
-    full_at: Instant,
-    burst: u32,
-    interval: Duration,
-}
-
-impl Bucket {
-    fn new(burst: u32, interval: Duration) -> Self {
-        Self {
-            full_at: Instant::now(),
-            burst: burst.max(1),
-            interval,
-        }
-    }
-
-    /// When a token is there.
-    fn ready_at(&self, now: Instant) -> Instant {
-        let ready = self.full_at + self.interval;
-        ready.checked_sub(self.interval * self.burst).unwrap_or(now)
-    }
-
-    fn take(&mut self, now: Instant) {
-        self.full_at = self.full_at.max(now) + self.interval;
-    }
 }

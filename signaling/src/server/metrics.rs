@@ -13,6 +13,8 @@ pub(super) enum Refusal {
     TooManyConnections,
     /// [`super::Limits::connections_per_source`].
     TooManyFromSource,
+    /// [`super::Limits::connects_burst`].
+    TooFastFromSource,
     /// TLS failed or took too long.
     Tls,
     /// An HTTP request that is no upgrade of ours.
@@ -30,6 +32,7 @@ impl Refusal {
         match self {
             Self::TooManyConnections => "too-many-connections",
             Self::TooManyFromSource => "too-many-from-source",
+            Self::TooFastFromSource => "too-fast-from-source",
             Self::Tls => "tls",
             Self::Http => "http",
             Self::Stun => "stun",
@@ -42,6 +45,7 @@ impl Refusal {
         [
             Self::TooManyConnections,
             Self::TooManyFromSource,
+            Self::TooFastFromSource,
             Self::Tls,
             Self::Http,
             Self::Stun,

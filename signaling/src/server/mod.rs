@@ -2,6 +2,7 @@
 //! who they are and when they come and go, not what they say.
 
 mod accept;
+mod bucket;
 mod config;
 mod connection;
 mod http;
@@ -12,6 +13,7 @@ mod presence;
 mod registry;
 #[cfg(test)]
 mod registry_tests;
+mod secrets;
 mod stun;
 mod turn;
 
@@ -29,6 +31,7 @@ use tokio_rustls::TlsAcceptor;
 pub use self::config::{Config, Limits, Transport};
 pub use self::identity::StartError;
 pub use self::networks::Networks;
+pub use self::secrets::TurnSecrets;
 pub use self::stun::{MAX_RESPONSE_LEN, binding_response};
 
 use self::accept::Sources;
@@ -106,7 +109,7 @@ impl Server {
             true => Some(StunSocket::bind(address).map_err(|error| listen("UDP", error))?),
             false => None,
         };
-        if config.turn_secret.is_some() && config.networks.count() == 0 {
+        if !config.turn_secrets.is_empty() && config.networks.count() == 0 {
             tracing::info!(
                 event = "no-turn-credentials",
                 reason = "any network is served: name the networks to mint TURN credentials"
