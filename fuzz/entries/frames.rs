@@ -1,8 +1,8 @@
 //! Tokens and signaling frames.
 
 use wice_signaling::protocol::{
-    ClientFrame, ErrorCode, Hello, JoinReceipt, MAX_SERVERS, NetworkKey, RecordKind, ServerFrame,
-    ServerPin, Servers, Token, TurnCredentials,
+    ClientFrame, ErrorCode, Hello, JoinReceipt, MAX_PRESENCES, MAX_SERVERS, NetworkKey, Presence,
+    RecordKind, ServerFrame, ServerPin, Servers, Token, TurnCredentials,
 };
 
 use super::Fed;
@@ -64,6 +64,7 @@ pub(super) fn client_frame_seeds() -> Vec<Vec<u8>> {
         hello(None),
         publish.encode(),
         ClientFrame::PublishRevocations(list).encode(),
+        ClientFrame::Leave.encode(),
     ]
 }
 
@@ -75,6 +76,7 @@ pub(super) fn server_frame(data: &[u8]) -> Fed {
         ServerFrame::Welcome { servers, .. } | ServerFrame::Servers(servers) => {
             assert!(servers.addresses.len() <= MAX_SERVERS);
         }
+        ServerFrame::Presence(nodes) => assert!((1..=MAX_PRESENCES).contains(&nodes.len())),
         ServerFrame::Record { .. } | ServerFrame::Revocations(_) | ServerFrame::Error { .. } => {}
     }
     // A URI may be written in several ways; what it means comes back.
@@ -119,5 +121,11 @@ pub(super) fn server_frame_seeds() -> Vec<Vec<u8>> {
         ServerFrame::Revocations(list).encode(),
         ServerFrame::Servers(servers()).encode(),
         error.encode(),
+        ServerFrame::Presence(vec![
+            (world().peer.public_key(), Presence::Connected),
+            (world().peer.public_key(), Presence::Lost { last_seen_s: 9 }),
+            (world().peer.public_key(), Presence::Left { last_seen_s: 0 }),
+        ])
+        .encode(),
     ]
 }

@@ -20,7 +20,7 @@ use wice::core::stun::{
     integrity_key, is_stun,
 };
 use wice_signaling::protocol::{
-    PrivateKey, RelayTransport, RevocationList, Session, normalize_candidates,
+    Presence, PrivateKey, RelayTransport, RevocationList, Session, normalize_candidates,
 };
 
 use super::Fed;
@@ -181,7 +181,13 @@ impl Rig {
             31..=33 => self.relay(script),
             34..=39 => self.answer_relay(script),
             40 => self.node.handle_addresses(&hosts(script), self.now),
-            41 => match script.below(4) {
+            41 => match script.below(7) {
+                4 => self.presence(script),
+                5 => self.node.handle_signaling_lost(self.now),
+                6 => {
+                    let server = SocketAddr::from(([198, 51, 100, 3], 3478));
+                    self.node.handle_refused(server, self.now);
+                }
                 0 => self.node.handle_network_change(self.now),
                 1 => {
                     let servers = stun_servers(script.below(4));
@@ -203,6 +209,18 @@ impl Rig {
                 self.advert(&world().advert);
             }
         }
+    }
+
+    fn presence(&mut self, script: &mut Script<'_>) {
+        let last_seen_s = script.u32();
+        let presence = [
+            Presence::Connected,
+            Presence::Lost { last_seen_s },
+            Presence::Left { last_seen_s },
+        ][script.below(3)];
+        let keys = [world().peer_key, world().own_key];
+        let key = keys[usize::from(script.below(8) == 0)];
+        self.node.handle_presence(&key, presence, self.now);
     }
 
     fn pass(&mut self, time: Duration) {

@@ -15,6 +15,30 @@ const RESTART: Duration = Duration::from_secs(3);
 /// A program that cannot go on ends after this.
 const END: Duration = Duration::from_secs(5);
 
+/// After `wice down` the others say that the peer is away within this: two seconds of probes, and some
+/// for a busy machine.
+const FAREWELL: Duration = Duration::from_secs(4);
+/// After a crash: the service's grace of 5 s, and the probes of a silent path.
+const LOST: Duration = Duration::from_secs(15);
+/// After the relay's end: a silent path and an unanswered refresh, 5 s each, at once.
+const RELAY_GONE: Duration = Duration::from_secs(9);
+
+/// How long after `start` home-a says this of home-b.
+fn said(mesh: &Mesh, reason: &str, start: Instant, limit: Duration) -> Result<Duration> {
+    let says = || {
+        let peer = mesh.peer("home-a", "home-b")?;
+        Ok(peer.filter(|peer| peer.reason.as_deref() == Some(reason)))
+    };
+    let found = wait_for(limit, says)?;
+    ensure!(
+        found.is_some(),
+        "home-a does not say {reason} in {}\n{}",
+        seconds(limit),
+        mesh.evidence("home-a", "home-b")
+    );
+    Ok(start.elapsed())
+}
+
 fn mesh(kinds: &[NatKind]) -> Result<Mesh> {
     Mesh::build(LabConfig {
         rtt: RTT,
@@ -92,7 +116,6 @@ fn signaling_that_comes_late() -> Result<()> {
 /// The relay is killed under a relayed pair, and comes back.
 #[test]
 fn a_relay_that_is_restarted() -> Result<()> {
-    const AWAY: Duration = Duration::from_secs(2);
     const BACK: Duration = Duration::from_secs(30);
     let _alone = alone();
     let mut table = Table::new("relay killed and restarted");
@@ -101,7 +124,8 @@ fn a_relay_that_is_restarted() -> Result<()> {
     mesh.meet("home-a", "home-b", &Want::of(nat, nat))?;
     let pings = mesh.pings("home-a", "home-b", PINGS)?;
     mesh.lab.service("turn")?.kill9();
-    std::thread::sleep(AWAY);
+    let gone = said(&mesh, "relay-unavailable", Instant::now(), RELAY_GONE)?;
+    table.row("from the relay's end", "relay-unavailable", gone);
     mesh.lab.restart_turn()?;
     let start = Instant::now();
     let back = pings.back_after(start, BACK);
@@ -109,6 +133,24 @@ fn a_relay_that_is_restarted() -> Result<()> {
     table.row("from the relay's restart", "relayed again", back);
     mesh.settle(&[("home-a", "home-b", Want::of(nat, nat))], Instant::now())
         .map(drop)
+}
+
+/// A daemon that is killed is said to be away, with a time that is true, and not for the NATs.
+#[test]
+fn a_daemon_that_dies() -> Result<()> {
+    let _alone = alone();
+    let mut table = Table::new("kill -9");
+    let nat = NatKind::Symmetric;
+    let mut mesh = mesh(&[nat, nat])?;
+    mesh.meet("home-a", "home-b", &Want::of(nat, nat))?;
+    mesh.daemon("home-b")?.kill9();
+    let away = said(&mesh, "peer-away", Instant::now(), LOST)?;
+    table.row("kill -9", "home-a says peer-away", away);
+    let start = Instant::now();
+    mesh.up_again("home-b")?;
+    let met = mesh.met("home-a", "home-b", &Want::of(nat, nat), start)?;
+    table.row("wice up", met.path, met.first_ping);
+    mesh.check_quiet(&[])
 }
 
 /// `wice down` ends the daemon and takes the interface away; the next start needs no token.
@@ -125,6 +167,8 @@ fn down_and_up_again() -> Result<()> {
     let ended = mesh.daemon("home-b")?.wait(END);
     ensure!(ended.is_some_and(|status| status.success()), "{ended:?}");
     table.row("wice down", "ended", start.elapsed());
+    let away = said(&mesh, "peer-away", start, FAREWELL)?;
+    table.row("wice down", "home-a says peer-away", away);
     ensure!(
         mesh.lab.overlay_address("home-b")?.is_none(),
         "the interface stays"

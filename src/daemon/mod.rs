@@ -374,7 +374,7 @@ impl Daemon {
             Event::Disconnected { reason, retry_in } => {
                 tracing::warn!(event = "signaling-lost", %reason, ?retry_in);
                 self.shared.disconnected(reason);
-                self.inbox.send(Command::SignalingLost)?;
+                self.pass_on(Command::SignalingLost)?;
             }
             Event::Refused { code, text } => {
                 // Who has never been in has nothing to keep; who has keeps its paths.
@@ -402,7 +402,7 @@ impl Daemon {
                     Ok(record) if kind == RecordKind::Routes && key == self.key.public_key() => {
                         self.read_back_routes(&record)?;
                     }
-                    Ok(record) => self.inbox.send(match kind {
+                    Ok(record) => self.pass_on(match kind {
                         RecordKind::Advert => Command::Advert(record),
                         RecordKind::Routes => Command::Routes(record),
                     })?,
@@ -415,10 +415,10 @@ impl Daemon {
                         last_seen_s: u32::MAX,
                     },
                 };
-                self.inbox.send(Command::Presence(key, presence))?;
+                self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Presence { key, presence } => {
-                self.inbox.send(Command::Presence(key, presence))?;
+                self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Servers(servers) => {
                 if servers.credentials.is_some() {
@@ -437,6 +437,17 @@ impl Daemon {
             Event::Receipt(receipt) => join::keep_receipt(&self.state, receipt)?,
         }
         Ok(())
+    }
+
+    /// Passes on what signaling says. What has no room is lost, as on the way: the daemon goes on.
+    fn pass_on(&self, command: Command) -> anyhow::Result<()> {
+        match self.inbox.send(command) {
+            Err(error @ InboxError::Full) => {
+                tracing::warn!(event = "overloaded", %error);
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
     }
 
     fn publish(&mut self, kind: RecordKind, record: &[u8]) -> anyhow::Result<()> {

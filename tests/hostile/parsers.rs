@@ -49,6 +49,7 @@ targets! {
     turn_stream,
     tunnels,
     gso,
+    state,
 }
 
 fn fuzz(name: &str) {

@@ -361,3 +361,69 @@ fn idle_paths_stay_and_cost_little() {
         assert!(flows.is_some(), "{homes:?}\n{}", world.describe());
     }
 }
+
+/// The provider gives a home another address while its tunnel is in use: traffic is back as after any
+/// loss of a path, and direct as soon as the new address has been told.
+#[test]
+fn a_home_is_renumbered() {
+    for (seed, homes) in (850..).zip(HOMES).take(4) {
+        for router in [0, 1] {
+            let mut world = connected(seed, homes, Some(TRAFFIC));
+            // Publishing is patient with who changes often.
+            world.run_for(secs(200));
+            forget_gaps(&mut world);
+            renumber(&mut world, router);
+            let renumbered = world.now;
+            let direct = world.run_till(secs(60), STEP, |w| {
+                w.now > renumbered + RECOVERY && w.agreed(A, B) == Some(Kind::Direct)
+            });
+            let gap = gap(&world);
+            println!("renumbered {router}: direct after {direct:?}, gap {gap:?}");
+            assert!(gap <= RECOVERY, "{gap:?} {homes:?}\n{}", world.describe());
+            assert!(
+                direct.is_some_and(|time| time <= secs(10)),
+                "{direct:?} {homes:?}\n{}",
+                world.describe()
+            );
+        }
+    }
+}
+
+fn renumber(world: &mut World, router: usize) {
+    let other: std::net::Ipv4Addr = [203, 0, 113, 180].into();
+    let before = world.network.routers[router].external.replace(other);
+    world.network.routers[router].reboot();
+    let internet = &mut world.network.realms[INTERNET].at;
+    internet.remove(&IpAddr::from(before.unwrap()));
+    internet.insert(other.into(), Attached::Router(router));
+}
+
+/// A daemon that restarts without traffic has its session back as soon as its path, whichever side
+/// begins handshakes.
+#[test]
+fn a_daemon_restarts_while_the_tunnel_is_idle() {
+    for (seed, homes) in (870..).zip(HOMES) {
+        for restarted in [A, B] {
+            let mut world = connected(seed, homes, None);
+            world.run_for(secs(60));
+            world.kill(restarted);
+            world.run_for(Duration::from_millis(700));
+            world.start_at(restarted, Duration::ZERO);
+            let begin = world.now;
+            world.run_for(Duration::from_millis(1));
+            let role = world.hosts[restarted]
+                .view(A + B - restarted, world.now)
+                .and_then(|peer| peer.role);
+            let other = A + B - restarted;
+            let path = world.run_till(secs(5), STEP, |w| w.path(restarted, other).is_some());
+            let up = world.run_till(secs(5), STEP, |w| w.hosts[restarted].tunnels[&other].is_up());
+            println!("restarted {role:?}: path after {path:?}, up {up:?} later");
+            assert!(
+                up.is_some_and(|time| time <= Duration::from_millis(200)),
+                "{up:?} {:?} {homes:?}\n{}",
+                world.now - begin,
+                world.describe()
+            );
+        }
+    }
+}

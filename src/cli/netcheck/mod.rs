@@ -1,6 +1,7 @@
 //! `wice netcheck`: what the network around this node lets through, found out over sockets of its own.
 
 mod nat;
+mod refused;
 mod relay;
 mod stun;
 #[cfg(test)]
@@ -138,7 +139,7 @@ fn report(
     v6: FamilyResult,
     relays: Vec<RelayCheck>,
     addresses: &[IpAddr],
-    notes: Vec<String>,
+    mut notes: Vec<String>,
 ) -> Netcheck {
     let of = |ipv4: bool, result: &FamilyResult| NetcheckFamily {
         addresses: addresses
@@ -153,12 +154,18 @@ fn report(
         .iter()
         .flat_map(|relay| &relay.transports)
         .any(|check| check.transport == "udp" && check.rtt_ms.is_some());
+    let mut refused = v4.refused.iter().chain(&v6.refused).peekable();
     let udp = match (v4.works(), v6.works()) {
         (Some(true), _) | (_, Some(true)) => Udp::Open,
         _ if relay_udp => Udp::Open,
+        // What says that nothing listens there was reached; whether answers come back is not known.
+        _ if refused.peek().is_some() => Udp::Unknown,
         (None, None) => Udp::Unknown,
         (_, _) => Udp::Blocked,
     };
+    notes.extend(refused.map(|server| {
+        format!("nothing listens at {server}: UDP leaves this network, but that STUN server does not run")
+    }));
     let main = if v4.works() == Some(true) || v6.works() != Some(true) {
         &v4
     } else {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use wice_signaling::protocol::{Filtering, NatBehavior};
 
+use super::refused::refusing;
 use super::stun::{Answer, Change, ask_all, encode};
 use super::unknown_nat;
 use crate::cli::random::random;
@@ -43,6 +44,8 @@ pub(super) struct FamilyResult {
     pub(super) mappings: Vec<MappingObservation>,
     pub(super) behavior: NatBehavior,
     pub(super) hairpin: Option<bool>,
+    /// Servers whose own host says that nothing listens there.
+    pub(super) refused: Vec<SocketAddr>,
 }
 
 impl FamilyResult {
@@ -51,6 +54,7 @@ impl FamilyResult {
             mappings: Vec::new(),
             behavior: unknown_nat(),
             hairpin: None,
+            refused: Vec::new(),
         }
     }
 
@@ -111,7 +115,10 @@ async fn try_examine(family: Family, servers: &[&Server]) -> anyhow::Result<Fami
             (_, _) => None,
         }
     };
-    let (filtering, hairpin) = tokio::join!(filtering, hairpin);
+    let silent = servers.iter().zip(&answers);
+    let silent = silent.filter(|(_, answer)| answer.is_none());
+    let refused = refusing(silent.map(|(server, _)| server.address).collect());
+    let (filtering, hairpin, refused) = tokio::join!(filtering, hairpin, refused);
     behavior.filtering = filtering;
     let seen = servers.iter().zip(&answers);
     Ok(FamilyResult {
@@ -120,6 +127,7 @@ async fn try_examine(family: Family, servers: &[&Server]) -> anyhow::Result<Fami
             .collect(),
         behavior,
         hairpin,
+        refused,
     })
 }
 

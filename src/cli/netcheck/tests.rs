@@ -128,6 +128,20 @@ async fn a_silent_server_is_blocked_udp() {
     assert_eq!(netcheck.health(), Health::Broken);
 }
 
+#[tokio::test]
+async fn a_server_that_does_not_run_is_no_blocked_udp() {
+    let gone = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = gone.local_addr().unwrap();
+    drop(gone);
+    let v4 = examined(vec![address]).await;
+    let nothing = examine(Family::V6, &[]).await;
+    let netcheck = report(v4, nothing, Vec::new(), &[], Vec::new());
+    assert_eq!(netcheck.udp, Udp::Unknown);
+    assert_eq!(netcheck.nat.mapping, "unknown");
+    assert!(netcheck.notes[0].contains(&address.to_string()));
+    assert_eq!(netcheck.health(), Health::Degraded);
+}
+
 #[test]
 fn hostile_answers_are_no_answers() {
     let id = crate::core::stun::TransactionId::from(7);

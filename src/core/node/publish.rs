@@ -126,3 +126,80 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wice_signaling::protocol::{PrivateKey, Session};
+
+    use super::*;
+    use crate::core::node::{Admission, HostAddress, NodeConfig};
+
+    fn published(node: &mut Node) -> Vec<u64> {
+        let events = std::iter::from_fn(|| node.poll_event());
+        let of = |event| match event {
+            Event::Publish { sequence, .. } => Some(sequence),
+            Event::OpenRelay { .. }
+            | Event::CloseRelay(_)
+            | Event::PeerAdded { .. }
+            | Event::PeerRemoved { .. }
+            | Event::Bind { .. }
+            | Event::PathChanged { .. } => None,
+        };
+        events.filter_map(of).collect()
+    }
+
+    /// A node that has lost its count is not heard by peers that know a higher one.
+    #[test]
+    fn a_higher_count_that_is_read_back_is_outdone_by_itself() {
+        let key = || PrivateKey::from_bytes([1; 32]);
+        let mut now = Instant::now();
+        let config = NodeConfig {
+            key: key(),
+            session: Session([2; 16]),
+            sequence: 0,
+            name: "lab-a".to_owned(),
+            admission: Admission::Added,
+            membership: Vec::new(),
+            seed: [3; 32],
+        };
+        let mut node = Node::new(config, now);
+        let host = HostAddress {
+            address: "192.168.1.2:51821".parse().unwrap(),
+            interface: 1,
+        };
+        node.handle_addresses(&[host], now);
+        now += PUBLISH_FIRST;
+        node.handle_timeout(now);
+        assert_eq!(published(&mut node), [1]);
+        now += CALM;
+        node.handle_timeout(now);
+        let read_back = |session, sequence| {
+            let advert = Advert {
+                key: key().public_key(),
+                session: Session([session; 16]),
+                sequence,
+                name: "lab-a".to_owned(),
+                nat: NatBehavior::default(),
+                candidates: Vec::new(),
+                membership: Vec::new(),
+            };
+            advert.encode_signed(&key(), &[4; 64]).unwrap()
+        };
+        for (session, sequence, expected) in [
+            (9, 900, Some(901)),
+            // Ours, and older ones.
+            (2, 901, None),
+            (9, 17, None),
+            // Another machine with our key.
+            (9, 901, Some(902)),
+        ] {
+            node.handle_advert(&read_back(session, sequence), now)
+                .unwrap();
+            let due = node.poll_timeout().filter(|(_, why)| *why == "publishing");
+            assert_eq!(due.is_some(), expected.is_some(), "{session} {sequence}");
+            now += PUBLISH_MAX;
+            node.handle_timeout(now);
+            assert_eq!(published(&mut node), Vec::from_iter(expected));
+        }
+    }
+}
