@@ -255,10 +255,15 @@ impl Node {
             .filter_map(|path| self.route(id, path))
             .collect();
         let controls = self.own.key > peer.key;
+        let confirmed = |path: PathRef| peer.pair(path).is_some_and(|pair| pair.is_confirmed());
+        let is_confirmed = selected.is_some_and(confirmed) && !routes.is_empty();
         let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        if routes == peer.path.bound {
+        // The other side has restarted, and has answered on the path that we have: who begins
+        // handshakes need not wait for a better one.
+        let restarted = peer.path.handshake_wanted && controls && is_confirmed;
+        if routes == peer.path.bound && !restarted {
             return;
         }
         // One side starts at once, for both at once would cost a handshake more; the other too if it
