@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(RELAY_SILENT, RTO_MIN * 7 + LAST_PROBE_WAIT);
         // A farewell's path is given up within two seconds.
         assert!(PROBE_INTERVAL * u32::from(FAREWELL_MISSES - 1) + LAST_PROBE_WAIT <= secs(2));
-        assert!(FAREWELL_MISSES < STALL_MISSES);
+        const { assert!(FAREWELL_MISSES < STALL_MISSES) };
         // RFC 8489 §6.2.1: sum of the doubled RTOs and the last wait.
         let waited = RTO_MIN * ((1 << (RC - 1)) - 1) + RTO_MIN * RM;
         assert_eq!(waited, PAC_MIN);

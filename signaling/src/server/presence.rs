@@ -105,9 +105,12 @@ mod tests {
 
     fn heard(joined: &mut Joined) -> Vec<(u8, Presence)> {
         let frames = std::iter::from_fn(|| joined.outgoing.try_recv().ok());
-        let of = |frame: Bytes| match ServerFrame::decode(&frame).unwrap() {
-            ServerFrame::Presence(nodes) => nodes,
-            other => panic!("{other:?}"),
+        let of = |frame: Bytes| {
+            let frame = ServerFrame::decode(&frame).unwrap();
+            let ServerFrame::Presence(nodes) = frame else {
+                panic!("{frame:?}");
+            };
+            nodes
         };
         let nodes = frames.flat_map(of);
         nodes.map(|(key, presence)| (key.0[0], presence)).collect()
