@@ -106,6 +106,7 @@ async fn hostile_service(mut frames: impl FnMut() -> Vec<Vec<u8>> + Send + 'stat
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
+            #[allow(clippy::result_large_err, reason = "the library's callback")]
             let upgrade = |_: &Request, mut response: Response| {
                 let headers = response.headers_mut();
                 let protocol = HeaderValue::from_static(SUBPROTOCOL);
