@@ -1,27 +1,22 @@
 //! `wice revoke`: puts nodes and invites out.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use wice_signaling::protocol::{Invite, InviteId, PrivateKey, PublicKey, RevocationList};
+use wice_signaling::protocol::{InviteId, PublicKey, RevocationList};
 
 use super::diagnose::ask_status;
-use super::network::now;
-use super::random::random;
 use super::store::Network;
+use super::visit::{Through, Visitor, connected};
 use super::{Control, StateDir, block_on, print};
 use crate::report::Health;
-use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 
 /// Connecting, proving and publishing take some round trips; a service that is down takes longer.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between looks whether the service has the list.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// The membership under which the list is carried need not last.
-const CARRIER_EXPIRY: u64 = 3600;
 /// Shorter starts of ids are mistyped labels.
 const MIN_PREFIX: usize = 4;
 
@@ -41,12 +36,8 @@ pub(super) struct RevokeArgs {
     /// The network; not needed where there is only one.
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
-    /// Authorities to trust for signaling, in PEM.
-    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
-    ca_file: Option<PathBuf>,
-    /// HTTP proxy for signaling, like http://proxy.example:3128.
-    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
-    proxy: Option<String>,
+    #[command(flatten)]
+    through: Through,
     #[command(flatten)]
     state: StateDir,
     #[command(flatten)]
@@ -68,7 +59,7 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<Health> {
             })
     });
     carried.with_context(|| {
-        format!("{what} is revoked on this machine, but the list was not carried (repeat the command when the service answers)")
+        format!("{what} is revoked on this machine, but the list was not carried\n  repeat the command when the service answers")
     })?;
     print(&format!("{what} is revoked\n"))?;
     Ok(Health::Well)
@@ -122,61 +113,18 @@ fn target(
     Ok((BTreeSet::from([key]), BTreeSet::new(), what))
 }
 
-/// Joins for a moment as a node of its own, hands the list over, and looks from a second connection whether the service has it.
+/// Hands the list over, and looks from a second connection whether the service has it.
 async fn carry(args: &RevokeArgs, network: &Network, list: &RevocationList) -> anyhow::Result<()> {
-    let id = network.admin.network_id();
-    let invite = Invite::new(
-        &network.admin,
-        &random()?,
-        now()? + CARRIER_EXPIRY,
-        "wice revoke",
-        &[],
-    )?;
-    let seed: [u8; 32] = random()?;
-    let key = PrivateKey::from_bytes(seed);
-    let membership = invite.sign_member(&id, &key.public_key()).encode();
-    let config = || -> anyhow::Result<WebSocketConfig> {
-        Ok(WebSocketConfig {
-            url: network.url()?,
-            pin: network.pin()?,
-            network: id,
-            key: PrivateKey::from_bytes(seed),
-            membership: membership.clone(),
-            receipt: None,
-            proxy: args
-                .proxy
-                .as_deref()
-                .filter(|p| !p.is_empty())
-                .map(str::parse)
-                .transpose()?,
-            ca_file: args.ca_file.clone(),
-            socket_hook: None,
-        })
-    };
-    let mut carrier = Signaling::start(WebSocketBackend::new(config()?));
+    let visitor = Visitor::new(network, &args.through)?;
+    let mut carrier = visitor.start()?;
     carrier.push_revocations(list.clone());
     connected(&mut carrier).await?;
     drop(carrier);
     loop {
-        let mut witness = Signaling::start(WebSocketBackend::new(config()?));
+        let mut witness = visitor.start()?;
         if connected(&mut witness).await? >= list.sequence() {
             return Ok(());
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// Waits until the service has let us in; the sequence of the list that it has, 0 without.
-async fn connected(signaling: &mut Signaling) -> anyhow::Result<u64> {
-    let mut sequence = 0;
-    loop {
-        match signaling.next().await {
-            Some(Event::Connected) => return Ok(sequence),
-            Some(Event::Revocations(list)) => sequence = list.sequence(),
-            Some(Event::Refused { text, .. }) => bail!("the signaling service refuses: {text}"),
-            Some(Event::Disconnected { reason, .. }) => bail!("{reason}"),
-            Some(Event::Record { .. } | Event::Servers(_) | Event::Receipt(_)) => {}
-            None => bail!("the signaling client has ended"),
-        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal as os_signal};
 use wice_signaling::protocol::{NetworkId, ServerAddress};
 use wice_signaling::server::{Config, Networks, Server, Transport};
 
-use super::{StateDir, Usage, start_log, store};
+use super::{StateDir, Usage, log, store};
 use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
 
@@ -91,7 +91,7 @@ pub(super) struct SignalArgs {
 }
 
 pub(super) fn signal(args: &SignalArgs) -> anyhow::Result<Health> {
-    start_log(&LogConfig {
+    log::start(&LogConfig {
         level: args.log_level.clone(),
         format: if args.log_json {
             LogFormat::Json

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use wice_signaling::protocol::{PublicKey, RelayTransport};
+use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
@@ -15,7 +15,7 @@ use crate::io::packet_loop::{Command, Inbox};
 use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
 
 /// The packet loop answers within this, or something is very wrong.
-const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A ping that has no reply by then is lost; the next follows at once.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -31,6 +31,8 @@ pub(super) struct Shared {
 struct SharedState {
     url: String,
     signaling: Result<Instant, (Instant, String)>,
+    /// Why the service refuses this node for good.
+    refused: Option<ErrorCode>,
     last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
@@ -41,6 +43,7 @@ impl Shared {
         let state = SharedState {
             url,
             signaling: Err((Instant::now(), "connecting".to_owned())),
+            refused: None,
             last_seen: BTreeMap::new(),
             stun: Vec::new(),
             relays: Vec::new(),
@@ -52,11 +55,31 @@ impl Shared {
     }
 
     pub(super) fn connected(&self) {
-        self.with(|state| state.signaling = Ok(Instant::now()));
+        self.with(|state| {
+            state.signaling = Ok(Instant::now());
+            state.refused = None;
+        });
     }
 
-    pub(super) fn disconnected(&self, reason: String) {
-        self.with(|state| state.signaling = Err((Instant::now(), reason)));
+    /// Tells whether it was connected until now. The time of the first loss stays: tries that fail do not start it anew.
+    pub(super) fn disconnected(&self, reason: String) -> bool {
+        self.with(|state| {
+            let (since, was) = match &state.signaling {
+                Ok(_) => (Instant::now(), true),
+                Err((since, _)) => (*since, false),
+            };
+            state.signaling = Err((since, reason));
+            was
+        })
+    }
+
+    pub(super) fn refused(&self, code: ErrorCode) {
+        self.with(|state| state.refused = Some(code).filter(|code| !code.is_temporary()));
+    }
+
+    /// Whether the service refuses this node for good, and why.
+    pub(super) fn refusal(&self) -> Option<ErrorCode> {
+        self.with(|state| state.refused)
     }
 
     pub(super) fn seen(&self, key: PublicKey, ago: Duration) {
@@ -147,11 +170,18 @@ impl Answers {
                 Err((since, error)) => (false, *since, Some(error.clone())),
             };
             let since_s = since.elapsed().as_secs();
+            let (error, hint) = match error.as_deref().map(said) {
+                Some((error, hint)) => (Some(error), hint),
+                None => (None, None),
+            };
+            let refused = state.refused.filter(|_| !connected);
             Signaling {
                 url: state.url.clone(),
                 connected,
                 since_s,
                 error,
+                hint: refused.and_then(advice).map(str::to_owned).or(hint),
+                refused: refused.map(|code| code.as_str().to_owned()),
             }
         });
         Ok(Seen {
@@ -290,6 +320,37 @@ impl Handler for Answers {
         self.shared.stop.notify_one();
         Ok(())
     }
+}
+
+/// What to do where the service refuses this node for good.
+pub(super) fn advice(code: ErrorCode) -> Option<&'static str> {
+    match code {
+        ErrorCode::Revoked => Some(
+            "ask for a new invite, then: wice down; wice leave --yes (forgets the revoked key); wice up TOKEN",
+        ),
+        ErrorCode::InviteExpired => Some("ask for a new invite, then: wice up TOKEN"),
+        ErrorCode::NotMember => Some("ask for an invite into this network, then: wice up TOKEN"),
+        ErrorCode::NetworkNotAllowed => Some(
+            "where the service runs: start it with --network ID (wice network show tells the id)",
+        ),
+        ErrorCode::BadFrame
+        | ErrorCode::WrongProof
+        | ErrorCode::Replaced
+        | ErrorCode::NetworkFull
+        | ErrorCode::TimedOut
+        | ErrorCode::Busy => None,
+    }
+}
+
+/// What happened and what to do: messages have the latter on lines of their own.
+pub(super) fn said(message: &str) -> (String, Option<String>) {
+    let mut lines = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default().to_owned();
+    let hint: Vec<&str> = lines.collect();
+    (what, (!hint.is_empty()).then(|| hint.join("; ")))
 }
 
 fn login(server: &RelayServer) -> TurnLogin {

@@ -146,6 +146,18 @@ impl Node {
     /// Everything, as it is now.
     pub fn snapshot(&self, now: Instant) -> NodeSnapshot {
         NodeSnapshot {
+            peers: self
+                .peers
+                .keys()
+                .filter_map(|id| self.peer_snapshot(*id, now))
+                .collect(),
+            ..self.own_snapshot()
+        }
+    }
+
+    /// Everything but the peers: it costs the same in any mesh.
+    pub fn own_snapshot(&self) -> NodeSnapshot {
+        NodeSnapshot {
             key: self.own.key,
             name: self.name.clone(),
             nat: self.gatherer.nat(),
@@ -160,11 +172,7 @@ impl Node {
                 .views()
                 .map(|view| relay_snapshot(&view))
                 .collect(),
-            peers: self
-                .peers
-                .keys()
-                .filter_map(|id| self.peer_snapshot(*id, now))
-                .collect(),
+            peers: Vec::new(),
             counters: self.counters,
         }
     }
