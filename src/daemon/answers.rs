@@ -27,6 +27,17 @@ pub(super) struct Shared {
     pub(super) stop: Notify,
 }
 
+/// What was known of signaling before it was found to be away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// It was connected.
+    Connected,
+    /// It was away, for the same reason.
+    Same,
+    /// It was away, for another reason, or had not been tried.
+    Otherwise,
+}
+
 #[derive(Debug)]
 struct SharedState {
     url: String,
@@ -61,15 +72,16 @@ impl Shared {
         });
     }
 
-    /// Tells whether it was connected until now. The time of the first loss stays: tries that fail do not start it anew.
-    pub(super) fn disconnected(&self, reason: String) -> bool {
+    /// Tells what was the case until now. The time of the first loss stays: tries that fail do not start it anew.
+    pub(super) fn disconnected(&self, reason: String) -> Before {
         self.with(|state| {
-            let (since, was) = match &state.signaling {
-                Ok(_) => (Instant::now(), true),
-                Err((since, _)) => (*since, false),
+            let (since, before) = match &state.signaling {
+                Ok(_) => (Instant::now(), Before::Connected),
+                Err((since, known)) if *known == reason => (*since, Before::Same),
+                Err((since, _)) => (*since, Before::Otherwise),
             };
             state.signaling = Err((since, reason));
-            was
+            before
         })
     }
 

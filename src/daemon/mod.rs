@@ -425,7 +425,11 @@ impl Daemon {
                 self.servers.told(servers);
             }
             Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
-            Event::Receipt(receipt) => join::keep_receipt(&self.state, receipt)?,
+            Event::Receipt(receipt) => {
+                // No newcomer any more: a refusal ends no paths from here on.
+                self.membership.receipt = Some(receipt);
+                join::keep_receipt(&self.state, receipt)?;
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::answers::{INSPECT_TIMEOUT, Shared, said};
+use super::answers::{Before, INSPECT_TIMEOUT, Shared, said};
 use crate::core::node::PeerSnapshot;
 use crate::core::reason::{Code, Facts, reason};
 use crate::io::packet_loop::{Command, Inbox};
@@ -34,18 +34,23 @@ pub(super) async fn log_path(inbox: &Inbox, port: u16, peer: PeerSnapshot) {
     }
 }
 
-/// Signaling cannot be reached, or is no longer connected.
+/// Signaling cannot be reached, or is no longer connected. Tries that fail as the last one did are no transitions.
 pub(super) fn log_lost(shared: &Shared, reason: String, retry_in: Duration) {
     let (error, _) = said(&reason);
     let refusal = shared.refusal();
-    let was_connected = shared.disconnected(reason);
-    let code = match (refusal, was_connected) {
+    let before = shared.disconnected(reason);
+    let code = match (refusal, before) {
         (Some(code), _) => code.as_str(),
-        (None, true) => "connection-lost",
-        (None, false) => "unreachable",
+        (None, Before::Connected) => "connection-lost",
+        (None, Before::Same | Before::Otherwise) => "unreachable",
     };
     let retry_s = retry_in.as_millis() as f64 / 1e3;
-    tracing::warn!(event = "signaling-lost", reason = code, error, retry_s);
+    match before {
+        Before::Connected | Before::Otherwise => {
+            tracing::warn!(event = "signaling-lost", reason = code, error, retry_s);
+        }
+        Before::Same => tracing::debug!(event = "signaling-lost", reason = code, error, retry_s),
+    }
 }
 
 /// Why the path is what it is, of what the node knows now.

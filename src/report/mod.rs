@@ -57,7 +57,7 @@ pub struct Status {
     pub signaling: Signaling,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
-    /// Its own candidates; none means that it has no network.
+    /// Its own candidates; none but relayed ones where it has no network.
     pub candidates: Vec<End>,
     /// What each STUN server sees.
     pub observations: Vec<Observation>,
@@ -327,6 +327,11 @@ impl Peer {
 }
 
 impl Status {
+    /// Whether the node has no address to send from: what a relay holds for it outlives that for some minutes.
+    pub fn has_no_network(&self) -> bool {
+        self.candidates.iter().all(|end| end.kind == "relay")
+    }
+
     /// Broken without a network, and where nothing works: no peer has a path, and there is a peer that is on, or signaling that
     /// would tell is not connected. Well while signaling is connected and every peer that is on has a path (a relayed one is a
     /// path). Degraded between.
@@ -339,7 +344,7 @@ impl Status {
             .collect();
         let expected = !present.is_empty() || !self.signaling.connected;
         let nothing_works = present.iter().all(|health| *health == Health::Broken);
-        if self.candidates.is_empty() || (expected && nothing_works) {
+        if self.has_no_network() || (expected && nothing_works) {
             return Health::Broken;
         }
         if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {

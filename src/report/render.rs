@@ -37,7 +37,7 @@ impl Status {
             self.name,
             self.summary()
         );
-        if self.candidates.is_empty() {
+        if self.has_no_network() {
             out.push_str(&style.paint(NO_NETWORK, Paint::Bad));
         } else {
             out.push_str(&format!("NAT    {}", nat_line(&self.nat)));

@@ -4,6 +4,7 @@
 
 mod configuration;
 mod networks;
+mod units;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

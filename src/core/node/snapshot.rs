@@ -62,6 +62,14 @@ pub struct NodeSnapshot {
     pub counters: Counters,
 }
 
+impl NodeSnapshot {
+    /// Whether there is no address to send from: what a relay holds for us outlives that for some minutes.
+    pub fn has_no_network(&self) -> bool {
+        let relayed = |(kind, _): &(CandidateKind, SocketAddr)| *kind == CandidateKind::Relayed;
+        self.candidates.iter().all(relayed)
+    }
+}
+
 /// A configured TURN server.
 #[derive(Clone, Debug)]
 pub struct RelaySnapshot {

@@ -351,7 +351,7 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
 /// Nothing carries the data.
 fn why_none(facts: &Facts<'_>) -> Reason {
     let age = facts.checking_for;
-    if facts.node.candidates.is_empty() {
+    if facts.node.has_no_network() {
         return advised(
             Code::NoNetwork,
             "this node has no network",

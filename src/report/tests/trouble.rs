@@ -78,7 +78,7 @@ fn who_is_meant_is_told_clearly() {
 #[test]
 fn a_node_without_a_network_says_so_and_is_broken() {
     let mut node = node();
-    node.candidates.clear();
+    node.candidates = vec![(CandidateKind::Relayed, address("198.51.100.2:50012"))];
     let alone = NodeSnapshot {
         peers: Vec::new(),
         ..node.clone()
