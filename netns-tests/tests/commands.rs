@@ -270,8 +270,18 @@ fn the_admin_sees_who_is_in() -> Result<()> {
             .then_some(()))
     })?;
     away.context("home-b is away")?;
-    let revoked = mesh.lab.wice("signal", &["revoke", &key])?;
-    ensure!(code(&revoked) == 0, "{}", stderr(&revoked));
+    let unknown = mesh.lab.wice("signal", &["revoke", "home-z"])?;
+    ensure!(
+        code(&unknown) == 2 && stderr(&unknown).contains("wice network nodes"),
+        "{}",
+        stderr(&unknown)
+    );
+    let revoked = mesh.lab.wice("signal", &["revoke", "home-b"])?;
+    ensure!(
+        code(&revoked) == 0 && stdout(&revoked).contains(&key),
+        "{}",
+        stderr(&revoked)
+    );
     let shown = stdout(&mesh.lab.wice("signal", &["network", "show"])?);
     ensure!(shown.contains(&format!("\n  revoked {key}\n")), "{shown}");
     let nodes = stdout(&mesh.lab.wice("signal", &["network", "nodes"])?);

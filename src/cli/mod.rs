@@ -4,6 +4,7 @@ mod ask;
 mod daemon;
 mod diagnose;
 mod fail;
+mod hosts;
 pub mod lab;
 mod leave;
 mod log;
@@ -62,6 +63,7 @@ enum Command {
     Status(diagnose::StatusArgs),
     Why(diagnose::WhyArgs),
     Ping(diagnose::PingArgs),
+    Hosts(hosts::HostsArgs),
     Netcheck(netcheck::NetcheckArgs),
     Network(network::NetworkArgs),
     Invite(network::InviteArgs),
@@ -119,6 +121,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => diagnose::status(&args),
         Command::Why(args) => diagnose::why(&args),
         Command::Ping(args) => diagnose::ping(&args),
+        Command::Hosts(args) => hosts::hosts(&args),
         Command::Netcheck(args) => netcheck::netcheck(&args),
         Command::Network(args) => network::network(&args),
         Command::Invite(args) => network::invite(&args),

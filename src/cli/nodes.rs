@@ -45,22 +45,7 @@ pub(super) struct NodesArgs {
 
 pub(super) fn nodes(args: &NodesArgs) -> anyhow::Result<Health> {
     let network = Network::open(&args.state.state_dir, args.name.as_deref())?;
-    let visitor = Visitor::new(&network, &args.through)?;
-    let nodes = block_on(async {
-        let mut signaling = visitor.start()?;
-        match tokio::time::timeout(CONNECT_TIMEOUT, connected(&mut signaling)).await {
-            Ok(connected) => connected?,
-            Err(_) => bail!(
-                "the signaling service {} has not let the admin in within {} s\n  is it running? see its log",
-                network.url()?,
-                CONNECT_TIMEOUT.as_secs()
-            ),
-        };
-        let told = tokio::time::timeout(TELL_TIMEOUT, records(&mut signaling, &network)).await;
-        told.unwrap_or_else(|_| {
-            bail!("the signaling service does not come to an end\n  see its log")
-        })
-    })?;
+    let nodes = listed(&network, &args.through)?;
     let list = NetworkNodes {
         schema: SCHEMA,
         network: network.record.name.clone(),
@@ -71,6 +56,26 @@ pub(super) fn nodes(args: &NodesArgs) -> anyhow::Result<Health> {
         false => print(&list.text(Style::of_stdout()))?,
     }
     Ok(Health::Well)
+}
+
+/// The nodes of `network`, by name, then key, as its signaling service has them now.
+pub(super) fn listed(network: &Network, through: &Through) -> anyhow::Result<Vec<NetworkNode>> {
+    let visitor = Visitor::new(network, through)?;
+    block_on(async {
+        let mut signaling = visitor.start()?;
+        match tokio::time::timeout(CONNECT_TIMEOUT, connected(&mut signaling)).await {
+            Ok(connected) => connected?,
+            Err(_) => bail!(
+                "the signaling service {} has not let the admin in within {} s\n  is it running? see its log",
+                network.url()?,
+                CONNECT_TIMEOUT.as_secs()
+            ),
+        };
+        let told = tokio::time::timeout(TELL_TIMEOUT, records(&mut signaling, network)).await;
+        told.unwrap_or_else(|_| {
+            bail!("the signaling service does not come to an end\n  see its log")
+        })
+    })
 }
 
 #[derive(Default)]

@@ -10,8 +10,8 @@ use wice_signaling::protocol::{InviteId, PublicKey, RevocationList};
 use super::diagnose::ask_status;
 use super::store::Network;
 use super::visit::{Through, Visitor, connected};
-use super::{Control, StateDir, block_on, print};
-use crate::report::Health;
+use super::{Control, StateDir, block_on, nodes, print};
+use crate::report::{Health, NetworkNode};
 
 /// Connecting, proving and publishing take some round trips; a service that is down takes longer.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -24,7 +24,7 @@ const MIN_PREFIX: usize = 4;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  wice revoke lab-d              a node, by the name that the daemon here knows
+  wice revoke lab-d              a node, by its name (wice network nodes)
   wice revoke 8Zk…=              a node, by its WireGuard key
   wice revoke rack-7             an invite, by its label or the start of its id (wice network show)
 
@@ -65,7 +65,7 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<Health> {
     Ok(Health::Well)
 }
 
-/// Invites by id or label first, then nodes by key, then by the name that the daemon on this machine knows.
+/// Nodes by key first, then invites by id or label, then nodes by name.
 fn target(
     args: &RevokeArgs,
     network: &Network,
@@ -101,16 +101,48 @@ fn target(
         ),
         (None, _) => {}
     }
-    let status = block_on(ask_status(&args.control)).map_err(|_| {
-        anyhow::anyhow!(
-            "{wanted} is neither a key nor an invite of {}, and no daemon runs here that may know its name\n  give the node's key (wice status --json there), or an invite (wice network show)",
-            network.record.name
-        )
-    })?;
-    let peer = status.find(wanted).map_err(anyhow::Error::msg)?;
-    let key: PublicKey = peer.key.parse()?;
-    let what = format!("node {} ({key})", peer.name);
+    let (name, key) = named(args, network)?;
+    let key: PublicKey = key.parse()?;
+    let what = format!("node {name} ({key})");
     Ok((BTreeSet::from([key]), BTreeSet::new(), what))
+}
+
+/// Name and key of the node that has this name: as the signaling service knows it, or the daemon here.
+fn named(args: &RevokeArgs, network: &Network) -> anyhow::Result<(String, String)> {
+    let wanted = args.target.as_str();
+    let told = nodes::listed(network, &args.through);
+    let Ok(nodes) = told else {
+        let status = block_on(ask_status(&args.control)).map_err(|_| {
+            anyhow::anyhow!(
+                "{wanted} is neither a key nor an invite of {}, and neither the signaling service nor a daemon here can be asked for a name\n  give the node's key (wice status --json there), or an invite (wice network show)",
+                network.record.name
+            )
+        })?;
+        let peer = status.find(wanted).map_err(anyhow::Error::msg)?;
+        return Ok((peer.name.clone(), peer.key.clone()));
+    };
+    let is_meant = |node: &&NetworkNode| {
+        node.name.eq_ignore_ascii_case(wanted)
+            || node
+                .addresses
+                .iter()
+                .any(|address| address.to_string() == wanted)
+    };
+    let meant: Vec<&NetworkNode> = nodes.iter().filter(is_meant).collect();
+    match meant.as_slice() {
+        [node] => Ok((node.name.clone(), node.key.clone())),
+        [] => bail!(
+            "{wanted} is no node and no invite of {}\n  see wice network nodes and wice network show",
+            network.record.name
+        ),
+        several => {
+            let keys: Vec<&str> = several.iter().map(|node| node.key.as_str()).collect();
+            bail!(
+                "several nodes are called {wanted}\n  say which by its key: {}",
+                keys.join(", ")
+            )
+        }
+    }
 }
 
 /// Hands the list over, and looks from a second connection whether the service has it.

@@ -3,6 +3,7 @@
 
 mod build;
 mod find;
+mod hosts;
 mod netcheck;
 mod nodes;
 mod ping;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
 pub(crate) use build::{milliseconds, nat as nat_of};
+pub use hosts::DOMAIN;
 pub use netcheck::{
     MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
 };

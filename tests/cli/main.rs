@@ -168,6 +168,7 @@ fn help_and_version_are_well() {
         &["network", "nodes", "--help"],
         &["network", "rm", "--help"],
         &["leave", "--help"],
+        &["hosts", "--help"],
         &["invite", "--help"],
         &["revoke", "--help"],
         &["signal", "--help"],

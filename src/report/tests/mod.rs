@@ -326,6 +326,36 @@ lab-long  AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=  100.91.8.3  1m 2s ago  9
 }
 
 #[test]
+fn hosts_of_the_overlay() {
+    let mut status = with_inputs(&node(), |inputs| inputs.status());
+    status.peers.truncate(1);
+    status.peers[0].name = "Gate.rack_7".into();
+    status.peers[0].addresses = vec!["100.91.2.9".parse().unwrap()];
+    let expected = "\
+100.91.2.9\tgate.rack_7.wice
+100.91.4.17\tlab-a.wice
+fd7a:91c:20::4:17\tlab-a.wice
+";
+    assert_eq!(status.hosts(), expected);
+    // Nobody takes another's name, this node's least of all, and nothing breaks out of its line.
+    status.peers[0].name = "LAB-A".into();
+    let (own, other) = (&status.key, &status.peers[0].key);
+    let expected = format!(
+        "# {own} is left out: several nodes have its name\n# {other} is left out: several nodes have its name\n"
+    );
+    assert_eq!(status.hosts(), expected);
+    for name in ["a b", "x\n1.2.3.4 y", "", "a..b", "BAQEBAQE…"] {
+        status.peers[0].name = name.into();
+        let hosts = status.hosts();
+        assert_eq!(hosts.lines().count(), 3, "{name}: {hosts}");
+        assert!(
+            hosts.contains("is left out: its name cannot stand here"),
+            "{hosts}"
+        );
+    }
+}
+
+#[test]
 fn colour_changes_no_column() {
     let status = with_inputs(&node(), |inputs| inputs.status());
     let coloured = status.text(Style::COLOUR);
