@@ -15,9 +15,11 @@ help: ## this list
 
 demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
 	$(CARGO) build --locked --bin wice
+	@echo; echo "Two homes behind usual routers: they meet directly."
 	./target/debug/wice lab --nat port-restricted --nat port-restricted
-	@echo
+	@echo; echo "Two homes behind symmetric NATs: only a relay joins them."
 	./target/debug/wice lab --nat symmetric --nat symmetric
+	@echo; echo "Look around in one: ./target/debug/wice lab --nat symmetric --nat cgnat --shell home-a, then wice status, wice why home-b"
 
 test: setup-test unit netns interop ## every test; as root, for the network namespaces
 

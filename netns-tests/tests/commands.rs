@@ -218,7 +218,7 @@ fn a_revoked_node_comes_back_as_it_is_told_to() -> Result<()> {
     ensure!(text.contains(&format!("\n       {hint}\n")), "{text}");
     let log = mesh.daemon("home-b")?.output();
     ensure!(
-        log.contains(" event=signaling-lost reason=revoked "),
+        log.contains(" event=signaling-refused reason=revoked "),
         "{log}"
     );
 

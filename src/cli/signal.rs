@@ -134,6 +134,10 @@ async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()
         listen = %server.local_addr(),
         pin = pin.as_deref().unwrap_or("none"),
         networks = count,
+        hint = (count == 0).then(|| {
+            let port = server.local_addr().port();
+            format!("make a network: wice network new NAME --signal wss://THIS-HOST:{port}")
+        }),
     );
     let end = async {
         tokio::select! {

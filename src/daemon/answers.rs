@@ -42,7 +42,7 @@ pub(super) enum Before {
 struct SharedState {
     url: String,
     signaling: Result<Instant, (Instant, String)>,
-    /// Why the service refuses this node for good.
+    /// Why the service has refused this node.
     refused: Option<ErrorCode>,
     last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
     stun: Vec<StunServer>,
@@ -86,12 +86,15 @@ impl Shared {
     }
 
     pub(super) fn refused(&self, code: ErrorCode) {
-        self.with(|state| state.refused = Some(code).filter(|code| !code.is_temporary()));
+        self.with(|state| state.refused = Some(code));
     }
 
-    /// Whether the service refuses this node for good, and why.
+    /// Why the service refuses this node for good, or has refused it just now.
     pub(super) fn refusal(&self) -> Option<ErrorCode> {
-        self.with(|state| state.refused)
+        self.with(|state| match state.refused {
+            Some(code) if code.is_temporary() => state.refused.take(),
+            other => other,
+        })
     }
 
     pub(super) fn seen(&self, key: PublicKey, ago: Duration) {
@@ -186,7 +189,8 @@ impl Answers {
                 Some((error, hint)) => (Some(error), hint),
                 None => (None, None),
             };
-            let refused = state.refused.filter(|_| !connected);
+            let for_good = |code: &ErrorCode| !connected && !code.is_temporary();
+            let refused = state.refused.filter(for_good);
             Signaling {
                 url: state.url.clone(),
                 connected,

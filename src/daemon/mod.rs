@@ -388,8 +388,6 @@ impl Daemon {
                     );
                 }
                 self.shared.refused(code);
-                let (error, _) = answers::said(&text);
-                tracing::error!(event = "signaling-refused", reason = code.as_str(), error);
             }
             Event::Record {
                 key,

@@ -45,11 +45,15 @@ pub(super) fn log_lost(shared: &Shared, reason: String, retry_in: Duration) {
         (None, Before::Same | Before::Otherwise) => "unreachable",
     };
     let retry_s = retry_in.as_millis() as f64 / 1e3;
+    let for_good = refusal.is_some_and(|code| !code.is_temporary());
     match before {
+        Before::Same => tracing::debug!(event = "signaling-lost", reason = code, error, retry_s),
+        Before::Connected | Before::Otherwise if for_good => {
+            tracing::error!(event = "signaling-refused", reason = code, error, retry_s);
+        }
         Before::Connected | Before::Otherwise => {
             tracing::warn!(event = "signaling-lost", reason = code, error, retry_s);
         }
-        Before::Same => tracing::debug!(event = "signaling-lost", reason = code, error, retry_s),
     }
 }
 

@@ -334,8 +334,8 @@ impl Status {
         self.candidates.iter().all(|end| end.kind == "relay")
     }
 
-    /// Broken without a network, and where nothing works: no peer has a path, and there is a peer that is on, or signaling that
-    /// would tell is not connected. Well while signaling is connected and every peer that is on has a path (a relayed one is a
+    /// Broken without a network, when this node was revoked (its peers have dropped it), and where nothing works: no peer has a
+    /// path, and there is a peer that is on, or signaling that would tell is not connected. Well while signaling is connected and every peer that is on has a path (a relayed one is a
     /// path). Degraded between.
     pub fn health(&self) -> Health {
         let present: Vec<Health> = self
@@ -346,7 +346,8 @@ impl Status {
             .collect();
         let expected = !present.is_empty() || !self.signaling.connected;
         let nothing_works = present.iter().all(|health| *health == Health::Broken);
-        if self.has_no_network() || (expected && nothing_works) {
+        let is_out = self.signaling.refused.as_deref() == Some("revoked");
+        if self.has_no_network() || is_out || (expected && nothing_works) {
             return Health::Broken;
         }
         if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {

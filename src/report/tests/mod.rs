@@ -459,6 +459,16 @@ relay        turn.lab.example  udp 18 ms, tls fails, credentials work
 ";
     assert_eq!(netcheck.text(Style::PLAIN), expected);
     assert_eq!(netcheck.health(), Health::Well);
+    let mut cut = netcheck.clone();
+    cut.udp = Udp::Blocked;
+    cut.mappings.remove(0);
+    cut.ipv4 = NetcheckFamily::default();
+    let text = cut.text(Style::PLAIN);
+    assert!(text.starts_with("UDP          no network: "), "{text}");
+    assert!(
+        text.contains("\nSTUN         no answer from stun-2 "),
+        "{text}"
+    );
     let with = |udp, relays: Vec<RelayCheck>| {
         let netcheck = Netcheck {
             udp,

@@ -111,6 +111,11 @@ fn how_well_a_node_does() {
     let mut lost = well.clone();
     lost.signaling.connected = false;
     assert_eq!(lost.health(), Health::Degraded, "its paths stay");
+    lost.signaling.refused = Some("network-not-allowed".into());
+    assert_eq!(lost.health(), Health::Degraded, "its paths stay");
+    lost.signaling.refused = Some("revoked".into());
+    assert_eq!(lost.health(), Health::Broken, "its peers drop it");
+    lost.signaling.refused = None;
     lost.peers.retain(Peer::is_away);
     assert_eq!(lost.health(), Health::Broken, "nobody can come");
     lost.signaling.connected = true;
