@@ -3,9 +3,9 @@
 CARGO ?= cargo
 # What the lab and the tests run beside Rust; Debian's names.
 LAB_PACKAGES := nftables coturn iproute2 iputils-ping
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux systemd
 LAB_TOOLS := nft turnserver ip ping
-TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter
+TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit netns interop bench bench-wireguard lint docs setup-lab setup-test setup-interop setup-bench-wireguard
@@ -15,9 +15,11 @@ help: ## this list
 
 demo: setup-lab ## two homes behind NATs find each other: first directly, then through a relay
 	$(CARGO) build --locked --bin wice
+	@echo; echo "Two homes behind usual routers: they meet directly."
 	./target/debug/wice lab --nat port-restricted --nat port-restricted
-	@echo
+	@echo; echo "Two homes behind symmetric NATs: only a relay joins them."
 	./target/debug/wice lab --nat symmetric --nat symmetric
+	@echo; echo "Look around in one: ./target/debug/wice lab --nat symmetric --nat cgnat --shell home-a, then wice status, wice why home-b"
 
 test: setup-test unit netns interop ## every test; as root, for the network namespaces
 

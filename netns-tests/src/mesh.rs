@@ -250,7 +250,10 @@ impl Mesh {
             let text = std::fs::read_to_string(logs.join(format!("{name}.log")))?;
             let lines = text.lines().filter(|line| {
                 let is_loud = line.contains(" WARN ") || line.contains(" ERROR ");
-                (is_loud || line.contains("panicked")) && !but.iter().any(|b| line.contains(b))
+                // Values stand between quotes only where they need to.
+                let plain = line.replace('"', "");
+                let is_known = but.iter().any(|b| plain.contains(&b.replace('"', "")));
+                (is_loud || line.contains("panicked")) && !is_known
             });
             loud.extend(lines.map(|line| format!("{name}: {line}")));
         }

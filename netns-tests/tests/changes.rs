@@ -62,7 +62,7 @@ fn disturb(
         if took > BACK {
             late.push(format!("{name}: back after {}", seconds(took)));
         }
-        mesh.check_quiet(&["event=\"signaling-lost\""])?;
+        mesh.check_quiet(&["event=signaling-lost"])?;
     }
     ensure!(late.is_empty(), "{}", late.join("\n"));
     Ok(())
@@ -184,7 +184,7 @@ fn ten_per_cent_loss() -> Result<()> {
         );
         // Each way loses a tenth, a relayed one twice.
         ensure!(answered * 100 >= sent * 55, "{answered} of {sent} answered");
-        mesh.check_quiet(&["event=\"signaling-lost\""])?;
+        mesh.check_quiet(&["event=signaling-lost"])?;
     }
     Ok(())
 }

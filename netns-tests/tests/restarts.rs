@@ -75,7 +75,7 @@ fn a_crash_while_signaling_is_down() -> Result<()> {
                 seconds(back),
                 mesh.evidence(crashed, other)
             );
-            mesh.check_quiet(&["event=\"signaling-lost\""])?;
+            mesh.check_quiet(&["event=signaling-lost"])?;
         }
     }
     Ok(())
@@ -110,7 +110,7 @@ fn signaling_that_comes_late() -> Result<()> {
     mesh.lab.start_signal()?;
     let met = mesh.met("home-a", "home-b", &Want::of(nat, nat), start)?;
     table.row("from the service's start", met.path, met.first_ping);
-    mesh.check_quiet(&["event=\"signaling-lost\""])
+    mesh.check_quiet(&["event=signaling-lost"])
 }
 
 /// The relay is killed under a relayed pair, and comes back.

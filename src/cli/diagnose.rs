@@ -23,7 +23,8 @@ Examples:
   wice status lab-b              one peer, by name, key, start of a key, or overlay address
   wice status --json | jq '.peers[] | {name, kind: .path.kind, reason}'
 
-Exit codes: 0 signaling is connected and every peer that is on has a path, direct or relayed; 1 something is missing; 2 no peer has a path.")]
+Exit codes: 0 signaling is connected and every peer that is on has a path, direct or relayed; 1 something is missing; 2 no peer
+has a path, or this node has no network.")]
 pub(super) struct StatusArgs {
     /// Only this peer.
     peer: Option<String>,
@@ -41,6 +42,7 @@ Examples:
   wice why lab-d
   wice why lab-d --json | jq -r .peer.reason
 
+Exit codes: 0 the peer has a path, direct or relayed; 1 one is being looked for, or does not answer; 2 there is none.
 Reasons: native, direct-host, direct-srflx, direct-prflx, direct-mapped, relay-only, both-nats-endpoint-dependent, nat-pair-unreachable,
 udp-blocked-here, udp-blocked-there, firewalled, no-hairpin, no-common-family, direct-failed-silent, wireguard-unanswered, checking,
 no-advert, peer-away, no-relay, relay-unavailable, no-network, nothing-answers.")]

@@ -1,32 +1,38 @@
 //! The command line: one file a subcommand. It parses, calls and prints; it decides nothing.
 
+mod ask;
 mod daemon;
 mod diagnose;
+mod fail;
+mod hosts;
 pub mod lab;
+mod leave;
+mod log;
 mod netcheck;
 mod network;
+mod nodes;
 mod pin;
 mod random;
 mod revoke;
 mod signal;
 mod store;
 mod up;
+mod usage;
+mod visit;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::config::{ConfigError, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, LogConfig, LogFormat};
+use crate::config::{ConfigError, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR};
 use crate::report::Health;
+use fail::Told;
 
 /// Wrong usage (sysexits.h, EX_USAGE).
 const USAGE: u8 = 64;
-
-/// What others' code logs of single packets is in our own events where it matters: a peer that does not answer handshakes is a
-/// path that is not up, not a warning every 5 s.
-const QUIET: &str = "boringtun=off,stun_types=off,stun_proto=off";
 
 /// A working path between every two nodes of a WireGuard mesh, through NATs and firewalls.
 #[derive(Parser, Debug)]
@@ -41,7 +47,8 @@ A mesh of two, in four lines:
   node-a#  wice up TOKEN
   node-b#  wice up TOKEN
 
-Exit codes: 0 well, 1 works but degraded, 2 does not work, 64 wrong usage."
+Exit codes: 0 well, 1 works but degraded, 2 does not work, 64 wrong usage. With --json an error is an object, too: error, hint,
+exit_code."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -52,9 +59,11 @@ struct Cli {
 enum Command {
     Up(Box<up::UpArgs>),
     Down(daemon::DownArgs),
+    Leave(leave::LeaveArgs),
     Status(diagnose::StatusArgs),
     Why(diagnose::WhyArgs),
     Ping(diagnose::PingArgs),
+    Hosts(hosts::HostsArgs),
     Netcheck(netcheck::NetcheckArgs),
     Network(network::NetworkArgs),
     Invite(network::InviteArgs),
@@ -86,22 +95,33 @@ struct StateDir {
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut command = usage::without_empty_variables(Cli::command());
+    let parsed = command
+        .try_get_matches_from_mut(&arguments)
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
+            let wrong = usage::wrong_variable(&command, &arguments[1..], &error);
             // Help and version are errors to the parser, and no wrong usage.
             let code = if error.use_stderr() { USAGE } else { 0 };
-            let _ = error.print();
+            match wrong {
+                Some(text) => Told::of(&Usage(text).into()).print(is_json(&arguments), code),
+                None => fail::print_usage(&error, is_json(&arguments), code),
+            }
             return ExitCode::from(code);
         }
     };
     let done = match cli.command {
         Command::Lab(args) => return lab::run_lab(&args),
-        Command::Up(args) => up::up(*args),
+        Command::Up(args) => up::up(*args, inner(&matches)),
         Command::Down(args) => daemon::down(&args),
+        Command::Leave(args) => leave::leave(&args),
         Command::Status(args) => diagnose::status(&args),
         Command::Why(args) => diagnose::why(&args),
         Command::Ping(args) => diagnose::ping(&args),
+        Command::Hosts(args) => hosts::hosts(&args),
         Command::Netcheck(args) => netcheck::netcheck(&args),
         Command::Network(args) => network::network(&args),
         Command::Invite(args) => network::invite(&args),
@@ -118,15 +138,25 @@ pub fn main() -> ExitCode {
             if is_broken_pipe(&error) {
                 return ExitCode::SUCCESS;
             }
-            let _ = writeln!(std::io::stderr(), "wice: {error:#}");
             let wrong = error.is::<ConfigError>() || error.is::<Usage>();
-            ExitCode::from(if wrong {
+            let code = if wrong {
                 USAGE
             } else {
                 Health::Broken.exit_code()
-            })
+            };
+            Told::of(&error).print(is_json(&arguments), code);
+            ExitCode::from(code)
         }
     }
+}
+
+/// Of the subcommand.
+fn inner(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand().map_or(matches, |(_, inner)| inner)
+}
+
+fn is_json(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| argument == "--json")
 }
 
 /// What the user typed cannot be meant.
@@ -151,40 +181,6 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
         .enable_all()
         .build()?
         .block_on(future)
-}
-
-/// Logs to standard error, one line a transition.
-fn start_log(log: &LogConfig) -> anyhow::Result<()> {
-    use std::io::IsTerminal as _;
-    let level = format!("{},{QUIET}", log.level);
-    let words = ["error", "warn", "info", "debug", "trace", "off"];
-    if !words.contains(&log.level.as_str()) && !log.level.contains('=') {
-        let text = format!(
-            "log_level cannot be {:?}\n  it is error, warn, info, debug or trace",
-            log.level
-        );
-        return Err(Usage(text).into());
-    }
-    let filter = tracing_subscriber::EnvFilter::try_new(level).map_err(|error| {
-        let all = "it is error, warn, info, debug or trace";
-        Usage(format!(
-            "log_level cannot be {:?}: {error}\n  {all}",
-            log.level
-        ))
-    })?;
-    let colour = std::io::stderr().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(colour);
-    // A second start in one process (tests) keeps the first.
-    let _ = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -7,7 +7,7 @@ use wice_signaling::protocol::{AdminKey, Invite, IpPrefix, NetworkKey, SignalUrl
 
 use super::random::random;
 use super::store::{InviteRecord, Network, names, parse_pin};
-use super::{StateDir, Usage, pin, print, print_json};
+use super::{StateDir, Usage, ask, nodes, pin, print, print_json};
 use crate::report::{Health, SCHEMA, duration};
 
 /// 2024-01-01: a clock before it has not been set, and an invite by it would have expired.
@@ -15,7 +15,7 @@ const CLOCK_IS_SET: u64 = 1_704_067_200;
 /// The longest that an invite may last: past it nobody remembers it.
 const MAX_EXPIRY: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Make networks, and show those whose admin key is on this machine.
+/// Make networks, and show, list and remove those whose admin key is on this machine.
 #[derive(Args, Debug)]
 pub(super) struct NetworkArgs {
     #[command(subcommand)]
@@ -26,6 +26,8 @@ pub(super) struct NetworkArgs {
 enum NetworkCommand {
     New(NewArgs),
     Show(ShowArgs),
+    Nodes(nodes::NodesArgs),
+    Rm(RmArgs),
 }
 
 /// Make a network: its admin key stays on this machine.
@@ -50,14 +52,30 @@ struct NewArgs {
     state: StateDir,
 }
 
-/// Show the networks whose admin key is on this machine, with their invites.
+/// Show the networks whose admin key is on this machine: ids, services, invites given out, nodes and invites revoked.
 #[derive(Args, Debug)]
+#[command(after_help = "The nodes themselves: wice network nodes")]
 struct ShowArgs {
     /// Only this one.
     name: Option<String>,
     /// JSON for machines.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    state: StateDir,
+}
+
+/// Remove a network from this machine, with its admin key. It cannot be taken back.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Nodes that joined stay connected to each other where a signaling service goes on serving them (--network ID); but nobody can be
+let in or put out any more. Copy <state-dir>/networks/NAME elsewhere first if in doubt.")]
+struct RmArgs {
+    /// Its name.
+    name: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
     #[command(flatten)]
     state: StateDir,
 }
@@ -92,6 +110,8 @@ pub(super) fn network(args: &NetworkArgs) -> anyhow::Result<Health> {
     match &args.command {
         NetworkCommand::New(args) => new(args),
         NetworkCommand::Show(args) => show(args),
+        NetworkCommand::Nodes(args) => nodes::nodes(args),
+        NetworkCommand::Rm(args) => remove(args),
     }
 }
 
@@ -145,6 +165,22 @@ fn new(args: &NewArgs) -> anyhow::Result<Health> {
         "network {} made, id above; let nodes in: wice invite --network {}",
         args.name, args.name
     );
+    Ok(Health::Well)
+}
+
+fn remove(args: &RmArgs) -> anyhow::Result<Health> {
+    let network = Network::open(&args.state.state_dir, Some(&args.name))?;
+    let question = format!(
+        "The admin key of {} ({}) is removed: nobody can be let in or put out any more, and the signaling service of this machine ends to serve it.",
+        args.name,
+        network.admin.network_id()
+    );
+    ask::confirm(&question, args.yes)?;
+    network.remove()?;
+    print(&format!(
+        "network {} is removed from this machine\n",
+        args.name
+    ))?;
     Ok(Health::Well)
 }
 
@@ -210,12 +246,11 @@ fn text(network: &Network, now: u64) -> String {
             &invite.id[..8.min(invite.id.len())]
         ));
     }
-    if let Some(list) = &network.revocations {
-        out.push_str(&format!(
-            "  revoked {} nodes, {} invites\n",
-            list.nodes().len(),
-            list.invites().len()
-        ));
+    if network.record.invites.is_empty() {
+        out.push_str("  invite  none yet: wice invite\n");
+    }
+    for key in network.revocations.iter().flat_map(|list| list.nodes()) {
+        out.push_str(&format!("  revoked {key}\n"));
     }
     out
 }

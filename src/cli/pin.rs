@@ -47,7 +47,10 @@ pub(super) fn find(url: &SignalUrl, state_dir: &Path) -> anyhow::Result<Option<S
         Err(error) => match std::fs::read(state_dir.join(OWN_CERTIFICATE)) {
             Ok(der) => Ok(Some(ServerPin::of_certificate(&der))),
             Err(_) => Err(error).context(format!(
-                "cannot look at the certificate of {url} (start the service first, or give its --pin)"
+                "cannot look at the certificate of {url}\n\
+                 is the service running, and TCP {} to it open? On {}: wice signal --listen 0.0.0.0:{}\n\
+                 or give --pin, which `wice signal` tells when it starts (pin=sha256:…)",
+                url.port, url.host, url.port
             )),
         },
     }

@@ -1,27 +1,22 @@
 //! `wice revoke`: puts nodes and invites out.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use wice_signaling::protocol::{Invite, InviteId, PrivateKey, PublicKey, RevocationList};
+use wice_signaling::protocol::{InviteId, PublicKey, RevocationList};
 
 use super::diagnose::ask_status;
-use super::network::now;
-use super::random::random;
 use super::store::Network;
-use super::{Control, StateDir, block_on, print};
-use crate::report::Health;
-use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+use super::visit::{Through, Visitor, connected};
+use super::{Control, StateDir, block_on, nodes, print};
+use crate::report::{Health, NetworkNode};
 
 /// Connecting, proving and publishing take some round trips; a service that is down takes longer.
 const PUSH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between looks whether the service has the list.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// The membership under which the list is carried need not last.
-const CARRIER_EXPIRY: u64 = 3600;
 /// Shorter starts of ids are mistyped labels.
 const MIN_PREFIX: usize = 4;
 
@@ -29,7 +24,7 @@ const MIN_PREFIX: usize = 4;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  wice revoke lab-d              a node, by the name that the daemon here knows
+  wice revoke lab-d              a node, by its name (wice network nodes)
   wice revoke 8Zk…=              a node, by its WireGuard key
   wice revoke rack-7             an invite, by its label or the start of its id (wice network show)
 
@@ -41,12 +36,8 @@ pub(super) struct RevokeArgs {
     /// The network; not needed where there is only one.
     #[arg(long, value_name = "NAME")]
     network: Option<String>,
-    /// Authorities to trust for signaling, in PEM.
-    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
-    ca_file: Option<PathBuf>,
-    /// HTTP proxy for signaling, like http://proxy.example:3128.
-    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
-    proxy: Option<String>,
+    #[command(flatten)]
+    through: Through,
     #[command(flatten)]
     state: StateDir,
     #[command(flatten)]
@@ -68,13 +59,13 @@ pub(super) fn revoke(args: &RevokeArgs) -> anyhow::Result<Health> {
             })
     });
     carried.with_context(|| {
-        format!("{what} is revoked on this machine, but the list was not carried (repeat the command when the service answers)")
+        format!("{what} is revoked on this machine, but the list was not carried\n  repeat the command when the service answers")
     })?;
     print(&format!("{what} is revoked\n"))?;
     Ok(Health::Well)
 }
 
-/// Invites by id or label first, then nodes by key, then by the name that the daemon on this machine knows.
+/// Nodes by key first, then invites by id or label, then nodes by name.
 fn target(
     args: &RevokeArgs,
     network: &Network,
@@ -110,78 +101,62 @@ fn target(
         ),
         (None, _) => {}
     }
-    let status = block_on(ask_status(&args.control)).map_err(|_| {
-        anyhow::anyhow!(
-            "{wanted} is neither a key nor an invite of {}, and no daemon runs here that may know its name\n  give the node's key (wice status --json there), or an invite (wice network show)",
-            network.record.name
-        )
-    })?;
-    let peer = status.find(wanted).map_err(anyhow::Error::msg)?;
-    let key: PublicKey = peer.key.parse()?;
-    let what = format!("node {} ({key})", peer.name);
+    let (name, key) = named(args, network)?;
+    let key: PublicKey = key.parse()?;
+    let what = format!("node {name} ({key})");
     Ok((BTreeSet::from([key]), BTreeSet::new(), what))
 }
 
-/// Joins for a moment as a node of its own, hands the list over, and looks from a second connection whether the service has it.
-async fn carry(args: &RevokeArgs, network: &Network, list: &RevocationList) -> anyhow::Result<()> {
-    let id = network.admin.network_id();
-    let invite = Invite::new(
-        &network.admin,
-        &random()?,
-        now()? + CARRIER_EXPIRY,
-        "wice revoke",
-        &[],
-    )?;
-    let seed: [u8; 32] = random()?;
-    let key = PrivateKey::from_bytes(seed);
-    let membership = invite.sign_member(&id, &key.public_key()).encode();
-    let config = || -> anyhow::Result<WebSocketConfig> {
-        Ok(WebSocketConfig {
-            url: network.url()?,
-            pin: network.pin()?,
-            network: id,
-            key: PrivateKey::from_bytes(seed),
-            membership: membership.clone(),
-            receipt: None,
-            proxy: args
-                .proxy
-                .as_deref()
-                .filter(|p| !p.is_empty())
-                .map(str::parse)
-                .transpose()?,
-            ca_file: args.ca_file.clone(),
-            socket_hook: None,
-        })
+/// Name and key of the node that has this name: as the signaling service knows it, or the daemon here.
+fn named(args: &RevokeArgs, network: &Network) -> anyhow::Result<(String, String)> {
+    let wanted = args.target.as_str();
+    let told = nodes::listed(network, &args.through);
+    let Ok(nodes) = told else {
+        let status = block_on(ask_status(&args.control)).map_err(|_| {
+            anyhow::anyhow!(
+                "{wanted} is neither a key nor an invite of {}, and neither the signaling service nor a daemon here can be asked for a name\n  give the node's key (wice status --json there), or an invite (wice network show)",
+                network.record.name
+            )
+        })?;
+        let peer = status.find(wanted).map_err(anyhow::Error::msg)?;
+        return Ok((peer.name.clone(), peer.key.clone()));
     };
-    let mut carrier = Signaling::start(WebSocketBackend::new(config()?));
+    let is_meant = |node: &&NetworkNode| {
+        node.name.eq_ignore_ascii_case(wanted)
+            || node
+                .addresses
+                .iter()
+                .any(|address| address.to_string() == wanted)
+    };
+    let meant: Vec<&NetworkNode> = nodes.iter().filter(is_meant).collect();
+    match meant.as_slice() {
+        [node] => Ok((node.name.clone(), node.key.clone())),
+        [] => bail!(
+            "{wanted} is no node and no invite of {}\n  see wice network nodes and wice network show",
+            network.record.name
+        ),
+        several => {
+            let keys: Vec<&str> = several.iter().map(|node| node.key.as_str()).collect();
+            bail!(
+                "several nodes are called {wanted}\n  say which by its key: {}",
+                keys.join(", ")
+            )
+        }
+    }
+}
+
+/// Hands the list over, and looks from a second connection whether the service has it.
+async fn carry(args: &RevokeArgs, network: &Network, list: &RevocationList) -> anyhow::Result<()> {
+    let visitor = Visitor::new(network, &args.through)?;
+    let mut carrier = visitor.start()?;
     carrier.push_revocations(list.clone());
     connected(&mut carrier).await?;
     drop(carrier);
     loop {
-        let mut witness = Signaling::start(WebSocketBackend::new(config()?));
+        let mut witness = visitor.start()?;
         if connected(&mut witness).await? >= list.sequence() {
             return Ok(());
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-    }
-}
-
-/// Waits until the service has let us in; the sequence of the list that it has, 0 without.
-async fn connected(signaling: &mut Signaling) -> anyhow::Result<u64> {
-    let mut sequence = 0;
-    loop {
-        match signaling.next().await {
-            Some(Event::Connected) => return Ok(sequence),
-            Some(Event::Revocations(list)) => sequence = list.sequence(),
-            Some(Event::Refused { text, .. }) => bail!("the signaling service refuses: {text}"),
-            Some(Event::Disconnected { reason, .. }) => bail!("{reason}"),
-            Some(
-                Event::Record { .. }
-                | Event::Presence { .. }
-                | Event::Servers(_)
-                | Event::Receipt(_),
-            ) => {}
-            None => bail!("the signaling client has ended"),
-        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal as os_signal};
 use wice_signaling::protocol::{NetworkId, ServerAddress};
 use wice_signaling::server::{Config, Networks, Server, Transport, TurnSecrets};
 
-use super::{StateDir, Usage, start_log, store};
+use super::{StateDir, Usage, log, store};
 use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
 
@@ -91,7 +91,7 @@ pub(super) struct SignalArgs {
 }
 
 pub(super) fn signal(args: &SignalArgs) -> anyhow::Result<Health> {
-    start_log(&LogConfig {
+    log::start(&LogConfig {
         level: args.log_level.clone(),
         format: if args.log_json {
             LogFormat::Json
@@ -137,6 +137,10 @@ async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()
         listen = %server.local_addr(),
         pin = pin.as_deref().unwrap_or("none"),
         networks = count,
+        hint = (count == 0).then(|| {
+            let port = server.local_addr().port();
+            format!("make a network: wice network new NAME --signal wss://THIS-HOST:{port}")
+        }),
     );
     let reload = async {
         while hangup.recv().await.is_some() {

@@ -108,8 +108,22 @@ impl Network {
             ),
         };
         let folder = folder_of(state_dir, name)?;
-        let record = fs::read(folder.join(NETWORK))
-            .with_context(|| format!("no network {name} can be read in {}", folder.display()))?;
+        if !folder.join(NETWORK).exists() {
+            let there = match names.as_slice() {
+                [] => String::new(),
+                some => format!("there are {}; ", some.join(", ")),
+            };
+            bail!(
+                "there is no network {name} on this machine (looked in {})\n  {there}make it: wice network new {name} --signal wss://SERVER:8443",
+                state_dir.join(FOLDER).display()
+            );
+        }
+        let record = fs::read(folder.join(NETWORK)).with_context(|| {
+            format!(
+                "{} cannot be read\n  run as whoever made the network",
+                folder.join(NETWORK).display()
+            )
+        })?;
         let record: Record = serde_json::from_slice(&record)
             .with_context(|| format!("{} is damaged", folder.join(NETWORK).display()))?;
         let seed = Zeroizing::new(
@@ -140,6 +154,11 @@ impl Network {
             admin,
             revocations,
         })
+    }
+
+    /// Removes it from this machine, with its admin key: nobody can be let in or put out any more.
+    pub(super) fn remove(self) -> anyhow::Result<()> {
+        fs::remove_dir_all(&self.folder).with_context(|| cannot_write(&self.folder))
     }
 
     /// The signaling service.
@@ -271,7 +290,7 @@ fn folder_of(state_dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
 
 fn cannot_write(path: &Path) -> String {
     format!(
-        "cannot write {} (run as root, or give another --state-dir)",
+        "cannot write {}\n  run as root, or give another --state-dir",
         path.display()
     )
 }

@@ -1,11 +1,11 @@
 //! `wice up`.
 
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgMatches, Args};
 
-use super::{print, start_log};
+use super::{log, print, usage};
 use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Overrides, Surroundings};
 use crate::report::Health;
 
@@ -36,7 +36,7 @@ pub(super) struct UpArgs {
     /// The interface to make [default: wice0].
     #[arg(long, value_name = "NAME", env = "WICE_INTERFACE")]
     interface: Option<String>,
-    /// This node's name [default: the host's].
+    /// This node's name; once given it is remembered [default: the host's].
     #[arg(long, value_name = "NAME", env = "WICE_NAME")]
     name: Option<String>,
     /// Where state is kept [default: /var/lib/wice].
@@ -90,18 +90,19 @@ pub(super) struct UpArgs {
     print_config: bool,
 }
 
-pub(super) fn up(args: UpArgs) -> anyhow::Result<Health> {
-    let file = match &args.config {
-        Some(path) => FileConfig::read(path, false)?,
-        None => FileConfig::read(Path::new(DEFAULT_FILE), true)?,
-    };
+pub(super) fn up(args: UpArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
+    let path = args.config.clone();
+    let is_default = path.is_none();
+    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let file = FileConfig::read(&path, is_default)?;
     let print_config = args.print_config;
-    let config = DaemonConfig::resolve(args.overrides()?, file, Surroundings::here())?;
+    let config = DaemonConfig::resolve(args.overrides()?, file, Surroundings::here())
+        .map_err(|error| usage::located(error, matches, &path))?;
     if print_config {
         print(&config.to_toml())?;
         return Ok(Health::Well);
     }
-    start_log(&config.log)?;
+    log::start(&config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

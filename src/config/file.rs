@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{ConfigError, keys};
+use super::{ConfigError, Place, keys};
 
 /// The largest file that is read: a hundred times what anybody writes.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Bytes of a wrong value that are shown: what fits into the line beside the path.
+const MAX_SHOWN: usize = 40;
 
 /// What the file says; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -78,21 +81,51 @@ impl FileConfig {
 
     /// Parses the file's text; `path` is for messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let syntax = |error: toml::de::Error| ConfigError::Syntax {
-            path: path.to_owned(),
-            error: error.to_string().trim_end().to_owned(),
+        let syntax = |error: toml::de::Error| {
+            let at = error.span().map(|span| span.start);
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                line: at
+                    .and_then(|at| text.get(..at))
+                    .map_or(1, |before| before.split('\n').count()),
+                error: error.message().replace('\n', "; "),
+            }
         };
         let table: toml::Table = text.parse().map_err(syntax)?;
+        let line_of = |key: &str| keys::line_of(text, key);
         if let Some((key, hint)) = keys::unknown(&table) {
             return Err(ConfigError::UnknownKey {
-                path: path.to_owned(),
+                place: Place::new(path, line_of(&key)),
                 key,
                 hint,
             });
         }
-        // From the text, not the table: only so do errors name their line.
-        toml::from_str(text).map_err(syntax)
+        let name = |key: &str| format!("{}: {key}", Place::new(path, line_of(key)));
+        if let Some((key, value, hint)) = keys::misshapen(&table) {
+            let shown = value.to_string();
+            // Not what a whole file was pasted into, nor a proxy's password.
+            let shown = match shown.len() <= MAX_SHOWN && key != "proxy" {
+                true => shown,
+                false => format!("of type {}", value.type_str()),
+            };
+            return Err(ConfigError::value(
+                &name(&key),
+                format!("cannot be {shown}"),
+                hint,
+            ));
+        }
+        if let Some((key, hint)) = keys::missing(&table) {
+            return Err(ConfigError::value(&name(&key), "is missing", hint));
+        }
+        table.try_into().map_err(syntax)
     }
+}
+
+/// Where the file at `path` gives `key` a value: `/etc/wice/wice.toml:3`; `None` where it does not.
+pub fn place_of(path: &Path, key: &str) -> Option<Place> {
+    let text = read_bounded(path).ok()?;
+    let line = keys::line_of(&text, key)?;
+    Some(Place::new(path, Some(line)))
 }
 
 /// A secret from a file, without white space around it.

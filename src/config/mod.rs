@@ -7,11 +7,11 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::daemon::Settings;
 
-pub use file::FileConfig;
+pub use file::{FileConfig, place_of};
 pub use resolve::{Overrides, Surroundings, check_interface};
 
 /// Where the configuration is, if there is one.
@@ -75,18 +75,20 @@ pub enum ConfigError {
         hint: &'static str,
     },
     /// The file is not TOML.
-    #[error("{} is not valid TOML: {error}", path.display())]
+    #[error("{}:{line} is not valid TOML: {error}\n  a line is key = value, with texts between double quotes", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and what, over several lines.
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there.
         error: String,
     },
     /// A key that does not exist.
-    #[error("{}: there is no key {key}\n  {hint}", path.display())]
+    #[error("{place}: there is no key {key}\n  {hint}")]
     UnknownKey {
-        /// The file.
-        path: PathBuf,
+        /// File and line.
+        place: Place,
         /// The key, with its section.
         key: String,
         /// The nearest key, or all.
@@ -102,6 +104,32 @@ pub enum ConfigError {
         /// How it should look.
         hint: String,
     },
+}
+
+/// A file, and a line in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    path: PathBuf,
+    /// From 1.
+    line: Option<usize>,
+}
+
+impl Place {
+    fn new(path: &Path, line: Option<usize>) -> Self {
+        Self {
+            path: path.to_owned(),
+            line,
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}", self.path.display()),
+            None => write!(f, "{}", self.path.display()),
+        }
+    }
 }
 
 impl ConfigError {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use wice_signaling::protocol::{Advert, IpPrefix, MAX_NAME_LEN, ServerAddress, ServerKind, Token};
+use wice_signaling::protocol::{IpPrefix, MAX_NAME_LEN, ServerAddress, ServerKind, Token};
 
 use super::file::secret;
 use super::{
@@ -94,8 +94,11 @@ impl DaemonConfig {
         let interface = interface.unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
         check_interface(&interface)?;
         let name = overrides.name.or(file.name);
-        let name = name.or(surroundings.hostname.map(|name| short_name(&name)));
-        let name = name.unwrap_or_else(|| "node".to_owned());
+        let name_is_default = name.is_none();
+        let name = match name {
+            Some(name) => name,
+            None => name_of_host(surroundings.hostname.as_deref().unwrap_or_default()),
+        };
         check_name(&name)?;
         let mtu = overrides.mtu.or(file.mtu).unwrap_or(DEFAULT_MTU);
         if !(MIN_MTU..=MAX_MTU).contains(&mtu) {
@@ -119,6 +122,7 @@ impl DaemonConfig {
                 token,
                 interface,
                 name,
+                name_is_default,
                 port: overrides
                     .listen_port
                     .or(file.listen_port)
@@ -163,7 +167,12 @@ impl DaemonConfig {
             |items: &[ServerAddress]| array(items.iter().map(ToString::to_string).collect());
         let mut lines = vec![
             format!("interface = {}", quoted(&settings.interface)),
-            format!("name = {}", quoted(&settings.name)),
+            if settings.name_is_default {
+                let name = quoted(&settings.name);
+                format!("# name = {name}, the host's, unless another was given at an earlier start")
+            } else {
+                format!("name = {}", quoted(&settings.name))
+            },
             format!("state_dir = {}", path(&settings.state_dir)),
             format!("run_dir = {}", path(&settings.run_dir)),
             format!("listen_port = {}", settings.port),
@@ -229,23 +238,38 @@ fn token(overrides: &Overrides, file: &FileConfig) -> Result<Option<Token>, Conf
     })
 }
 
-/// Hosts are often called by their full name; the first label is what people say.
-fn short_name(hostname: &str) -> String {
-    hostname.split('.').next().unwrap_or(hostname).to_owned()
+/// The first label of the host's name, which is what people say, with a dash for what a node's name cannot have.
+fn name_of_host(hostname: &str) -> String {
+    let label = hostname.split('.').next().unwrap_or_default();
+    let usable = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let plain: String = label
+        .chars()
+        .map(|c| if usable(c) { c } else { '-' })
+        .take(MAX_NAME_LEN)
+        .collect();
+    let name = plain.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    if name.is_empty() { "node" } else { name }.to_owned()
 }
 
+/// A name is typed on command lines and stands in hosts files, so it is what DNS and Kubernetes take, and may have underscores
+/// and capitals, as hosts do.
 fn check_name(name: &str) -> Result<(), ConfigError> {
-    if name.is_empty() || !Advert::takes_name(name) {
-        let hint = format!(
-            "give 1 to {MAX_NAME_LEN} bytes without characters that control the terminal or turn the line"
-        );
-        return Err(ConfigError::value(
-            "name",
-            format!("cannot be {name:?}"),
-            hint,
-        ));
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
+    let at_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let good = name.len() <= MAX_NAME_LEN
+        && name.chars().all(allowed)
+        && at_end(name.chars().next())
+        && at_end(name.chars().next_back());
+    if good {
+        return Ok(());
     }
-    Ok(())
+    Err(ConfigError::value(
+        "name",
+        format!("cannot be {name:?}"),
+        format!(
+            "give 1 to {MAX_NAME_LEN} letters (a-z, A-Z), digits, dashes, dots or underscores, with a letter or digit at both ends"
+        ),
+    ))
 }
 
 fn check_readable(name: &str, path: &Path) -> Result<(), ConfigError> {

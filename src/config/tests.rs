@@ -78,11 +78,11 @@ fn flags_go_before_the_file_before_the_machine() {
 fn unknown_keys_are_told_with_the_nearest() {
     assert_eq!(
         refused("listen_prot = 1"),
-        "/etc/wice/wice.toml: there is no key listen_prot\n  did you mean listen_port?"
+        "/etc/wice/wice.toml:1: there is no key listen_prot\n  did you mean listen_port?"
     );
     assert_eq!(
         refused("[[turn]]\nurl = \"turn:a\"\nuser = \"u\"\npassword_file = \"/x\""),
-        "/etc/wice/wice.toml: there is no key turn.user\n  keys are url, username, password_file"
+        "/etc/wice/wice.toml:3: there is no key turn.user\n  keys are url, username, password_file"
     );
     assert!(refused("colour = true").contains("keys are token_file, interface, name"));
 }
@@ -120,8 +120,46 @@ fn wrong_values_say_how_they_should_look() {
             "token_file = \"/nonexistent/token\"",
             "cannot read /nonexistent/token: ",
         ),
-        ("mtu = \"big\"", "/etc/wice/wice.toml is not valid TOML: "),
-        ("mtu =", "/etc/wice/wice.toml is not valid TOML: "),
+        (
+            "name = \"x\"\nmtu = \"big\"",
+            "/etc/wice/wice.toml:2: mtu cannot be \"big\"\n  it is a number from 0 to 65535, like mtu = 1392",
+        ),
+        (
+            "listen_port = 70000",
+            "/etc/wice/wice.toml:1: listen_port cannot be 70000\n  it is a number from 0 to 65535",
+        ),
+        (
+            "\nstun = \"stun:x\"",
+            "/etc/wice/wice.toml:2: stun cannot be \"stun:x\"\n  it is a list of texts, like stun = [\"stun:stun.example:3478\"]",
+        ),
+        (
+            "accept_routes = [1]",
+            "/etc/wice/wice.toml:1: accept_routes cannot be [1]\n  it is a list of texts",
+        ),
+        (
+            "name = 5",
+            "/etc/wice/wice.toml:1: name cannot be 5\n  it is a text between quotes, like name = \"lab-a\"",
+        ),
+        (
+            "proxy = [\"http://u:secret@p:1\"]",
+            "/etc/wice/wice.toml:1: proxy cannot be of type array\n  it is a text",
+        ),
+        (
+            "[turn]\nurl = \"turn:x\"",
+            "/etc/wice/wice.toml:1: turn cannot be ",
+        ),
+        (
+            "[[turn]]\nurl = 3",
+            "/etc/wice/wice.toml:2: turn.url cannot be 3\n  it is a text",
+        ),
+        (
+            "[[turn]]\nurl = \"turn:x\"\nusername = \"u\"",
+            "/etc/wice/wice.toml: turn.password_file is missing\n  it is a text between quotes, like password_file = ",
+        ),
+        (
+            "name = \"x\"\nmtu =",
+            "/etc/wice/wice.toml:2 is not valid TOML: ",
+        ),
     ] {
         let error = refused(text);
         assert!(error.starts_with(expected), "{text}: {error}");
@@ -159,8 +197,8 @@ fn what_is_printed_is_read_back() {
 }
 
 #[test]
-fn what_is_printed_is_toml_whatever_the_names_are() {
-    let text = "name = \"n\\u07b9\\u0301'\\\\\"\nlog_level = \"a\\u0007\\n\\\"b\"\nstate_dir = \"/a\\tb\"\n";
+fn what_is_printed_is_toml_whatever_the_texts_are() {
+    let text = "name = \"n.-_1\"\nlog_level = \"a\\u0007\\n\\\"b\"\nstate_dir = \"/a\\tb\"\n";
     let config = resolve(Overrides::default(), text).unwrap();
     let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
     assert_eq!(again.settings.name, config.settings.name);
@@ -169,14 +207,62 @@ fn what_is_printed_is_toml_whatever_the_names_are() {
 }
 
 #[test]
-fn a_name_that_no_advert_may_carry_is_refused_at_once() {
-    for name in ["a\u{202e}b", "a\u{2028}b", "a\u{7}", &"n".repeat(64)] {
+fn a_name_is_what_can_be_typed_and_stand_in_a_hosts_file() {
+    let named = |name: &str| {
         let overrides = Overrides {
             name: Some(name.to_owned()),
             ..Overrides::default()
         };
-        let error = resolve(overrides, "").unwrap_err().to_string();
-        assert!(error.starts_with("name cannot be"), "{error}");
+        resolve(overrides, "")
+    };
+    let longest = "n".repeat(63);
+    for name in ["a", "Lab_7.rack-1", "7", longest.as_str()] {
+        let settings = named(name).unwrap().settings;
+        assert_eq!(
+            (settings.name.as_str(), settings.name_is_default),
+            (name, false)
+        );
+    }
+    let too_long = "n".repeat(64);
+    for name in [
+        "",
+        "a b",
+        " a",
+        "a\u{202e}b",
+        "a\u{7}",
+        "ä",
+        "-a",
+        "a.",
+        "_",
+        "a/b",
+        too_long.as_str(),
+    ] {
+        let error = named(name).unwrap_err().to_string();
+        assert!(error.starts_with("name cannot be"), "{name:?}: {error}");
+        assert!(error.contains("give 1 to 63 letters"), "{error}");
+    }
+}
+
+#[test]
+fn a_hosts_name_is_made_one_that_a_node_may_have() {
+    for (host, expected) in [
+        ("lab-a.example.org", "lab-a"),
+        ("Bob's laptop", "Bob-s-laptop"),
+        ("größe", "gr--e"),
+        ("-x-", "x"),
+        ("...", "node"),
+        ("", "node"),
+        (&"n".repeat(70), &"n".repeat(63)),
+    ] {
+        let surroundings = Surroundings {
+            hostname: Some(host.to_owned()),
+            https_proxy: None,
+        };
+        let config =
+            DaemonConfig::resolve(Overrides::default(), FileConfig::default(), surroundings)
+                .unwrap();
+        assert_eq!(config.settings.name, expected, "{host:?}");
+        assert!(config.settings.name_is_default);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use wice_signaling::protocol::{PublicKey, RelayTransport};
+use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
@@ -15,7 +15,7 @@ use crate::io::packet_loop::{Command, Inbox};
 use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
 
 /// The packet loop answers within this, or something is very wrong.
-const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A ping that has no reply by then is lost; the next follows at once.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -27,10 +27,23 @@ pub(super) struct Shared {
     pub(super) stop: Notify,
 }
 
+/// What was known of signaling before it was found to be away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Before {
+    /// It was connected.
+    Connected,
+    /// It was away, for the same reason.
+    Same,
+    /// It was away, for another reason, or had not been tried.
+    Otherwise,
+}
+
 #[derive(Debug)]
 struct SharedState {
     url: String,
     signaling: Result<Instant, (Instant, String)>,
+    /// Why the service refuses this node for good.
+    refused: Option<ErrorCode>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
 }
@@ -40,6 +53,7 @@ impl Shared {
         let state = SharedState {
             url,
             signaling: Err((Instant::now(), "connecting".to_owned())),
+            refused: None,
             stun: Vec::new(),
             relays: Vec::new(),
         };
@@ -50,11 +64,35 @@ impl Shared {
     }
 
     pub(super) fn connected(&self) {
-        self.with(|state| state.signaling = Ok(Instant::now()));
+        self.with(|state| {
+            state.signaling = Ok(Instant::now());
+            state.refused = None;
+        });
     }
 
-    pub(super) fn disconnected(&self, reason: String) {
-        self.with(|state| state.signaling = Err((Instant::now(), reason)));
+    /// Tells what was the case until now. The time of the first loss stays: tries that fail do not start it anew.
+    pub(super) fn disconnected(&self, reason: String) -> Before {
+        self.with(|state| {
+            let (since, before) = match &state.signaling {
+                Ok(_) => (Instant::now(), Before::Connected),
+                Err((since, known)) if *known == reason => (*since, Before::Same),
+                Err((since, _)) => (*since, Before::Otherwise),
+            };
+            state.signaling = Err((since, reason));
+            before
+        })
+    }
+
+    pub(super) fn refused(&self, code: ErrorCode) {
+        self.with(|state| state.refused = Some(code));
+    }
+
+    /// Why the service refuses this node for good, or has refused it just now.
+    pub(super) fn refusal(&self) -> Option<ErrorCode> {
+        self.with(|state| match state.refused {
+            Some(code) if code.is_temporary() => state.refused.take(),
+            other => other,
+        })
     }
 
     pub(super) fn serves(&self, stun: &[StunServer], relays: &[RelayServer]) {
@@ -134,11 +172,19 @@ impl Answers {
                 Err((since, error)) => (false, *since, Some(error.clone())),
             };
             let since_s = since.elapsed().as_secs();
+            let (error, hint) = match error.as_deref().map(said) {
+                Some((error, hint)) => (Some(error), hint),
+                None => (None, None),
+            };
+            let for_good = |code: &ErrorCode| !connected && !code.is_temporary();
+            let refused = state.refused.filter(for_good);
             Signaling {
                 url: state.url.clone(),
                 connected,
                 since_s,
                 error,
+                hint: refused.and_then(advice).map(str::to_owned).or(hint),
+                refused: refused.map(|code| code.as_str().to_owned()),
             }
         });
         Ok(Seen {
@@ -277,6 +323,37 @@ impl Handler for Answers {
         self.shared.stop.notify_one();
         Ok(())
     }
+}
+
+/// What to do where the service refuses this node for good.
+pub(super) fn advice(code: ErrorCode) -> Option<&'static str> {
+    match code {
+        ErrorCode::Revoked => Some(
+            "ask for a new invite, then: wice down; wice leave --yes (forgets the revoked key); wice up TOKEN",
+        ),
+        ErrorCode::InviteExpired => Some("ask for a new invite, then: wice up TOKEN"),
+        ErrorCode::NotMember => Some("ask for an invite into this network, then: wice up TOKEN"),
+        ErrorCode::NetworkNotAllowed => Some(
+            "where the service runs: start it with --network ID (wice network show tells the id)",
+        ),
+        ErrorCode::BadFrame
+        | ErrorCode::WrongProof
+        | ErrorCode::Replaced
+        | ErrorCode::NetworkFull
+        | ErrorCode::TimedOut
+        | ErrorCode::Busy => None,
+    }
+}
+
+/// What happened and what to do: messages have the latter on lines of their own.
+pub(super) fn said(message: &str) -> (String, Option<String>) {
+    let mut lines = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default().to_owned();
+    let hint: Vec<&str> = lines.collect();
+    (what, (!hint.is_empty()).then(|| hint.join("; ")))
 }
 
 fn login(server: &RelayServer) -> TurnLogin {

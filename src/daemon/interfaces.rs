@@ -1,7 +1,9 @@
 //! Which addresses of this machine the node may use: its own, never those of a tunnel, a bridge or
 //! a container network.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use wice_signaling::protocol::{IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6};
 
 use crate::core::node::HostAddress;
 use crate::wireguard::netlink::{DefaultRoutes, Interface, LinkKind};
@@ -34,6 +36,43 @@ pub(super) struct Ports {
     pub v4: Option<u16>,
     /// IPv6, if there is a socket.
     pub v6: Option<u16>,
+}
+
+/// The overlay's ranges lead elsewhere already.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another wice runs here: its interface {interface} has the overlay address {address}, and all networks share the overlay's ranges, so peers of one of the two could not be reached\n  stop that one (wice down --interface {interface}), or run this one in a network namespace of its own"
+)]
+pub(super) struct OverlayTaken {
+    interface: String,
+    address: IpAddr,
+}
+
+/// Refuses a second overlay beside one that is there. What is no tunnel only overlaps with it: a carrier may give out such
+/// addresses, too.
+pub(super) fn check_overlay(interfaces: &[Interface], own: &str) -> Result<(), OverlayTaken> {
+    let in_overlay = |range: &IpPrefix, ip: &IpAddr| range.contains(*ip);
+    for interface in interfaces.iter().filter(|i| i.name != own) {
+        let address = interface
+            .addresses
+            .iter()
+            .map(|address| address.ip)
+            .find(|ip| in_overlay(&OVERLAY_IPV4, ip) || in_overlay(&OVERLAY_IPV6, ip));
+        let Some(address) = address else { continue };
+        if matches!(interface.kind, LinkKind::Tun | LinkKind::WireGuard) {
+            return Err(OverlayTaken {
+                interface: interface.name.clone(),
+                address,
+            });
+        }
+        tracing::warn!(
+            event = "overlay-overlaps",
+            interface = interface.name,
+            %address,
+            "its network's hosts cannot be told from peers"
+        );
+    }
+    Ok(())
 }
 
 /// The node's host addresses, those of the default routes' interfaces first. `own` is the index of
@@ -114,6 +153,25 @@ mod tests {
             mtu: 1500,
             addresses: vec![address],
         }
+    }
+
+    #[test]
+    fn a_second_overlay_is_refused_and_a_carrier_in_its_range_is_not() {
+        let other = interface(7, "wice1", LinkKind::Tun, "100.91.3.4");
+        let modem = interface(3, "wwan0", LinkKind::Physical, "100.91.3.4");
+        let vpn = interface(5, "wg0", LinkKind::WireGuard, "10.4.0.1");
+        let refused = check_overlay(&[vpn.clone(), other.clone()], "wice0").unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("its interface wice1 has the overlay address 100.91.3.4"),
+            "{text}"
+        );
+        assert!(text.contains("wice down --interface wice1"), "{text}");
+        assert!(check_overlay(&[vpn, modem], "wice0").is_ok());
+        assert!(
+            check_overlay(&[other], "wice1").is_ok(),
+            "one's own is told by its name"
+        );
     }
 
     #[test]

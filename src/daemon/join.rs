@@ -16,7 +16,7 @@ pub enum JoinError {
     NoToken,
     /// The token is for another network than the node is in.
     #[error(
-        "this node is in the network {present}, the token is for {other}\n  use another --state-dir and --interface to be in both, or remove the state folder to change over"
+        "this node is in the network {present}, the token is for {other}\n  a machine is in one network at a time: to change over, stop wice (wice down), then `wice leave`, then join with the token"
     )]
     OtherNetwork {
         /// The one it is in.
@@ -62,17 +62,22 @@ pub(super) fn membership(
             other: token.network_name.clone(),
         });
     }
+    let membership = token
+        .invite
+        .sign_member(&token.network, &key.public_key())
+        .encode();
+    // A service that reads its token from a file gives it at every start, also when its invite has long expired.
+    let receipt = kept
+        .filter(|kept| kept.membership == membership)
+        .and_then(|kept| kept.receipt);
     let joined = NetworkState {
         name: token.network_name.clone(),
         url: token.url.to_string(),
         pin: token.pin.map(|pin| hex::encode(pin.0)),
         network: token.network.0,
         network_key: *token.network_key.expose_secret(),
-        membership: token
-            .invite
-            .sign_member(&token.network, &key.public_key())
-            .encode(),
-        receipt: None,
+        membership,
+        receipt,
     };
     state.set_network(&joined)?;
     from_state(&joined)

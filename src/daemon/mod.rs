@@ -6,9 +6,11 @@ pub mod control;
 mod interfaces;
 mod join;
 mod kept;
+mod leave;
 mod metrics;
 mod servers;
 mod state;
+mod transition;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +27,7 @@ use wice_signaling::protocol::{
     ServerAddress, Token,
 };
 
-use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
+use crate::core::node::{Admission, HostAddress, Node, NodeConfig};
 use crate::core::overlay::Overlay;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts};
 use crate::io::udp::UdpSocket;
@@ -42,6 +44,7 @@ use servers::Servers;
 use state::{NodeState, ServerState, State};
 
 pub use join::JoinError;
+pub use leave::{LeaveError, Leaving};
 pub use state::StateError;
 #[doc(hidden)]
 pub use state::parse_anything as parse_state;
@@ -67,6 +70,8 @@ pub struct Settings {
     pub interface: String,
     /// The node's name for people.
     pub name: String,
+    /// Nobody gave the name, it is the host's: one that was given at an earlier start goes before it.
+    pub name_is_default: bool,
     /// The port of the shared sockets; 0 takes any.
     pub port: u16,
     /// Bytes of the largest inner packet.
@@ -134,24 +139,31 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
 }
 
 impl Daemon {
-    async fn start(settings: Settings) -> anyhow::Result<(Self, mpsc::Receiver<Notice>)> {
+    async fn start(mut settings: Settings) -> anyhow::Result<(Self, mpsc::Receiver<Notice>)> {
         let state = State::open(&settings.state_dir)?;
         let key = state.key(random()?)?;
         let membership = join::membership(&state, settings.token.as_ref(), &key)?;
-        let node_state = match state.node()? {
+        let mut node_state = match state.node()? {
             Some(node) => node,
             None => NodeState {
                 session: random()?,
                 sequence: 0,
                 routes_sequence: 0,
                 overlay_counter: 0,
+                name: None,
             },
         };
+        if !settings.name_is_default {
+            node_state.name = Some(settings.name.clone());
+        } else if let Some(name) = &node_state.name {
+            settings.name.clone_from(name);
+        }
         state.set_node(&node_state)?;
 
+        let netlink = Netlink::connect()?;
+        interfaces::check_overlay(&netlink.interfaces().await?, &settings.interface)?;
         let tun = Tun::create(&settings.interface, true)?;
         tun.set_mtu(settings.mtu)?;
-        let netlink = Netlink::connect()?;
         let index = netlink.index(tun.name()).await?;
         let overlay = Overlay::new(
             key.public_key(),
@@ -208,16 +220,6 @@ impl Daemon {
             notices: notices_sender,
             runtime: tokio::runtime::Handle::current(),
         })?;
-        tracing::info!(
-            event = "started",
-            interface = settings.interface,
-            name = settings.name,
-            network = membership.name,
-            key = %key.public_key(),
-            ipv4 = %v4_address,
-            ipv6 = %v6_address,
-        );
-
         let signaling = Signaling::start(WebSocketBackend::new(WebSocketConfig {
             url: membership.url.clone(),
             pin: membership.pin,
@@ -246,6 +248,16 @@ impl Daemon {
         if let Some(address) = settings.metrics {
             metrics::serve(address, answers).await?;
         }
+        // Who waits for this line may use the control socket.
+        tracing::info!(
+            event = "started",
+            interface = settings.interface,
+            name = settings.name,
+            network = membership.name,
+            key = %key.public_key(),
+            ipv4 = %v4_address,
+            ipv6 = %v6_address,
+        );
         let kept = Kept::read(&state);
         let mut daemon = Self {
             settings,
@@ -354,7 +366,10 @@ impl Daemon {
                 }
                 self.route(key, prefixes).await;
             }
-            Notice::Path(peer) => log_path(&peer),
+            Notice::Path(peer) => {
+                let port = self.ports.v4.unwrap_or(self.settings.port);
+                transition::log_path(&self.inbox, port, *peer).await;
+            }
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
                     "the interface {} is gone: somebody has removed it; start wice again",
@@ -372,8 +387,7 @@ impl Daemon {
                 self.shared.connected();
             }
             Event::Disconnected { reason, retry_in } => {
-                tracing::warn!(event = "signaling-lost", %reason, ?retry_in);
-                self.shared.disconnected(reason);
+                transition::log_lost(&self.shared, reason, retry_in);
                 self.pass_on(Command::SignalingLost)?;
             }
             Event::Refused { code, text } => {
@@ -381,11 +395,12 @@ impl Daemon {
                 let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
                 if newcomer && !code.is_temporary() {
                     anyhow::bail!(
-                        "the signaling service refuses this node ({}): {text}",
-                        code.as_str()
+                        "the signaling service refuses this node ({}): {text}\n  {}",
+                        code.as_str(),
+                        answers::advice(code).unwrap_or_default()
                     );
                 }
-                tracing::error!(event = "signaling-refused", reason = code.as_str(), %text);
+                self.shared.refused(code);
             }
             Event::Record {
                 key,
@@ -434,7 +449,11 @@ impl Daemon {
                 self.servers.told(servers);
             }
             Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
-            Event::Receipt(receipt) => join::keep_receipt(&self.state, receipt)?,
+            Event::Receipt(receipt) => {
+                // No newcomer any more: a refusal ends no paths from here on.
+                self.membership.receipt = Some(receipt);
+                join::keep_receipt(&self.state, receipt)?;
+            }
         }
         Ok(())
     }
@@ -538,22 +557,6 @@ impl Daemon {
         if let Err(error) = self.kept.write(&self.state) {
             tracing::warn!(event = "state-not-kept", %error);
         }
-    }
-}
-
-fn log_path(peer: &PeerSnapshot) {
-    let name = peer.name.as_deref().unwrap_or("?");
-    match &peer.path {
-        Some(path) => tracing::info!(
-            event = "path",
-            peer = name,
-            kind = if path.pair.relays == 0 { "direct" } else { "relayed" },
-            local = ?path.pair.local_kind,
-            remote = %path.pair.remote,
-            remote_kind = ?path.pair.remote_kind,
-            rtt_ms = path.pair.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
-        ),
-        None => tracing::info!(event = "path", peer = name, kind = "none"),
     }
 }
 

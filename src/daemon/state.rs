@@ -62,6 +62,9 @@ pub(super) struct NodeState {
     pub routes_sequence: u64,
     /// Which of the node's possible overlay IPv4 addresses it uses.
     pub overlay_counter: u8,
+    /// The name that was given at a start; none where it is the host's.
+    #[serde(default)]
+    pub name: Option<String>,
 }
 
 impl NodeState {
@@ -221,6 +224,30 @@ impl State {
         self.write_json(SERVERS, servers)
     }
 
+    /// Whether anything of a node is kept here.
+    pub(super) fn is_node(&self) -> bool {
+        [KEY, NODE, NETWORK]
+            .iter()
+            .any(|name| self.folder.join(name).exists())
+    }
+
+    /// Takes away what makes this machine a node of its network: another start begins with a new key. Networks that are run
+    /// from this folder, and the signaling service's files, stay.
+    pub(super) fn clear(&self) -> Result<(), StateError> {
+        // The key last: what is left of a clearing that was cut short is still this node.
+        for name in [ADVERTS, SERVERS, NETWORK, NODE, KEY] {
+            let path = self.folder.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(|source| StateError::Io {
+                    path: path.display().to_string(),
+                    source,
+                })?,
+            }
+        }
+        Ok(())
+    }
+
     fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(bytes) = self.read(name)? else {
             return Ok(None);
@@ -349,6 +376,7 @@ mod tests {
             sequence: 9,
             routes_sequence: 1,
             overlay_counter: 0,
+            name: Some("gate".into()),
         };
         state.set_node(&node).unwrap();
         assert!(matches!(State::open(&folder), Err(StateError::InUse(_))));
@@ -380,6 +408,7 @@ mod tests {
             sequence: 9,
             routes_sequence: 1,
             overlay_counter: 0,
+            name: None,
         };
         state.set_node(&node).unwrap();
         let whole = fs::read(folder.join(NODE)).unwrap();

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const PREFIX: &str = "wice-lab.";
 /// Environment variable of everything that runs in a lab: the lab's directory.
 pub(super) const MARK: &str = "WICE_LAB";
+/// Stands in a directory that is to be kept.
+const KEPT: &str = "kept";
 /// Where the start time stands after the program's name in `/proc/PID/stat` (proc(5), field 22).
 const STARTTIME_AFTER_NAME: usize = 19;
 
@@ -33,6 +35,9 @@ impl Directory {
         fs::create_dir(&path)?;
         fs::create_dir(path.join("logs"))?;
         fs::create_dir(path.join("ns"))?;
+        if keep {
+            fs::write(path.join(KEPT), "")?;
+        }
         Ok(Self { path, keep })
     }
 
@@ -58,8 +63,8 @@ impl Drop for Directory {
     }
 }
 
-/// Ends the programs and removes the directories of labs whose process is gone. A directory that
-/// was kept on purpose has no `ns` any more and stays.
+/// Ends the programs and removes the directories of labs whose process is gone, but not those that
+/// were kept on purpose.
 fn remove_stale() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
         return;
@@ -75,11 +80,13 @@ fn remove_stale() {
         };
         let pid = u32::try_from(pid).unwrap_or_default();
         let path = entry.path();
-        if start_time(pid) == Some(start) || !path.join("ns").is_dir() {
+        if start_time(pid) == Some(start) {
             continue;
         }
         end_processes(&path);
-        let _ = fs::remove_dir_all(&path);
+        if !path.join(KEPT).exists() {
+            let _ = fs::remove_dir_all(&path);
+        }
     }
 }
 
@@ -127,13 +134,17 @@ mod tests {
         // No process has a number past the kernel's limit of 2^22.
         let dead = std::env::temp_dir().join(format!("{PREFIX}4999999.1.0"));
         fs::create_dir_all(dead.join("ns")).unwrap();
+        // Killed while it was being removed.
+        let half = std::env::temp_dir().join(format!("{PREFIX}4999997.1.0"));
+        fs::create_dir_all(half.join("logs")).unwrap();
         let kept = std::env::temp_dir().join(format!("{PREFIX}4999998.1.0"));
         fs::create_dir_all(&kept).unwrap();
+        fs::write(kept.join(KEPT), "").unwrap();
         remove_stale();
         assert!(living.path().is_dir());
-        assert!(!dead.exists());
+        assert!(!dead.exists() && !half.exists());
         assert!(kept.is_dir());
-        fs::remove_dir(kept).unwrap();
+        fs::remove_dir_all(kept).unwrap();
         let path = living.path().to_path_buf();
         drop(living);
         assert!(!path.exists());

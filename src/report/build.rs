@@ -10,7 +10,7 @@ use wice_signaling::protocol::{
 
 use super::{
     Counters, End, Nat, Observation, Pair, Path, PathKind, Peer, Relay, SCHEMA, Signaling, Status,
-    Why, unknown_peer,
+    Why,
 };
 use crate::core::ice::{PairState, Role, Use};
 use crate::core::node::{self, NodeSnapshot, PairView, PeerSnapshot};
@@ -121,7 +121,7 @@ impl Inputs<'_> {
             .peers
             .iter()
             .find(|peer| peer.key.to_string() == *key)
-            .ok_or_else(|| unknown_peer(wanted, status.peers.iter().map(|p| p.name.as_str())))
+            .ok_or_else(|| format!("no peer is called {wanted}"))
     }
 
     /// One peer's report.

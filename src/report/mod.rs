@@ -2,7 +2,10 @@
 //! the daemon (which makes them) and the command line (which gets them over the control socket) use them.
 
 mod build;
+mod find;
+mod hosts;
 mod netcheck;
+mod nodes;
 mod ping;
 mod render;
 mod render_netcheck;
@@ -17,9 +20,11 @@ use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
 pub(crate) use build::{milliseconds, nat as nat_of};
+pub use hosts::DOMAIN;
 pub use netcheck::{
     MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
 };
+pub use nodes::{NetworkNode, NetworkNodes};
 pub use ping::PingEvent;
 pub use style::Style;
 pub use units::{bytes, duration, rtt};
@@ -54,7 +59,7 @@ pub struct Status {
     pub signaling: Signaling,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
-    /// Its own candidates.
+    /// Its own candidates; none but relayed ones where it has no network.
     pub candidates: Vec<End>,
     /// What each STUN server sees.
     pub observations: Vec<Observation>,
@@ -85,8 +90,14 @@ pub struct Signaling {
     pub connected: bool,
     /// Seconds since it was connected, or lost.
     pub since_s: u64,
-    /// Why it is not connected.
+    /// Why it is not connected, in one line.
     pub error: Option<String>,
+    /// What to do about it.
+    #[serde(default)]
+    pub hint: Option<String>,
+    /// The service refuses this node until somebody acts: its stable code, like `revoked`.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
 /// A relay over one transport.
@@ -318,7 +329,14 @@ impl Peer {
 }
 
 impl Status {
-    /// Well while signaling is connected and every peer that is not away has a path (a relayed one is a path); broken if none has.
+    /// Whether the node has no address to send from: what a relay holds for it outlives that for some minutes.
+    pub fn has_no_network(&self) -> bool {
+        self.candidates.iter().all(|end| end.kind == "relay")
+    }
+
+    /// Broken without a network, when this node was revoked (its peers have dropped it), and where nothing works: no peer has a
+    /// path, and there is a peer that is on, or signaling that would tell is not connected. Well while signaling is connected and every peer that is on has a path (a relayed one is a
+    /// path). Degraded between.
     pub fn health(&self) -> Health {
         let present: Vec<Health> = self
             .peers
@@ -326,7 +344,10 @@ impl Status {
             .filter(|peer| !peer.is_away())
             .map(Peer::health)
             .collect();
-        if !present.is_empty() && present.iter().all(|health| *health == Health::Broken) {
+        let expected = !present.is_empty() || !self.signaling.connected;
+        let nothing_works = present.iter().all(|health| *health == Health::Broken);
+        let is_out = self.signaling.refused.as_deref() == Some("revoked");
+        if self.has_no_network() || is_out || (expected && nothing_works) {
             return Health::Broken;
         }
         if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {
@@ -335,55 +356,4 @@ impl Status {
             Health::Degraded
         }
     }
-
-    /// The peer of this name, key, start of a key of at least four characters, or overlay address; an error names those that there are.
-    pub fn find(&self, wanted: &str) -> Result<&Peer, String> {
-        /// Shorter starts of keys are mistyped names.
-        const MIN_PREFIX: usize = 4;
-        let exact = |peer: &&Peer| {
-            peer.name == wanted
-                || peer.key == wanted
-                || peer.addresses.iter().any(|a| a.to_string() == wanted)
-        };
-        let mut exactly = self.peers.iter().filter(exact);
-        match (exactly.next(), exactly.next()) {
-            (Some(peer), None) => return Ok(peer),
-            (Some(one), Some(other)) => {
-                return Err(format!(
-                    "several peers are called {wanted}\n  say which by its key: {}, {}",
-                    one.key, other.key
-                ));
-            }
-            (None, _) => {}
-        }
-        let mut by_prefix = self
-            .peers
-            .iter()
-            .filter(|peer| wanted.len() >= MIN_PREFIX && peer.key.starts_with(wanted));
-        if let (Some(peer), None) = (by_prefix.next(), by_prefix.next()) {
-            return Ok(peer);
-        }
-        Err(unknown_peer(
-            wanted,
-            self.peers.iter().map(|p| p.name.as_str()),
-        ))
-    }
-}
-
-/// What is said where no peer is meant by `wanted`.
-pub fn unknown_peer<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
-    /// Enough to see what they are called.
-    const SHOWN: usize = 8;
-    let names: Vec<&str> = names.take(SHOWN + 1).collect();
-    let known = match names.as_slice() {
-        [] => "there are no peers yet (wice invite makes a token for one)".to_owned(),
-        names if names.len() > SHOWN => {
-            format!(
-                "peers are {} and more (wice status)",
-                names[..SHOWN].join(", ")
-            )
-        }
-        names => format!("peers are {}", names.join(", ")),
-    };
-    format!("no peer is called {wanted}\n  {known}")
 }

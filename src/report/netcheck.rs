@@ -99,16 +99,15 @@ pub struct PortMapping {
 }
 
 impl Netcheck {
-    /// Well with UDP and a relay that works (if any is known); broken if nothing answers at all.
+    /// Well with UDP and every relay that is known; broken if nothing answers, also because there was nobody to ask.
     pub fn health(&self) -> Health {
         let works = |check: &TransportCheck| check.failure.is_none() && check.rtt_ms.is_some();
         let relay = |relay: &RelayCheck| relay.transports.iter().any(works);
-        let relays = self.relays.iter().any(relay);
         match self.udp {
             Udp::Open if self.relays.iter().all(relay) => Health::Well,
-            Udp::Open | Udp::Unknown => Health::Degraded,
-            Udp::Blocked if relays => Health::Degraded,
-            Udp::Blocked => Health::Broken,
+            Udp::Open => Health::Degraded,
+            Udp::Unknown | Udp::Blocked if self.relays.iter().any(relay) => Health::Degraded,
+            Udp::Unknown | Udp::Blocked => Health::Broken,
         }
     }
 }

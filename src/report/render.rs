@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::style::{Paint, Table};
 use super::{Health, Nat, PathKind, Peer, Signaling, Status, Style, Why, bytes, duration, rtt};
 
+/// What stands where there is no NAT to speak of.
+const NO_NETWORK: &str = "no network: this node has no usable address; check its cable, Wi-Fi and addresses (ip address)";
+
 impl Status {
     /// The whole table.
     pub fn text(&self, style: Style) -> String {
@@ -29,14 +32,25 @@ impl Status {
             false => format!("  {}", addresses.join("  ")),
         };
         let interface = style.paint(&self.interface, Paint::Heading);
-        format!(
-            "{interface}  {}{addresses}   {}\nNAT    {}\nsignal {}     relay {}\n",
+        let mut out = format!(
+            "{interface}  {}{addresses}   {}\n",
             self.name,
-            self.summary(),
-            nat_line(&self.nat),
+            self.summary()
+        );
+        if self.has_no_network() {
+            out.push_str(&style.paint(NO_NETWORK, Paint::Bad));
+        } else {
+            out.push_str(&format!("NAT    {}", nat_line(&self.nat)));
+        }
+        out.push_str(&format!(
+            "\nsignal {}     relay {}\n",
             signaling_text(&self.signaling, style),
             self.relay_text(style),
-        )
+        ));
+        if let Some(hint) = &self.signaling.hint {
+            out.push_str(&format!("       {}\n", style.paint(hint, Paint::Faint)));
+        }
+        out
     }
 
     /// `4 peers: 2 direct, 1 relayed, 1 away`.

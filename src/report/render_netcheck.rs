@@ -20,6 +20,14 @@ impl Netcheck {
             "UDP",
             &match self.udp {
                 Udp::Open => style.paint("open", Paint::Good),
+                Udp::Blocked
+                    if self.ipv4.addresses.is_empty() && self.ipv6.addresses.is_empty() =>
+                {
+                    style.paint(
+                        "no network: this machine has no usable address (ip address)",
+                        Paint::Bad,
+                    )
+                }
                 Udp::Blocked => style.paint("blocked: no server answered over UDP", Paint::Bad),
                 Udp::Unknown => "not known: no STUN server to ask (--stun stun:HOST)".to_owned(),
             },
@@ -33,7 +41,11 @@ impl Netcheck {
             },
         );
         for (index, seen) in self.mappings.iter().enumerate() {
-            let label = if index == 0 { "seen as" } else { "" };
+            let label = match (index, seen.mapped) {
+                (0, Some(_)) => "seen as",
+                (0, None) => "STUN",
+                (_, _) => "",
+            };
             let text = match (seen.mapped, seen.rtt_ms) {
                 (Some(mapped), Some(ms)) => format!("{mapped} by {} in {}", seen.server, rtt(ms)),
                 (Some(mapped), None) => format!("{mapped} by {}", seen.server),

@@ -65,7 +65,9 @@ impl ErrorCode {
             Self::WrongProof => "the node did not prove its WireGuard key: is a proxy in between?",
             Self::NotMember => "the node is no member of this network: join with its token",
             Self::InviteExpired => "the invite has expired: make a new one with `wice invite`",
-            Self::Revoked => "the node or its invite was revoked: ask for a new invite",
+            Self::Revoked => {
+                "the node or its invite was revoked: it comes back with a new key only"
+            }
             Self::NetworkNotAllowed => {
                 "the service does not serve this network: add its id to the service's list"
             }

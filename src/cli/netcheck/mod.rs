@@ -39,7 +39,7 @@ Examples:
   wice netcheck --turn turn:turn.example --turn turns:turn.example:443 --turn-username u --turn-password-file p
 
 It needs no daemon and no privileges. Two STUN servers tell the mapping; one with two addresses (RFC 5780, like coturn's) the filtering.
-Exit codes: 0 UDP and every relay work, 1 some do, 2 nothing answers.")]
+Exit codes: 0 UDP and every relay work, 1 some do, 2 nothing answers, or nobody is known to ask.")]
 pub(super) struct NetcheckArgs {
     /// STUN servers, like stun:stun.example:3478.
     #[arg(long, value_name = "URL", env = "WICE_STUN", value_delimiter = ',')]

@@ -358,16 +358,16 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
 /// Nothing carries the data.
 fn why_none(facts: &Facts<'_>) -> Reason {
     let age = facts.checking_for;
-    if facts.peer.nat.is_none() && facts.peer.pairs.is_empty() {
-        return no_advert(facts.last_seen);
-    }
-    if facts.node.candidates.is_empty() {
+    if facts.node.has_no_network() {
         return advised(
             Code::NoNetwork,
             "this node has no network",
             "check its cable, Wi-Fi and addresses (ip address)",
             "this node has no usable address: check its cable, Wi-Fi and addresses (ip address)",
         );
+    }
+    if facts.peer.nat.is_none() && facts.peer.pairs.is_empty() {
+        return no_advert(facts.last_seen);
     }
     let open = |pair: &PairView| {
         matches!(pair.state, PairState::Waiting | PairState::InProgress) && !pair.held

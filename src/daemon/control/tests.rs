@@ -41,6 +41,8 @@ fn status() -> Status {
             connected: true,
             since_s: 1,
             error: None,
+            hint: None,
+            refused: None,
         },
         relays: Vec::new(),
         candidates: Vec::new(),
@@ -56,7 +58,7 @@ impl Handler for Fake {
     }
 
     async fn why(&self, peer: &str) -> Result<Why, ControlError> {
-        let message = crate::report::unknown_peer(peer, std::iter::empty());
+        let message = status().find(peer).unwrap_err();
         Err(ControlError::new(ErrorKind::NoSuchPeer, message))
     }
 

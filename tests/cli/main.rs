@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod configuration;
+mod networks;
+mod units;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -87,6 +91,10 @@ fn wrong_usage_is_64() {
         &["signal", "--network", "xyz"],
         &["signal", "--cert", "x"],
         &["lab", "--nat", "unheard-of"],
+        &["lab", "--nat", "symmetric", "--delay", "-5"],
+        &["lab", "--nat", "symmetric", "--loss", "-1"],
+        &["up", "--name", "a b"],
+        &["network", "rm"],
     ] {
         let output = wice(arguments, &[("WICE_STATE_DIR", text(&folder.0))]);
         assert_eq!(code(&output), 64, "{arguments:?}: {}", stderr(&output));
@@ -103,7 +111,7 @@ fn errors_say_what_to_do() {
     assert_eq!(
         stderr(&output),
         format!(
-            "wice: {}: there is no key listen_prot\n  did you mean listen_port?\n",
+            "wice: {}:1: there is no key listen_prot\n  did you mean listen_port?\n",
             text(&typo)
         )
     );
@@ -157,6 +165,10 @@ fn help_and_version_are_well() {
         &["ping", "--help"],
         &["netcheck", "--help"],
         &["network", "new", "--help"],
+        &["network", "nodes", "--help"],
+        &["network", "rm", "--help"],
+        &["leave", "--help"],
+        &["hosts", "--help"],
         &["invite", "--help"],
         &["revoke", "--help"],
         &["signal", "--help"],
@@ -168,116 +180,6 @@ fn help_and_version_are_well() {
         assert!(output.stderr.is_empty(), "{arguments:?}");
         assert!(stdout(&output).contains("wice"), "{arguments:?}");
     }
-}
-
-#[test]
-fn flag_goes_before_variable_before_file() {
-    let folder = Folder::new("config");
-    let file = folder.write(
-        "wice.toml",
-        "name = \"from-file\"\ninterface = \"wg7\"\nlisten_port = 1000\nstun = [\"stun:file\"]\n",
-    );
-    let printed = |arguments: &[&str], variables: &[(&str, &str)]| {
-        let arguments = [
-            &["up", "--print-config", "--config", text(&file)],
-            arguments,
-        ]
-        .concat();
-        let output = wice(&arguments, variables);
-        assert_eq!(code(&output), 0, "{}", stderr(&output));
-        stdout(&output)
-    };
-    let has = |printed: &str, line: &str| {
-        assert!(printed.lines().any(|l| l == line), "{line} in:\n{printed}")
-    };
-    let from_file = printed(&[], &[]);
-    has(&from_file, "name = \"from-file\"");
-    has(&from_file, "listen_port = 1000");
-    has(&from_file, "stun = [\"stun:file:3478\"]");
-    let variables = [
-        ("WICE_NAME", "from-variable"),
-        ("WICE_LISTEN_PORT", "2000"),
-        ("WICE_STUN", "stun:a:1,stun:b:2"),
-    ];
-    let from_variables = printed(&[], &variables);
-    has(&from_variables, "name = \"from-variable\"");
-    has(&from_variables, "interface = \"wg7\"");
-    has(&from_variables, "stun = [\"stun:a:1\", \"stun:b:2\"]");
-    let from_flags = printed(&["--name", "from-flag"], &variables);
-    has(&from_flags, "name = \"from-flag\"");
-    has(&from_flags, "listen_port = 2000");
-}
-
-#[test]
-fn a_network_is_made_and_its_invites_are_tokens() {
-    let folder = Folder::new("network");
-    let state = ["--state-dir", text(&folder.0)];
-    let run = |arguments: &[&str]| wice(&[arguments, &state[..]].concat(), &[]);
-    let pin = format!("sha256:{}", "ab".repeat(32));
-    let made = run(&[
-        "network",
-        "new",
-        "lab",
-        "--signal",
-        "wss://sig.example:8443",
-        "--pin",
-        &pin,
-    ]);
-    assert_eq!(code(&made), 0, "{}", stderr(&made));
-    assert_eq!(stdout(&made).trim().len(), 64, "the id alone");
-    assert_eq!(
-        code(&run(&[
-            "network",
-            "new",
-            "lab",
-            "--signal",
-            "ws://127.0.0.1:1"
-        ])),
-        2,
-        "it exists"
-    );
-
-    let invited = run(&[
-        "invite",
-        "--label",
-        "rack-7",
-        "--route",
-        "10.7.0.0/16",
-        "--expires",
-        "30d",
-    ]);
-    assert_eq!(code(&invited), 0, "{}", stderr(&invited));
-    let printed = stdout(&invited);
-    let token: wice_signaling::protocol::Token = printed.parse().unwrap();
-    assert_eq!(printed.lines().count(), 1, "the token alone");
-    assert_eq!(token.network.to_string(), stdout(&made).trim());
-    assert_eq!(token.network_name, "lab");
-    assert_eq!(token.pin.unwrap().to_string(), pin);
-    assert_eq!(token.invite.certificate().label, "rack-7");
-    assert_eq!(token.invite.certificate().prefixes.len(), 1);
-
-    let shown = stdout(&run(&["network", "show"]));
-    assert!(
-        shown.contains("rack-7") && shown.contains("10.7.0.0/16"),
-        "{shown}"
-    );
-    assert!(
-        shown.contains("for 29d 23h") || shown.contains("for 30d 0h"),
-        "{shown}"
-    );
-    let json: serde_json::Value =
-        serde_json::from_str(&stdout(&run(&["network", "show", "--json"]))).unwrap();
-    assert_eq!(json["schema"], 1);
-    assert_eq!(json["networks"][0]["invites"][0]["label"], "rack-7");
-
-    use std::os::unix::fs::PermissionsExt as _;
-    let key = folder.0.join("networks/lab/admin.key");
-    assert_eq!(
-        std::fs::metadata(&key).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
-    let secret = std::fs::read_to_string(&key).unwrap();
-    assert!(!shown.contains(secret.trim()) && !json.to_string().contains(secret.trim()));
 }
 
 #[test]
@@ -294,5 +196,100 @@ fn netcheck_needs_no_daemon() {
             .contains("no wice daemon runs here"),
         "{json}"
     );
-    assert_eq!(code(&output), 1);
+    assert_eq!(code(&output), 2, "there was nobody to ask");
+}
+
+#[test]
+fn with_json_an_error_is_an_object_too() {
+    let folder = Folder::new("json-errors");
+    let output = wice(&["status", "--json", "--run-dir", text(&folder.0)], &[]);
+    assert_eq!(code(&output), 2);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(
+        (&json["schema"], &json["exit_code"]),
+        (&1.into(), &2.into())
+    );
+    let error = json["error"].as_str().unwrap();
+    assert!(error.starts_with("no wice daemon runs here"), "{error}");
+    assert!(!error.contains('\n'));
+    assert!(json["hint"].as_str().unwrap().contains("wice up TOKEN"));
+    assert!(stderr(&output).starts_with("wice: no wice daemon runs here"));
+    let output = wice(&["why", "--json"], &[]);
+    assert_eq!(code(&output), 64);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(json["exit_code"], 64);
+    assert!(
+        json["error"]
+            .as_str()
+            .unwrap()
+            .contains("required arguments"),
+        "{json}"
+    );
+}
+
+#[test]
+fn an_error_tells_its_cause_once() {
+    let folder = Folder::new("cause");
+    let file = folder.write("file", "");
+    let state = format!("{}/state", text(&file));
+    let output = wice(&["up", "--state-dir", &state], &[]);
+    let said = stderr(&output);
+    assert_eq!(said.matches("Not a directory").count(), 1, "{said}");
+    assert!(
+        said.starts_with(&format!("wice: cannot use {state}: Not a directory")),
+        "{said}"
+    );
+    assert!(said.ends_with("(see --state-dir)\n"), "{said}");
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn who_is_in_no_network_cannot_leave() {
+    let folder = Folder::new("leave");
+    let nowhere = format!("{}/nowhere", text(&folder.0));
+    for state in [nowhere.as_str(), text(&folder.0)] {
+        let output = wice(&["leave", "--yes", "--state-dir", state], &[]);
+        assert_eq!(code(&output), 2, "{}", stderr(&output));
+        assert!(stderr(&output).starts_with("wice: this node is in no network: "));
+        assert!(stderr(&output).contains("--state-dir"));
+    }
+    assert!(!Path::new(&nowhere).exists(), "looking makes nothing");
+}
+
+#[test]
+fn leaving_takes_the_node_and_leaves_what_the_admin_has() {
+    let folder = Folder::new("leaving");
+    let state = text(&folder.0);
+    let pin = format!("sha256:{}", "ab".repeat(32));
+    let made = [
+        "network",
+        "new",
+        "lab",
+        "--signal",
+        "wss://x",
+        "--pin",
+        &pin,
+        "--state-dir",
+        state,
+    ];
+    assert_eq!(code(&wice(&made, &[])), 0);
+    folder.write("key", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\n");
+    folder.write("node.json", &format!(
+        r#"{{"session":"{}","sequence":1,"routes_sequence":0,"overlay_counter":0,"name":"gate"}}"#,
+        "00".repeat(16)
+    ));
+    // There is nobody to ask, and nothing is done without asking.
+    let output = wice(&["leave", "--state-dir", state], &[]);
+    assert_eq!(code(&output), 64, "{}", stderr(&output));
+    assert!(stderr(&output).contains("say --yes"), "{}", stderr(&output));
+    assert!(folder.0.join("key").exists());
+    let output = wice(&["leave", "--yes", "--state-dir", state], &[]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("wice up TOKEN --name gate"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(!folder.0.join("key").exists() && !folder.0.join("node.json").exists());
+    assert!(folder.0.join("networks/lab/admin.key").exists());
 }

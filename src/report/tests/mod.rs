@@ -1,3 +1,5 @@
+mod trouble;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -202,6 +204,8 @@ fn signaling() -> Signaling {
         connected: true,
         since_s: 7440,
         error: None,
+        hint: None,
+        refused: None,
     }
 }
 
@@ -295,63 +299,62 @@ fn json_has_the_promised_fields() {
 }
 
 #[test]
-fn peers_are_found_by_what_people_have() {
-    let status = with_inputs(&node(), |inputs| inputs.status());
-    let key = PublicKey([2; 32]).to_string();
-    for wanted in ["lab-c", "100.91.77.20", &key, &key[..6]] {
-        assert_eq!(status.find(wanted).unwrap().name, "lab-c", "{wanted}");
-    }
-    let error = status.find("nobody").unwrap_err();
-    assert_eq!(
-        error,
-        "no peer is called nobody\n  peers are lab-b, lab-c, lab-d, lab-e"
-    );
-    assert!(status.find(&key[..3]).is_err(), "too short for a key");
-    let mut twins = status.clone();
-    twins.peers[0].name = "lab-c".into();
-    let error = twins.find("lab-c").unwrap_err();
+fn nodes_of_a_network() {
+    let node = |name: &str, last_seen_s, label: &str| NetworkNode {
+        name: name.into(),
+        key: PublicKey([1; 32]).to_string(),
+        addresses: vec!["100.91.8.3".parse().unwrap()],
+        last_seen_s,
+        routes: Vec::new(),
+        invite: "9f".repeat(32),
+        label: label.into(),
+    };
+    let mut list = NetworkNodes {
+        schema: SCHEMA,
+        network: "lab".into(),
+        nodes: vec![node("lab-a", 0, ""), node("lab-long", 62, "rack-7")],
+    };
+    let expected = "\
+NODE      KEY                                           OVERLAY     SEEN       INVITE
+lab-a     AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=  100.91.8.3  now        9f9f9f9f
+lab-long  AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=  100.91.8.3  1m 2s ago  9f9f9f9f rack-7
+";
+    assert_eq!(list.text(Style::PLAIN), expected);
+    list.nodes.clear();
     assert!(
-        error.starts_with("several peers are called lab-c\n"),
-        "{error}"
+        list.text(Style::PLAIN)
+            .contains("wice invite --network lab")
     );
-    assert!(error.contains(&key));
-    assert!(twins.find(&key).is_ok());
 }
 
 #[test]
-fn a_node_in_trouble_says_so() {
-    let mut node = node();
-    node.relays[0].relayed = None;
-    node.relays[0].failure = Some(crate::core::turn::Failure::WrongCredentials);
-    node.peers.remove(3);
-    node.peers.remove(2);
-    node.peers[0].nat = None;
-    node.peers[0].name = None;
-    node.peers[0].pairs.clear();
-    node.peers[1] = peer(
-        3,
-        Some(SYMMETRIC),
-        vec![failed_host((
-            CandidateKind::ServerReflexive,
-            "198.51.100.77:61000",
-        ))],
-    );
-    let mut status = with_inputs(&node, |inputs| inputs.status());
-    status.signaling.connected = false;
-    status.signaling.error = Some("connection refused".into());
-    status.signaling.since_s = 12;
+fn hosts_of_the_overlay() {
+    let mut status = with_inputs(&node(), |inputs| inputs.status());
+    status.peers.truncate(1);
+    status.peers[0].name = "Gate.rack_7".into();
+    status.peers[0].addresses = vec!["100.91.2.9".parse().unwrap()];
     let expected = "\
-wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   2 peers: 1 without path, 1 away
-NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
-signal wss://sig.lab.example:8443  not connected for 12 s: connection refused     relay turn.lab.example  the relay refused the credentials (401)
-
-PEER       OVERLAY      PATH                                              RTT  HANDSHAKE  RX / TX
-BAQEBAQE…  100.91.30.1  none    has published nothing; last seen 3 d ago
-lab-d      100.91.2.9   none                                                   1m 2s      7.7 MiB / 1.0 MiB
-           no direct path, and relay turn.lab.example refuses our credentials: check username and password of the relay, and the clocks where the credentials are time-limited (wice why lab-d)
+100.91.2.9\tgate.rack_7.wice
+100.91.4.17\tlab-a.wice
+fd7a:91c:20::4:17\tlab-a.wice
 ";
-    assert_eq!(status.text(Style::PLAIN), expected);
-    assert_eq!(status.health(), Health::Broken);
+    assert_eq!(status.hosts(), expected);
+    // Nobody takes another's name, this node's least of all, and nothing breaks out of its line.
+    status.peers[0].name = "LAB-A".into();
+    let (own, other) = (&status.key, &status.peers[0].key);
+    let expected = format!(
+        "# {own} is left out: several nodes have its name\n# {other} is left out: several nodes have its name\n"
+    );
+    assert_eq!(status.hosts(), expected);
+    for name in ["a b", "x\n1.2.3.4 y", "", "a..b", "BAQEBAQE…"] {
+        status.peers[0].name = name.into();
+        let hosts = status.hosts();
+        assert_eq!(hosts.lines().count(), 3, "{name}: {hosts}");
+        assert!(
+            hosts.contains("is left out: its name cannot stand here"),
+            "{hosts}"
+        );
+    }
 }
 
 #[test]
@@ -458,4 +461,36 @@ relay        turn.lab.example  udp 18 ms, tls fails, credentials work
 ";
     assert_eq!(netcheck.text(Style::PLAIN), expected);
     assert_eq!(netcheck.health(), Health::Well);
+    let mut cut = netcheck.clone();
+    cut.udp = Udp::Blocked;
+    cut.mappings.remove(0);
+    cut.ipv4 = NetcheckFamily::default();
+    let text = cut.text(Style::PLAIN);
+    assert!(text.starts_with("UDP          no network: "), "{text}");
+    assert!(
+        text.contains("\nSTUN         no answer from stun-2 "),
+        "{text}"
+    );
+    let with = |udp, relays: Vec<RelayCheck>| {
+        let netcheck = Netcheck {
+            udp,
+            relays,
+            ..netcheck.clone()
+        };
+        netcheck.health()
+    };
+    let works = netcheck.relays.clone();
+    let mut fails = netcheck.relays.clone();
+    fails[0].transports.remove(0);
+    for (udp, relays, expected) in [
+        (Udp::Open, fails.clone(), Health::Degraded),
+        (Udp::Blocked, works.clone(), Health::Degraded),
+        (Udp::Unknown, works, Health::Degraded),
+        (Udp::Blocked, fails.clone(), Health::Broken),
+        (Udp::Unknown, fails, Health::Broken),
+        (Udp::Blocked, Vec::new(), Health::Broken),
+        (Udp::Unknown, Vec::new(), Health::Broken),
+    ] {
+        assert_eq!(with(udp, relays.clone()), expected, "{udp:?} {relays:?}");
+    }
 }

@@ -1,20 +1,20 @@
 //! `wice lab`: builds a lab, runs daemons of this program in it, and shows which paths they find.
 
+mod show;
+
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Value, json};
+use show::{Show, described};
 
 use crate::lab::{
     self, Expected, Lab, LabConfig, LabError, MAX_SITES, NatKind, PeerStatus, Pong, Process,
     ground_truth,
 };
 
-/// Version of the JSON lines.
-const SCHEMA: u32 = 1;
 /// Works, but not as the NATs allow.
 const DEGRADED: u8 = 1;
 /// Does not work.
@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const STAYS: Duration = Duration::from_secs(1);
 /// How long a daemon may take to be in and to have a relay, before the next one starts.
 const SETTLES: Duration = Duration::from_secs(5);
+/// The reason of a path that may still change.
+const CHECKING: &str = "checking";
 /// How often the daemons are asked.
 const POLL: Duration = Duration::from_millis(50);
 /// The longest delay that may be asked for: past it handshakes would time out.
@@ -40,18 +42,31 @@ const MAX_LOSS_PERCENT: f64 = 50.0;
 
 /// Build NATs and nodes on this machine and watch them find each other.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  wice lab --nat port-restricted --nat symmetric
+  wice lab --nat symmetric --nat cgnat --nat udp-blocked --loss 5
+  wice lab --nat port-restricted --nat symmetric --shell home-a
+
+In the shell: wice status, wice why home-b, wice ping home-b, wice netcheck. Homes are called home-a, home-b and so on; the
+signaling service and the admin key are on the machine `signal` (--shell signal: wice invite, wice network nodes).
+It needs root, or user namespaces, and nft, ip and turnserver (coturn). Nothing outside of its namespaces is touched, and nothing
+is left when it ends.
+Exit codes: 0 every path is as the NATs allow, 1 one works and is not, 2 one does not work.")]
 pub struct LabArgs {
-    /// A home behind this kind of NAT; give it once for each home. Kinds: full-cone,
+    /// A home behind this kind of NAT; give it once for each home. Most home routers are
+    /// port-restricted, mobile carriers often cgnat or symmetric. Kinds: full-cone,
     /// address-restricted, port-restricted, address-dependent, symmetric, public, firewalled,
     /// udp-blocked, cgnat.
     #[arg(long, value_name = "KIND", required = true, value_parser = parse_kind)]
     nat: Vec<NatKind>,
     /// Round trip between any two homes or servers, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = 40,
-          value_parser = clap::value_parser!(u64).range(..=MAX_DELAY_MS))]
+    #[arg(long, value_name = "MS", default_value_t = 40, allow_negative_numbers = true,
+          value_parser = parse_delay)]
     delay: u64,
     /// Packets lost one way between any two homes or servers, in percent.
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, value_parser = parse_loss)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.0, allow_negative_numbers = true,
+          value_parser = parse_loss)]
     loss: f64,
     /// One JSON object a line instead of text.
     #[arg(long)]
@@ -111,22 +126,24 @@ fn run(args: &LabArgs, show: &Show) -> Result<u8, LabError> {
 fn find_paths(lab: &mut Lab, args: &LabArgs, show: &Show) -> Result<u8, LabError> {
     lab.start_signal()?;
     let token = lab.network_token()?;
-    let mut daemons = Vec::new();
+    let mut daemons: Vec<Process> = Vec::new();
+    let mut starts = Vec::new();
     // Time is counted from the last daemon's start, when those before it have settled: that is what
     // somebody sees who joins a mesh.
-    let mut start = Instant::now();
     for home in &lab.config().homes {
-        if let Some(before) = daemons
-            .last()
-            .map(|daemon: &Process| daemon.name().to_owned())
-        {
-            lab.wait_settled(&before, SETTLES)?;
+        if let Some(before) = daemons.last() {
+            lab.wait_settled(before.name(), SETTLES)?;
         }
-        start = Instant::now();
+        starts.push((home.name.clone(), Instant::now()));
         daemons.push(lab.start_daemon(&home.name, Some(&token), &[])?);
     }
-    if let Some(last) = daemons.last() {
-        show.started(last);
+    let start = starts.last().map_or_else(Instant::now, |(_, start)| *start);
+    for (name, at) in &starts {
+        show.started(name, start.saturating_duration_since(*at));
+    }
+    if let [only] = daemons.as_slice() {
+        let is_in = lab.wait_settled(only.name(), SETTLES)?;
+        show.alone(start.elapsed(), only.name(), is_in);
     }
     let pairs = watch(lab, &mut daemons, start, show)?;
     let code = show.verdict(&pairs);
@@ -167,8 +184,14 @@ impl Pair {
             }
     }
 
+    fn reason(&self) -> Option<&str> {
+        self.path.as_ref().and_then(|peer| peer.reason.as_deref())
+    }
+
+    /// A relayed pair has settled when direct paths are no longer looked for.
     fn is_settled(&self) -> bool {
-        self.is_as_expected() && (self.expected.direct || self.since.elapsed() >= STAYS)
+        let stays = || self.since.elapsed() >= STAYS && self.reason() != Some(CHECKING);
+        self.is_as_expected() && (self.expected.direct || stays())
     }
 }
 
@@ -227,8 +250,8 @@ fn settle(
         for pair in pairs.iter_mut() {
             let peers = lab.peers(&pair.first)?;
             let found = peers.into_iter().find(|peer| peer.name == pair.second);
-            if described(found.as_ref()) != described(pair.path.as_ref()) {
-                pair.path = found;
+            let before = std::mem::replace(&mut pair.path, found);
+            if described(before.as_ref()) != described(pair.path.as_ref()) {
                 pair.since = Instant::now();
                 show.path(start.elapsed(), pair);
             }
@@ -270,202 +293,17 @@ fn shell(lab: &Lab, node: &str) -> Result<(), LabError> {
     })
 }
 
-/// A path in the words of `wice status`: `direct srflx`, `relayed udp`, `none`.
-fn described(peer: Option<&PeerStatus>) -> String {
-    let Some(peer) = peer else {
-        return "none".into();
-    };
-    let detail = match peer.path.kind.as_str() {
-        "relayed" => peer.path.relay_transport.as_deref(),
-        _ => peer.path.remote.as_ref().map(|end| end.kind.as_str()),
-    };
-    match detail {
-        Some(detail) => format!("{} {detail}", peer.path.kind),
-        None => peer.path.kind.clone(),
-    }
-}
-
-/// The two ways of telling it.
-struct Show {
-    json: bool,
-}
-
-impl Show {
-    fn built(&self, lab: &Lab, args: &LabArgs) {
-        let homes = &lab.config().homes;
-        if self.json {
-            let homes: Vec<Value> = homes
-                .iter()
-                .map(|h| json!({"name": h.name, "nat": h.nat.name()}))
-                .collect();
-            return self.line(json!({
-                "event": "built", "homes": homes, "rtt_ms": args.delay, "loss_percent": args.loss,
-                "build_ms": millis(lab.build_time()), "directory": lab.directory(),
-            }));
-        }
-        let each_way = args.delay as f64 / 2.0;
-        let loss = match args.loss {
-            0.0 => String::new(),
-            loss => format!(", {loss} % lost"),
-        };
-        println!(
-            "internet   signaling, 2 STUN, relay (udp tcp tls)     {each_way} ms each way{loss}"
-        );
-        for row in homes.chunks(2) {
-            let cells = row.iter().map(|h| format!("{:<10} {:<22}", h.name, h.nat));
-            println!("{}", cells.collect::<Vec<_>>().join(" ").trim_end());
-        }
-    }
-
-    fn started(&self, daemon: &Process) {
-        if self.json {
-            self.line(json!({"event": "started", "at_ms": 0.0, "node": daemon.name()}));
-        } else {
-            println!("{:<8} {} started", seconds(Duration::ZERO), daemon.name());
-        }
-    }
-
-    fn path(&self, at: Duration, pair: &Pair) {
-        if self.json {
-            let path = pair.path.as_ref();
-            return self.line(json!({
-                "event": "path", "at_ms": millis(at), "first": pair.first, "second": pair.second,
-                "kind": pair.kind(),
-                "local": path.and_then(|p| p.path.local.as_ref()).map(|end| &end.kind),
-                "remote": path.and_then(|p| p.path.remote.as_ref()).map(|end| &end.kind),
-                "relay_transport": path.and_then(|p| p.path.relay_transport.as_ref()),
-            }));
-        }
-        // Before the first ping a path is a promise; with it, it is shown.
-        if pair.pinged.is_some() {
-            self.text(at, pair, &described(pair.path.as_ref()));
-        }
-    }
-
-    fn pinged(&self, start: Instant, pair: &Pair) {
-        let Some(pong) = pair.pinged else { return };
-        let at = pong.at - start;
-        if self.json {
-            return self.line(json!({
-                "event": "ping", "at_ms": millis(at), "first": pair.first, "second": pair.second,
-                "rtt_ms": millis(pong.rtt),
-            }));
-        }
-        let path = described(pair.path.as_ref());
-        let rtt = millis(pong.rtt);
-        self.text(
-            at,
-            pair,
-            &format!("{path}   first ping answered, {rtt:.0} ms"),
-        );
-    }
-
-    fn settled(&self, at: Duration, pair: &Pair) {
-        if self.json {
-            return self.line(json!({
-                "event": "settled", "at_ms": millis(at), "first": pair.first,
-                "second": pair.second, "kind": pair.kind(), "expected_direct": pair.expected.direct,
-                "as_expected": pair.is_as_expected(),
-                "reason": pair.path.as_ref().and_then(|peer| peer.reason.as_ref()),
-            }));
-        }
-        if pair.is_as_expected() && !pair.expected.direct {
-            let (first, second) = pair.kinds;
-            let reason = pair.path.as_ref().and_then(|peer| peer.reason.as_deref());
-            let reason = reason
-                .map(|reason| format!(" ({reason})"))
-                .unwrap_or_default();
-            self.text(
-                at,
-                pair,
-                &format!("stays relayed: {first} and {second} cannot meet{reason}"),
-            );
-        }
-    }
-
-    /// The last line, and the exit code that it stands for.
-    fn verdict(&self, pairs: &[Pair]) -> u8 {
-        let wrong: Vec<&Pair> = pairs.iter().filter(|pair| !pair.is_as_expected()).collect();
-        let dead = wrong.iter().any(|pair| pair.pinged.is_none());
-        let code = match (wrong.is_empty(), dead) {
-            (true, _) => 0,
-            (false, false) => DEGRADED,
-            (false, true) => FAILED,
-        };
-        if self.json {
-            self.line(json!({"event": "verdict", "as_expected": wrong.is_empty()}));
-            return code;
-        }
-        for pair in &wrong {
-            let want = if pair.expected.direct {
-                "direct"
-            } else {
-                "relayed"
-            };
-            let have = match pair.pinged {
-                Some(_) => described(pair.path.as_ref()),
-                None => format!("no ping answered, path {}", described(pair.path.as_ref())),
-            };
-            println!(
-                "not as the NATs allow: {} <-> {} {have}, not {want}",
-                pair.first, pair.second
-            );
-        }
-        if wrong.is_empty() && !pairs.is_empty() {
-            let mut kinds: Vec<&str> = pairs.iter().map(Pair::kind).collect();
-            kinds.sort_unstable();
-            kinds.dedup();
-            println!("as the NATs allow: {}", kinds.join(", "));
-        }
-        code
-    }
-
-    fn kept(&self, lab: &Lab) {
-        if self.json {
-            self.line(json!({"event": "kept", "directory": lab.directory()}));
-        } else {
-            println!("kept       {}", lab.directory().display());
-        }
-    }
-
-    fn error(&self, error: &LabError) {
-        if self.json {
-            self.line(json!({"event": "error", "message": error.to_string()}));
-        }
-        eprintln!("wice: {error}");
-    }
-
-    fn text(&self, at: Duration, pair: &Pair, what: &str) {
-        println!(
-            "{:<8} {} <-> {}  {what}",
-            seconds(at),
-            pair.first,
-            pair.second
-        );
-    }
-
-    fn line(&self, mut object: Value) {
-        object["schema"] = SCHEMA.into();
-        println!("{object}");
-    }
-}
-
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
-/// `0.141 s` below a second, `1.2 s` above.
-fn seconds(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds < 1.0 {
-        format!("{seconds:.3} s")
-    } else {
-        format!("{seconds:.1} s")
-    }
-}
-
 fn parse_kind(text: &str) -> Result<NatKind, String> {
     text.parse()
+}
+
+fn parse_delay(text: &str) -> Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(delay) if delay <= MAX_DELAY_MS => Ok(delay),
+        Ok(_) | Err(_) => Err(format!(
+            "give milliseconds, a whole number from 0 to {MAX_DELAY_MS}"
+        )),
+    }
 }
 
 fn parse_loss(text: &str) -> Result<f64, String> {

@@ -1,0 +1,165 @@
+//! What is said where something is wrong, or somebody is not known.
+
+use super::*;
+
+#[test]
+fn peers_are_found_by_what_people_have() {
+    let status = with_inputs(&node(), |inputs| inputs.status());
+    let key = PublicKey([2; 32]).to_string();
+    for wanted in ["lab-c", "100.91.77.20", &key, &key[..6]] {
+        assert_eq!(status.find(wanted).unwrap().name, "lab-c", "{wanted}");
+    }
+    let error = status.find("nobody").unwrap_err();
+    assert_eq!(
+        error,
+        "no peer is called nobody\n  peers are lab-b, lab-c, lab-d, lab-e"
+    );
+    assert!(status.find(&key[..3]).is_err(), "too short for a key");
+    let mut twins = status.clone();
+    twins.peers[0].name = "lab-c".into();
+    let error = twins.find("lab-c").unwrap_err();
+    assert!(
+        error.starts_with("several peers are called lab-c\n"),
+        "{error}"
+    );
+    assert!(error.contains(&key));
+    assert!(twins.find(&key).is_ok());
+}
+
+#[test]
+fn who_is_meant_is_told_clearly() {
+    let mut status = with_inputs(&node(), |inputs| inputs.status());
+    assert_eq!(status.find("LAB-C").unwrap().name, "lab-c", "in any case");
+    assert_eq!(status.find(" 100.91.2.9 ").unwrap().name, "lab-d");
+    // As a table shows a peer that has no name yet.
+    assert_eq!(status.find("AQEBAQEB…").unwrap().name, "lab-b");
+    let own_key = status.key.clone();
+    for own in ["lab-a", "Lab-A", own_key.as_str(), "fd7a:91c:20:0::4:17"] {
+        let error = status.find(own).unwrap_err();
+        let expected = format!("{own} is this node itself\n  peers are lab-b, lab-c, lab-d, lab-e");
+        assert_eq!(error, expected);
+    }
+    let error = status.find(&own_key[..4]).unwrap_err();
+    assert!(
+        error.contains("is the start of this node's own key\n"),
+        "{error}"
+    );
+    let error = status.find("AQE").unwrap_err();
+    assert!(error.contains("has at least 4 characters"), "{error}");
+    // Two keys with one start; two names that differ in case alone.
+    status.peers[1].key = format!("AQEBzz{}", &status.peers[1].key[6..]);
+    let (one, other) = (status.peers[0].key.clone(), status.peers[1].key.clone());
+    let error = status.find("AQEB").unwrap_err();
+    assert_eq!(
+        error,
+        format!(
+            "the keys of several peers start with AQEB\n  say which by its key: {one} (lab-b), {other} (lab-c)"
+        )
+    );
+    assert_eq!(status.find("AQEBz").unwrap().name, "lab-c");
+    status.peers[1].name = "LAB-B".into();
+    assert_eq!(status.find("LAB-B").unwrap().key, other, "as it is written");
+    let error = status.find("Lab-B").unwrap_err();
+    assert!(
+        error.starts_with("several peers are called Lab-B, but for"),
+        "{error}"
+    );
+    // A peer with this node's name is the one that is meant.
+    status.peers[1].name = "lab-a".into();
+    assert_eq!(status.find("lab-a").unwrap().key, other);
+    status.peers.clear();
+    let error = status.find("x").unwrap_err();
+    assert!(
+        error.ends_with("there are no peers yet: wice invite makes a token for one"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_node_without_a_network_says_so_and_is_broken() {
+    let mut node = node();
+    node.candidates = vec![(CandidateKind::Relayed, address("198.51.100.2:50012"))];
+    let alone = NodeSnapshot {
+        peers: Vec::new(),
+        ..node.clone()
+    };
+    let status = with_inputs(&alone, |inputs| inputs.status());
+    let text = status.text(Style::PLAIN);
+    let expected = "\
+wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   no peers yet
+no network: this node has no usable address; check its cable, Wi-Fi and addresses (ip address)
+signal ";
+    assert!(text.starts_with(expected), "{text}");
+    assert_eq!(status.health(), Health::Broken);
+    // Who has published nothing is no excuse for having no network.
+    let mut peer = peer(1, None, Vec::new());
+    peer.name = None;
+    node.peers = vec![peer];
+    let why = with_inputs(&node, |inputs| inputs.why("100.91.8.3").unwrap());
+    assert_eq!(why.peer.reason, "no-network");
+    assert_eq!(why.peer.health(), Health::Broken);
+    assert!(
+        why.text(Style::PLAIN)
+            .contains("remedy this node has no usable address")
+    );
+}
+
+#[test]
+fn how_well_a_node_does() {
+    let well = with_inputs(&node(), |inputs| inputs.status());
+    assert_eq!(well.health(), Health::Well);
+    let mut lost = well.clone();
+    lost.signaling.connected = false;
+    assert_eq!(lost.health(), Health::Degraded, "its paths stay");
+    lost.signaling.refused = Some("network-not-allowed".into());
+    assert_eq!(lost.health(), Health::Degraded, "its paths stay");
+    lost.signaling.refused = Some("revoked".into());
+    assert_eq!(lost.health(), Health::Broken, "its peers drop it");
+    lost.signaling.refused = None;
+    lost.peers.retain(Peer::is_away);
+    assert_eq!(lost.health(), Health::Broken, "nobody can come");
+    lost.signaling.connected = true;
+    assert_eq!(lost.health(), Health::Well, "nobody is there");
+    lost.peers.clear();
+    assert_eq!(lost.health(), Health::Well, "the first node");
+    lost.signaling.connected = false;
+    assert_eq!(lost.health(), Health::Broken);
+}
+
+#[test]
+fn a_node_in_trouble_says_so() {
+    let mut node = node();
+    node.relays[0].relayed = None;
+    node.relays[0].failure = Some(crate::core::turn::Failure::WrongCredentials);
+    node.peers.remove(3);
+    node.peers.remove(2);
+    node.peers[0].nat = None;
+    node.peers[0].name = None;
+    node.peers[0].pairs.clear();
+    node.peers[1] = peer(
+        3,
+        Some(SYMMETRIC),
+        vec![failed_host((
+            CandidateKind::ServerReflexive,
+            "198.51.100.77:61000",
+        ))],
+    );
+    let mut status = with_inputs(&node, |inputs| inputs.status());
+    status.signaling.connected = false;
+    status.signaling.error = Some("connection refused".into());
+    status.signaling.hint = Some("is the server up?".into());
+    status.signaling.since_s = 12;
+    let expected = "\
+wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   2 peers: 1 without path, 1 away
+NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
+signal wss://sig.lab.example:8443  not connected for 12 s: connection refused     relay turn.lab.example  the relay refused the credentials (401)
+       is the server up?
+
+PEER       OVERLAY      PATH                                              RTT  HANDSHAKE  RX / TX
+BAQEBAQE…  100.91.30.1  none    has published nothing; last seen 3 d ago
+lab-d      100.91.2.9   none                                                   1m 2s      7.7 MiB / 1.0 MiB
+           no direct path, and relay turn.lab.example refuses our credentials: check username and password of the relay, and the clocks where the credentials are time-limited (wice why lab-d)
+";
+    assert_eq!(status.text(Style::PLAIN), expected);
+    assert_eq!(status.health(), Health::Broken);
+}
