@@ -3,7 +3,7 @@
 use toml::Table;
 
 /// Keys at the top.
-const TOP: [&str; 16] = [
+const TOP: [&str; 17] = [
     "token_file",
     "interface",
     "name",
@@ -17,6 +17,7 @@ const TOP: [&str; 16] = [
     "advertise_routes",
     "proxy",
     "ca_file",
+    "port_mapping",
     "log_level",
     "log_format",
     "metrics",

@@ -10,9 +10,12 @@ use wice_signaling::protocol::{PublicKey, RelayTransport};
 
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
+use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox};
-use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
+use crate::report::{
+    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Why,
+};
 
 /// The packet loop answers within this, or something is very wrong.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +37,7 @@ struct SharedState {
     last_seen: BTreeMap<PublicKey, (Instant, Duration)>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
+    port_mappings: Vec<portmap::Report>,
 }
 
 impl Shared {
@@ -44,6 +48,7 @@ impl Shared {
             last_seen: BTreeMap::new(),
             stun: Vec::new(),
             relays: Vec::new(),
+            port_mappings: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -72,6 +77,10 @@ impl Shared {
         });
     }
 
+    pub(super) fn port_mappings(&self, reports: Vec<portmap::Report>) {
+        self.with(|state| state.port_mappings = reports);
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut SharedState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -92,6 +101,7 @@ struct Seen {
     addresses: Vec<IpAddr>,
     peers: BTreeMap<PublicKey, PeerInputs>,
     signaling: Signaling,
+    port_mappings: Vec<PortMapping>,
 }
 
 impl Answers {
@@ -135,6 +145,9 @@ impl Answers {
                 "the packet loop does not answer: see the daemon's log".into(),
             ));
         };
+        let port_mappings = self
+            .shared
+            .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
         let signaling = self.shared.with(|state| {
             for (key, (at, ago)) in &state.last_seen {
                 if let Some(peer) = peers.get_mut(key) {
@@ -159,6 +172,7 @@ impl Answers {
             addresses,
             peers,
             signaling,
+            port_mappings,
         })
     }
 
@@ -173,6 +187,7 @@ impl Answers {
             node: &seen.node,
             signaling: &seen.signaling,
             peers: &seen.peers,
+            port_mappings: &seen.port_mappings,
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod control;
 mod interfaces;
 mod join;
 mod metrics;
+mod port_mapping;
 mod servers;
 mod state;
 
@@ -20,8 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wice_signaling::protocol::{
-    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PrivateKey, PublicKey, RecordKind, Routes, ServerAddress,
-    Token,
+    Advert, IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PrivateKey, PublicKey, RecordKind, Routes,
+    ServerAddress, Token,
 };
 
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
@@ -34,12 +35,14 @@ use crate::wireguard::netlink::{Netlink, Watch};
 use crate::wireguard::tun::Tun;
 use answers::{Answers, Shared};
 use control::ControlListener;
-use interfaces::{Ports, host_addresses};
 use join::Membership;
+use port_mapping::PortMapper;
 use servers::Servers;
 use state::{NodeState, ServerState, State};
 
+pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
+pub use port_mapping::PortMapping;
 pub use state::StateError;
 
 /// Notices of the packet loop that may wait.
@@ -83,6 +86,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
+    /// Whether routers are asked to forward our port.
+    pub port_mapping: PortMapping,
     /// Where Prometheus metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
 }
@@ -113,6 +118,7 @@ struct Daemon {
     signaling: Signaling,
     shared: Arc<Shared>,
     servers: Servers,
+    port_mapper: PortMapper,
     adverts: BTreeMap<String, String>,
     adverts_changed: bool,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
@@ -125,6 +131,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let ended = daemon.serve(&mut notices).await;
     // Nobody is left to hear of a loop that has ended already.
     let _ = daemon.inbox.send(Command::Stop);
+    daemon.port_mapper.stop().await;
     daemon.keep_adverts();
     ended
 }
@@ -243,6 +250,7 @@ impl Daemon {
             metrics::serve(address, answers).await?;
         }
         let adverts = state.adverts();
+        let port_mapper = PortMapper::new(settings.port_mapping, *key.expose_secret());
         let mut daemon = Self {
             settings,
             state,
@@ -257,6 +265,7 @@ impl Daemon {
             signaling,
             shared,
             servers,
+            port_mapper,
             adverts,
             adverts_changed: false,
             routed: BTreeMap::new(),
@@ -307,6 +316,7 @@ impl Daemon {
                     self.inbox.send(Command::StunServers(update.stun))?;
                     self.inbox.send(Command::RelayServers(update.relays))?;
                 }
+                () = self.port_mapper.changed() => self.tell_port_mappings()?,
                 changed = watch.changed() => {
                     changed?;
                     settle.get_or_insert_with(|| Instant::now() + SETTLE);
@@ -329,6 +339,10 @@ impl Daemon {
                 self.node_state.sequence = sequence;
                 self.state.set_node(&self.node_state)?;
                 self.publish(RecordKind::Advert, &advert)?;
+                let nat = Advert::decode_verified(&advert).map(|advert| advert.nat.mapping);
+                if nat.is_ok_and(|nat| self.port_mapper.nat(nat)) {
+                    self.tell_port_mappings()?;
+                }
                 // After the first advert: peers take routes from nodes that they know.
                 if !std::mem::replace(&mut self.routes_published, true) {
                     self.publish_routes()?;
@@ -448,6 +462,10 @@ impl Daemon {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.default_routes().await?;
         let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
+        let gateways = self.netlink.gateways().await?;
+        if self.port_mapper.network(&addresses, gateways, &interfaces) {
+            self.tell_port_mappings()?;
+        }
         if addresses == self.addresses {
             return Ok(());
         }
@@ -459,6 +477,12 @@ impl Daemon {
             self.signaling.network_changed();
         }
         Ok(())
+    }
+
+    fn tell_port_mappings(&self) -> anyhow::Result<()> {
+        self.shared.port_mappings(self.port_mapper.reports());
+        let mapped = self.port_mapper.mapped();
+        Ok(self.inbox.send(Command::PortMappings(mapped))?)
     }
 
     /// The kernel's routes follow what peers own beyond the overlay's ranges.

@@ -4,6 +4,7 @@
 mod build;
 mod netcheck;
 mod ping;
+mod port_mapping;
 mod render;
 mod render_netcheck;
 mod style;
@@ -17,10 +18,9 @@ use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
 pub(crate) use build::{milliseconds, nat as nat_of};
-pub use netcheck::{
-    MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
-};
+pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use ping::PingEvent;
+pub use port_mapping::PortMapping;
 pub use style::Style;
 pub use units::{bytes, duration, rtt};
 
@@ -52,6 +52,9 @@ pub struct Status {
     pub nat: Nat,
     /// The signaling connection.
     pub signaling: Signaling,
+    /// Our routers, where ports are mapped on them; empty without a NAT and where it is off.
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
     /// Its own candidates.

@@ -36,7 +36,18 @@ impl Status {
             nat_line(&self.nat),
             signaling_text(&self.signaling, style),
             self.relay_text(style),
-        )
+        ) + &self.port_mapping_text()
+    }
+
+    /// A line for each router; none where it would say nothing.
+    fn port_mapping_text(&self) -> String {
+        let routers = self
+            .port_mappings
+            .iter()
+            .filter(|router| router.state != "none");
+        routers
+            .map(|router| format!("port   {}\n", router.summary))
+            .collect()
     }
 
     /// `4 peers: 2 direct, 1 relayed, 1 away`.

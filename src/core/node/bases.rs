@@ -1,5 +1,6 @@
 //! What the node can send from: its interfaces' addresses and its allocations.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ enum Source {
 #[derive(Debug, Default)]
 pub(super) struct Bases {
     known: Vec<(Base, Source)>,
+    /// Ports on routers that lead to host bases, by the base's address.
+    mapped: BTreeMap<SocketAddr, SocketAddr>,
     next_id: u32,
 }
 
@@ -120,10 +123,17 @@ impl Bases {
         id
     }
 
-    fn set_reflexive(&mut self, id: BaseId, reflexive: Vec<(SocketAddr, CandidateKind)>) -> bool {
+    /// Where servers or peers see a base, beside the port that a router maps to it. True if that
+    /// is new.
+    fn set_reflexive(&mut self, id: BaseId, seen: Vec<SocketAddr>) -> bool {
         let Some((base, _)) = self.known.iter_mut().find(|(base, _)| base.id == id) else {
             return false;
         };
+        let mapped = self.mapped.get(&base.address).copied();
+        let seen = seen.into_iter().filter(|address| Some(*address) != mapped);
+        let mapped = mapped.map(|address| (address, CandidateKind::Mapped));
+        let seen = seen.map(|address| (address, CandidateKind::ServerReflexive));
+        let reflexive: Vec<_> = mapped.into_iter().chain(seen).collect();
         let changed = base.reflexive != reflexive;
         base.reflexive = reflexive;
         changed
@@ -158,6 +168,7 @@ impl Node {
             let id = self
                 .bases
                 .add(host.address, BaseKind::Host, Source::Host(host));
+            self.bases.set_reflexive(id, Vec::new());
             self.spread_base(id);
         }
         let hosts = self
@@ -176,6 +187,18 @@ impl Node {
         self.stun_servers = servers.to_vec();
         let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
         self.gatherer.set_servers(&addresses, now);
+        self.pump();
+    }
+
+    /// Ports on our routers that lead to host addresses of ours: all that there are now.
+    pub fn handle_port_mappings(
+        &mut self,
+        mapped: BTreeMap<SocketAddr, SocketAddr>,
+        now: std::time::Instant,
+    ) {
+        self.now = now;
+        self.bases.mapped = mapped;
+        self.update_reflexive();
         self.pump();
     }
 
@@ -231,11 +254,7 @@ impl Node {
         let hosts: Vec<BaseId> = self.bases.hosts().map(|(base, _)| base.id).collect();
         for id in hosts {
             let seen = self.gatherer.reflexive(id);
-            let of_kind = |address| (address, CandidateKind::ServerReflexive);
-            if self
-                .bases
-                .set_reflexive(id, seen.into_iter().map(of_kind).collect())
-            {
+            if self.bases.set_reflexive(id, seen) {
                 self.spread_base(id);
             }
         }
@@ -252,10 +271,7 @@ impl Node {
         if !is_host || !self.gatherer.reflexive(id).is_empty() {
             return;
         }
-        if self
-            .bases
-            .set_reflexive(id, vec![(mapped, CandidateKind::ServerReflexive)])
-        {
+        if self.bases.set_reflexive(id, vec![mapped]) {
             self.spread_base(id);
             self.note_candidates();
         }
