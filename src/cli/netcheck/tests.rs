@@ -122,7 +122,7 @@ async fn a_silent_server_is_blocked_udp() {
     assert_eq!(v4.works(), Some(false));
     let nothing = examine(Family::V6, &[]).await;
     assert_eq!(nothing.works(), None);
-    let netcheck = report(v4, nothing, Vec::new(), &[], Vec::new());
+    let netcheck = report(v4, nothing, Vec::new(), Vec::new(), &[], Vec::new());
     assert_eq!(netcheck.udp, Udp::Blocked);
     assert_eq!(netcheck.nat.mapping, "blocked");
     assert_eq!(netcheck.health(), Health::Broken);
