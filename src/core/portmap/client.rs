@@ -148,11 +148,9 @@ impl Client {
             Phase::Probing { started } => {
                 let asking = |probe: &&Probe| probe.state == ProbeState::Asking;
                 let retries = self.probes.values().filter(asking).map(|p| p.retry.due);
-                let answered = self.best().map(|_| *started + PREFER);
-                retries
-                    .chain(answered)
-                    .chain([*started + self.round()])
-                    .min()
+                let choice = self.config.purpose == Purpose::Map && self.best().is_some();
+                let choice = choice.then(|| *started + PREFER);
+                retries.chain(choice).chain([*started + self.round()]).min()
             }
             Phase::Holding(hold) => Some(hold.poll_timeout()),
             Phase::Resting { until, .. } => Some(*until),
@@ -208,7 +206,8 @@ impl Client {
     }
 
     /// A datagram to [`super::ANNOUNCEMENT_PORT`]: a router that says that it has restarted. It is
-    /// not believed, but asked, after a random while so that not the whole LAN asks at once.
+    /// not believed, but asked for the mapping again, which changes nothing if it still has it; after
+    /// a random while, so that not the whole LAN asks at once.
     pub fn handle_announcement(&mut self, from: IpAddr, message: &[u8], now: Instant) {
         /// RFC 6887 §14.1.3.
         const SPREAD: Duration = Duration::from_secs(5);
@@ -219,7 +218,7 @@ impl Client {
         }
         let at = now + SPREAD.mul_f64(self.fraction());
         match &mut self.phase {
-            Phase::Holding(hold) => hold.look_by(at),
+            Phase::Holding(hold) => hold.renew_by(at),
             Phase::Resting { since, until } if now >= *since + WATCH => *until = at.min(*until),
             Phase::Probing { .. } | Phase::Resting { .. } | Phase::Stopped => {}
         }

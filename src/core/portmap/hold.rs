@@ -56,9 +56,9 @@ impl Hold {
         ends.map_or(next, |ends| ends.min(next))
     }
 
-    /// Asks the router by then whether it still knows the mapping.
-    pub(super) fn look_by(&mut self, at: Instant) {
-        self.watch = self.watch.min(at);
+    /// Renews by then at the latest: the router may have forgotten.
+    pub(super) fn renew_by(&mut self, at: Instant) {
+        self.renew = self.renew.min(at);
     }
 
     /// Whether the gateway's UPnP service is being searched for.
@@ -114,15 +114,14 @@ impl Client {
                 });
                 self.watched(lost || moved, now);
             }
-            natpmp::Reply::Map {
-                epoch,
-                internal_port,
-                lifetime,
-                result,
-            } if self.holds(Protocol::NatPmp) && internal_port == local_port => {
+            natpmp::Reply::Map { epoch, result } if self.holds(Protocol::NatPmp) => {
+                if result.is_ok_and(|mapped| mapped.internal_port != local_port) {
+                    return;
+                }
                 self.epoch.note(epoch, now);
                 let outside = self.external.unwrap_or(IpAddr::from([0; 4]));
-                let result = result.map(|port| SocketAddr::new(outside, port));
+                let lifetime = result.map_or(0, |mapped| mapped.lifetime);
+                let result = result.map(|mapped| SocketAddr::new(outside, mapped.external_port));
                 self.mapped(result, Duration::from_secs(lifetime.into()), now);
             }
             natpmp::Reply::Unsupported

@@ -29,13 +29,20 @@ pub(super) enum Reply {
     Map {
         /// As above.
         epoch: u32,
-        /// The mapped port here.
-        internal_port: u16,
-        /// Seconds.
-        lifetime: u32,
-        /// The port outside.
-        result: Result<u16, Refusal>,
+        /// What was mapped, or why nothing was.
+        result: Result<Mapped, Refusal>,
     },
+}
+
+/// A mapping that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mapped {
+    /// The port here.
+    pub(super) internal_port: u16,
+    /// The port outside.
+    pub(super) external_port: u16,
+    /// Seconds.
+    pub(super) lifetime: u32,
 }
 
 /// Asks for the router's external address, and changes nothing (§3.2).
@@ -62,7 +69,6 @@ pub(super) fn parse(message: &[u8]) -> Option<Reply> {
     let code = u16::from_be_bytes(*code.first_chunk()?);
     let epoch = u32::from_be_bytes(*message.get(4..)?.first_chunk()?);
     let error = refusal(code);
-    // Errors may be cut after the epoch (§3.5).
     if matches!(error, Some(Refusal::Unsupported)) {
         return Some(Reply::Unsupported);
     }
@@ -82,16 +88,16 @@ pub(super) fn parse(message: &[u8]) -> Option<Reply> {
         }
         MAP_UDP => {
             let port = |at: usize| Some(u16::from_be_bytes(*message.get(at..)?.first_chunk()?));
-            let lifetime = u32::from_be_bytes(*message.get(12..)?.first_chunk()?);
-            Some(Reply::Map {
-                epoch,
-                internal_port: port(8)?,
-                lifetime,
-                result: match error {
-                    Some(error) => Err(error),
-                    None => Ok(port(10)?),
-                },
-            })
+            // Of an error nothing counts after the epoch (§3.5).
+            let result = match error {
+                Some(error) => Err(error),
+                None => Ok(Mapped {
+                    internal_port: port(8)?,
+                    external_port: port(10)?,
+                    lifetime: u32::from_be_bytes(*message.get(12..)?.first_chunk()?),
+                }),
+            };
+            Some(Reply::Map { epoch, result })
         }
         _ => None,
     }
@@ -132,9 +138,11 @@ mod tests {
         ];
         let expected = Reply::Map {
             epoch: 9,
-            internal_port: 51821,
-            lifetime: 3600,
-            result: Ok(51822),
+            result: Ok(Mapped {
+                internal_port: 51821,
+                external_port: 51822,
+                lifetime: 3600,
+            }),
         };
         assert_eq!(parse(&mapped), Some(expected));
         for length in 0..mapped.len() {
@@ -145,7 +153,7 @@ mod tests {
     #[test]
     fn refusals_are_told_apart() {
         let refused = |code: u8| {
-            let mut message = [0; 16];
+            let mut message = [0; 8];
             message[1] = 129;
             message[3] = code;
             parse(&message)

@@ -501,3 +501,15 @@ fn answers_that_are_not_to_us_mean_nothing() {
     world.client.handle_server(&forged, now);
     assert_eq!(world.client.report(), before);
 }
+
+/// It once woke up without a pause while a protocol had answered and another had not.
+#[test]
+fn looking_ends_although_one_is_silent() {
+    let mut world = World::new(|router| router.natpmp = true);
+    world.client = Client::new(config(Purpose::Look), world.now);
+    world.settle();
+    world.run(LOOK);
+    assert_eq!(world.client.report().outcome, Outcome::Offered);
+    assert_eq!(world.client.report().protocols, [Protocol::NatPmp]);
+    assert!(world.sent.len() < 20, "{} messages", world.sent.len());
+}
