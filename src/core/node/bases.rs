@@ -305,3 +305,51 @@ impl Node {
         normalize_candidates(&candidates)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use wice_signaling::protocol::{PrivateKey, Session};
+
+    use super::super::{Admission, NodeConfig};
+    use super::*;
+
+    #[test]
+    fn a_mapped_port_is_a_candidate_while_it_lasts() {
+        let now = Instant::now();
+        let config = NodeConfig {
+            key: PrivateKey::from_bytes([1; 32]),
+            session: Session([1; 16]),
+            sequence: 0,
+            name: "a".into(),
+            admission: Admission::Added,
+            membership: Vec::new(),
+            seed: [1; 32],
+        };
+        let mut node = Node::new(config, now);
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let host = |address: &str| HostAddress {
+            address: at(address),
+            interface: 2,
+        };
+        let outside = at("203.0.114.4:51821");
+        let mapped = BTreeMap::from([(at("192.168.1.2:51821"), outside)]);
+        // Whichever is known first.
+        node.handle_port_mappings(mapped, now);
+        let hosts = [host("192.168.1.2:51821"), host("192.168.1.3:51821")];
+        node.handle_addresses(&hosts, now);
+        let candidates = node.local_candidates();
+        let [.., last] = candidates.as_slice() else {
+            panic!("no candidates");
+        };
+        assert_eq!((last.kind, last.address), (CandidateKind::Mapped, outside));
+        assert_eq!(candidates.len(), 3);
+        let priority = |kind| candidate_priority(kind, PREFERENCE_V4);
+        assert_eq!(last.priority, priority(CandidateKind::Mapped));
+        assert!(last.priority < priority(CandidateKind::PeerReflexive));
+        assert!(last.priority > priority(CandidateKind::ServerReflexive));
+        node.handle_port_mappings(BTreeMap::new(), now);
+        assert_eq!(node.local_candidates().len(), 2);
+    }
+}

@@ -93,11 +93,11 @@ impl Client {
         }
         match &mut hold.task {
             Some(task) if now >= task.until => self.unanswered(now),
-            Some(task) => {
-                if task.retry.fire(now) {
-                    self.ask_held();
-                }
+            Some(task) if now >= task.retry.due => {
+                task.retry.fire(now);
+                self.ask_held();
             }
+            Some(_) => {}
             None if now >= hold.renew => self.start(Aim::Map, now),
             None if now >= hold.watch => self.start(Aim::Watch, now),
             None => {}

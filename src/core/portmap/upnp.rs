@@ -239,10 +239,8 @@ fn resolve(reference: &str, base: &Place) -> Option<Place> {
         let folder = base.path.rfind('/').map_or("/", |at| &base.path[..=at]);
         format!("{folder}{reference}")
     };
-    is_path(&path).then(|| Place {
-        address: base.address,
-        path,
-    })
+    let address = base.address;
+    is_path(&path).then_some(Place { address, path })
 }
 
 /// Nothing that could end a line of the request.
