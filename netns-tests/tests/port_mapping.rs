@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use wice::lab::{Expected, HomeConfig, LabConfig, Mapper, NatKind, ground_truth};
-use wice_netns_tests::{Mesh, RTT, Table, Want, alone, seconds, wait_for};
+use wice::lab::{Expected, HomeConfig, Ipv6, LabConfig, Mapper, NatKind, ground_truth};
+use wice_netns_tests::{Mesh, PATIENCE, RTT, Table, Want, alone, seconds, wait_for};
 use wice_signaling::protocol::CandidateKind;
 
 const NONE: Mapper = Mapper {
@@ -83,14 +83,29 @@ fn a_mapped_port_makes_two_symmetric_homes_direct() -> Result<()> {
         let why = said(&mesh, "home-b", &["why", "home-a"])?;
         ensure!(why.contains("direct-mapped"), "{why}");
         table.row(name, met.path, met.settled);
-        mesh.check_quiet(&[])?;
+
+        // Killed, it leaves its mapping; started again, it is known to the router as the same.
+        mesh.daemon("home-a")?.kill9();
+        mesh.up_again("home-a")?;
+        mesh.settle(&[("home-a", "home-b", by_the_mapping())], Instant::now())
+            .with_context(|| format!("{name}, started again"))?;
+        let again = wait_for(PATIENCE, || {
+            Ok(said(&mesh, "home-a", &["status"])?
+                .contains(&expected)
+                .then_some(()))
+        })?;
+        ensure!(again.is_some(), "{}", mesh.evidence("home-a", "home-b"));
+        mesh.check_quiet(&["event=\"signaling-lost\""])?;
 
         mesh.daemon("home-a")?.stop();
         mesh.forget("home-a");
-        let left = rules(&mesh)?;
+        let gone = wait_for(PATIENCE, || {
+            Ok((!rules(&mesh)?.contains("51821")).then_some(()))
+        })?;
         ensure!(
-            !left.contains("51821"),
-            "{name}: left on the router:\n{left}"
+            gone.is_some(),
+            "{name}: left on the router:\n{}",
+            rules(&mesh)?
         );
     }
     Ok(())
@@ -198,5 +213,36 @@ fn two_layers_are_told_and_not_advertised() -> Result<()> {
     ensure!(known, "{told}");
     ensure!(!told.contains(" mapped"), "{told}");
     table.row("cgnat", met.path, met.first_ping);
+    mesh.check_quiet(&[])
+}
+
+/// By PCP a router opens its IPv6 firewall: the address stays, and anybody gets in at the port.
+#[test]
+fn a_pinhole_in_an_ipv6_firewall() -> Result<()> {
+    let _alone = alone();
+    let mut table = Table::new("IPv6 firewall with PCP");
+    let mut config = LabConfig::of_kinds([NatKind::Symmetric]);
+    config.homes[0].mapper = Some(PCP);
+    config.homes[0].ipv6 = Ipv6::Firewalled;
+    let mut mesh = Mesh::build(config)?;
+    mesh.up("home-a", &[])?;
+    let start = Instant::now();
+    let opened = "port   [2001:db8:2::2]:51821 by PCP on router 2001:db8:2::1\n";
+    let told = wait_for(PATIENCE, || {
+        let status = said(&mesh, "home-a", &["status"])?;
+        Ok(status.contains(opened).then_some(start.elapsed()))
+    })?;
+    let told = told.with_context(|| mesh.evidence("home-a", "home-a"))?;
+    table.row("PCP", "open", told);
+    let mut list = mesh.lab.command("home-a.router", "nft")?;
+    let output = list
+        .args(["list", "chain", "inet", "filter", "miniupnpd"])
+        .output()?;
+    let rules = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(rules.contains("51821"), "{rules}");
+    ensure!(
+        !rules.contains("fe80"),
+        "a link-local address needs no pinhole:\n{rules}"
+    );
     mesh.check_quiet(&[])
 }

@@ -14,7 +14,7 @@ use wice_signaling::protocol::Mapping;
 
 use super::random;
 use crate::core::node::HostAddress;
-use crate::core::policy::is_private;
+use crate::core::policy::{is_candidate_address, is_private};
 use crate::core::portmap::{Config, NONCE_LEN, Outcome, Purpose, Report};
 use crate::io::portmap::{self, Interface};
 use crate::wireguard::gateways::Gateway;
@@ -227,7 +227,9 @@ impl PortMapper {
             IpAddr::V4(v4) => is_private(v4.into()) && self.nat != Mapping::None,
             IpAddr::V6(v6) => !is_private(v6.into()),
         };
-        let sites = self.hosts.iter().filter(needs).filter_map(|host| {
+        let usable = |host: &&HostAddress| is_candidate_address(host.address.ip());
+        let hosts = self.hosts.iter().filter(usable);
+        let sites = hosts.filter(needs).filter_map(|host| {
             let of_host = |gateway: &&Gateway| {
                 gateway.interface == host.interface
                     && gateway.address.is_ipv4() == host.address.is_ipv4()
@@ -322,6 +324,8 @@ mod tests {
             ("203.0.114.7:51821", 2),
             ("[2001:db8::2]:51821", 2),
             ("[fd00::2]:51821", 2),
+            ("[fe80::2]:51821", 2),
+            ("169.254.3.4:51821", 2),
         ];
         mapper.hosts = (hosts.iter())
             .map(|(address, interface)| HostAddress {
