@@ -3,9 +3,9 @@
 CARGO ?= cargo
 # What the lab and the tests run beside Rust; Debian's names.
 LAB_PACKAGES := nftables coturn iproute2 iputils-ping
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux systemd
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux systemd miniupnpd-nftables
 LAB_TOOLS := nft turnserver ip ping
-TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze
+TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit netns interop bench bench-wireguard lint docs setup-lab setup-test setup-interop setup-bench-wireguard

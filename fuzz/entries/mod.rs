@@ -10,6 +10,7 @@ mod agent;
 mod datagrams;
 mod frames;
 mod node;
+mod portmap;
 mod records;
 mod relay;
 mod script;
@@ -144,6 +145,13 @@ pub const TARGETS: &[Target] = &[
     ),
     target("agent", agent::agent, agent::seeds, SCRIPT),
     target("node", node::node, node::seeds, SCRIPT),
+    target(
+        "router_http",
+        portmap::router_http,
+        portmap::router_http_seeds,
+        9000,
+    ),
+    target("router", portmap::router, portmap::router_seeds, SCRIPT),
     target("turn_datagram", relay::datagrams, relay::seeds, SCRIPT),
     target("turn_stream", relay::stream, relay::seeds, SCRIPT),
     target("tunnels", wireguard::tunnels, wireguard::seeds, SCRIPT),

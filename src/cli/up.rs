@@ -76,6 +76,10 @@ pub(super) struct UpArgs {
     /// Authorities to trust for signaling and relays over TLS, in PEM.
     #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
     ca_file: Option<PathBuf>,
+    /// auto asks the router, where there is a NAT, to forward the UDP port to this node (PCP, NAT-PMP, UPnP; the mapping ends two
+    /// hours after the node does); off sends it nothing [default: auto].
+    #[arg(long, value_name = "MODE", env = "WICE_PORT_MAPPING")]
+    port_mapping: Option<String>,
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
     log_level: Option<String>,
@@ -136,6 +140,7 @@ impl UpArgs {
             advertise_routes: self.advertise_routes,
             proxy: self.proxy,
             ca_file: self.ca_file,
+            port_mapping: self.port_mapping,
             log_level: self.log_level,
             log_format: self.log_format,
             metrics: self.metrics,

@@ -43,6 +43,8 @@ pub struct FileConfig {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
+    /// `auto` or `off`.
+    pub port_mapping: Option<String>,
     /// What is logged.
     pub log_level: Option<String>,
     /// `text` or `json`.

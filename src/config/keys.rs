@@ -21,7 +21,7 @@ enum Form {
 }
 
 /// Keys at the top.
-const TOP: [Key; 16] = [
+const TOP: [Key; 17] = [
     text("token_file", "\"/etc/wice/token\""),
     text("interface", "\"wice0\""),
     text("name", "\"lab-a\""),
@@ -39,6 +39,7 @@ const TOP: [Key; 16] = [
     texts("advertise_routes", "[\"10.1.0.0/16\"]"),
     text("proxy", "\"http://proxy.example:3128\""),
     text("ca_file", "\"/etc/ssl/lab.pem\""),
+    text("port_mapping", "\"auto\""),
     text("log_level", "\"info\""),
     text("log_format", "\"json\""),
     text("metrics", "\"127.0.0.1:9586\""),

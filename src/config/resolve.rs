@@ -12,7 +12,7 @@ use super::{
     ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
     LogConfig, LogFormat,
 };
-use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Settings, StaticRelay};
+use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, PortMapping, Settings, StaticRelay};
 use crate::io::http_proxy::ProxyUrl;
 
 /// IPv6 needs it (RFC 8200 §5).
@@ -51,6 +51,8 @@ pub struct Overrides {
     pub proxy: Option<String>,
     /// More authorities to trust.
     pub ca_file: Option<PathBuf>,
+    /// Port mapping on routers: `auto` or `off`.
+    pub port_mapping: Option<String>,
     /// What is logged.
     pub log_level: Option<String>,
     /// How it is logged.
@@ -117,6 +119,10 @@ impl DaemonConfig {
         let metrics = non_empty(overrides.metrics.or(file.metrics))
             .map(|text| parse::<SocketAddr>("metrics", &text, "write it like 127.0.0.1:9586"))
             .transpose()?;
+        let port_mapping = match overrides.port_mapping.or(file.port_mapping) {
+            Some(text) => parse("port_mapping", &text, "auto asks the router, off does not")?,
+            None => PortMapping::default(),
+        };
         Ok(Self {
             settings: Settings {
                 token,
@@ -142,6 +148,7 @@ impl DaemonConfig {
                 )?,
                 proxy,
                 ca_file,
+                port_mapping,
                 metrics,
             },
             log: LogConfig {
@@ -183,6 +190,7 @@ impl DaemonConfig {
                 "advertise_routes = {}",
                 prefixes(&settings.advertise_routes)
             ),
+            format!("port_mapping = \"{}\"", settings.port_mapping.as_str()),
             format!("log_level = {}", quoted(&self.log.level)),
             format!("log_format = {}", quoted(self.log.format.as_str())),
         ];

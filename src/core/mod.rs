@@ -6,6 +6,7 @@ pub mod ice;
 pub mod node;
 pub mod overlay;
 pub mod policy;
+pub mod portmap;
 pub mod reason;
 pub mod stun;
 pub mod timing;

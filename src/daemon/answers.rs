@@ -10,9 +10,12 @@ use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
+use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox};
-use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
+use crate::report::{
+    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Why,
+};
 
 /// The packet loop answers within this, or something is very wrong.
 pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,6 +49,7 @@ struct SharedState {
     refused: Option<ErrorCode>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
+    port_mappings: Vec<portmap::Report>,
 }
 
 impl Shared {
@@ -56,6 +60,7 @@ impl Shared {
             refused: None,
             stun: Vec::new(),
             relays: Vec::new(),
+            port_mappings: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -102,6 +107,10 @@ impl Shared {
         });
     }
 
+    pub(super) fn port_mappings(&self, reports: Vec<portmap::Report>) {
+        self.with(|state| state.port_mappings = reports);
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut SharedState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -122,6 +131,7 @@ struct Seen {
     addresses: Vec<IpAddr>,
     peers: BTreeMap<PublicKey, PeerInputs>,
     signaling: Signaling,
+    port_mappings: Vec<PortMapping>,
 }
 
 impl Answers {
@@ -166,6 +176,9 @@ impl Answers {
                 "the packet loop does not answer: see the daemon's log".into(),
             ));
         };
+        let port_mappings = self
+            .shared
+            .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
         let signaling = self.shared.with(|state| {
             let (connected, since, error) = match &state.signaling {
                 Ok(since) => (true, *since, None),
@@ -192,6 +205,7 @@ impl Answers {
             addresses,
             peers,
             signaling,
+            port_mappings,
         })
     }
 
@@ -206,6 +220,7 @@ impl Answers {
             node: &seen.node,
             signaling: &seen.signaling,
             peers: &seen.peers,
+            port_mappings: &seen.port_mappings,
         }
     }
 }

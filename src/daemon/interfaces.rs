@@ -31,7 +31,7 @@ const FOREIGN: [&str; 17] = [
 
 /// The ports that the node's sockets are bound to.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ports {
+pub(crate) struct Ports {
     /// IPv4, if there is a socket.
     pub v4: Option<u16>,
     /// IPv6, if there is a socket.
@@ -77,7 +77,7 @@ pub(super) fn check_overlay(interfaces: &[Interface], own: &str) -> Result<(), O
 
 /// The node's host addresses, those of the default routes' interfaces first. `own` is the index of
 /// the node's own tunnel.
-pub(super) fn host_addresses(
+pub(crate) fn host_addresses(
     interfaces: &[Interface],
     routes: DefaultRoutes,
     own: u32,

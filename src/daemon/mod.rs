@@ -8,6 +8,7 @@ mod join;
 mod kept;
 mod leave;
 mod metrics;
+mod port_mapping;
 mod servers;
 mod state;
 mod transition;
@@ -23,8 +24,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wice_signaling::protocol::{
-    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, Presence, PrivateKey, PublicKey, RecordKind, Routes,
-    ServerAddress, Token,
+    Advert, IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, Presence, PrivateKey, PublicKey, RecordKind,
+    Routes, ServerAddress, Token,
 };
 
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig};
@@ -37,14 +38,16 @@ use crate::wireguard::netlink::{Netlink, Watch};
 use crate::wireguard::tun::Tun;
 use answers::{Answers, Shared};
 use control::ControlListener;
-use interfaces::{Ports, host_addresses};
 use join::Membership;
 use kept::Kept;
+use port_mapping::PortMapper;
 use servers::Servers;
 use state::{NodeState, ServerState, State};
 
+pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
 pub use leave::{LeaveError, Leaving};
+pub use port_mapping::PortMapping;
 pub use state::StateError;
 #[doc(hidden)]
 pub use state::parse_anything as parse_state;
@@ -92,6 +95,8 @@ pub struct Settings {
     pub proxy: Option<String>,
     /// More authorities to trust, in PEM.
     pub ca_file: Option<PathBuf>,
+    /// Whether routers are asked to forward our port.
+    pub port_mapping: PortMapping,
     /// Where Prometheus metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
 }
@@ -123,6 +128,7 @@ struct Daemon {
     shared: Arc<Shared>,
     servers: Servers,
     kept: Kept,
+    port_mapper: PortMapper,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
     routes_published: bool,
 }
@@ -135,6 +141,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _ = daemon.inbox.send(Command::Stop);
     daemon.keep_records();
     daemon.signaling.leave().await;
+    daemon.port_mapper.stop().await;
     ended
 }
 
@@ -259,6 +266,7 @@ impl Daemon {
             ipv6 = %v6_address,
         );
         let kept = Kept::read(&state);
+        let port_mapper = PortMapper::new(settings.port_mapping, *key.expose_secret());
         let mut daemon = Self {
             settings,
             state,
@@ -274,6 +282,7 @@ impl Daemon {
             shared,
             servers,
             kept,
+            port_mapper,
             routed: BTreeMap::new(),
             routes_published: false,
         };
@@ -331,6 +340,7 @@ impl Daemon {
                     self.inbox.send(Command::StunServers(update.stun))?;
                     self.inbox.send(Command::RelayServers(update.relays))?;
                 }
+                () = self.port_mapper.changed() => self.tell_port_mappings()?,
                 changed = watch.changed() => {
                     changed?;
                     settle.get_or_insert_with(|| Instant::now() + SETTLE);
@@ -353,6 +363,10 @@ impl Daemon {
                 self.node_state.sequence = sequence;
                 self.state.set_node(&self.node_state)?;
                 self.publish(RecordKind::Advert, &advert)?;
+                let nat = Advert::decode_verified(&advert).map(|advert| advert.nat.mapping);
+                if nat.is_ok_and(|nat| self.port_mapper.nat(nat)) {
+                    self.tell_port_mappings()?;
+                }
                 // After the first advert: peers take routes from nodes that they know.
                 if !std::mem::replace(&mut self.routes_published, true) {
                     self.publish_routes()?;
@@ -517,6 +531,10 @@ impl Daemon {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.default_routes().await?;
         let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
+        let gateways = self.netlink.gateways().await?;
+        if self.port_mapper.network(&addresses, gateways, &interfaces) {
+            self.tell_port_mappings()?;
+        }
         if addresses == self.addresses {
             return Ok(());
         }
@@ -528,6 +546,12 @@ impl Daemon {
             self.signaling.network_changed();
         }
         Ok(())
+    }
+
+    fn tell_port_mappings(&self) -> anyhow::Result<()> {
+        self.shared.port_mappings(self.port_mapper.reports());
+        let mapped = self.port_mapper.mapped();
+        Ok(self.inbox.send(Command::PortMappings(mapped))?)
     }
 
     /// The kernel's routes follow what peers own beyond the overlay's ranges.

@@ -71,6 +71,7 @@ async fn code_of(inbox: &Inbox, port: u16, peer: &PeerSnapshot) -> Option<Code> 
             checking_for: peer.looking,
             last_seen: peer.last_seen,
             handshake_age: None,
+            port_mapping: None,
         };
         // Fails only when the daemon has given up.
         let _ = sender.send(reason(&facts).code);

@@ -1,9 +1,10 @@
-//! Sockets, relay connections and the packet loop.
+//! Sockets, relay connections, port mapping and the packet loop.
 
 pub mod dial;
 pub mod echo;
 pub mod http_proxy;
 pub mod packet_loop;
+pub mod portmap;
 pub mod relay;
 pub mod roots;
 pub mod udp;

@@ -175,6 +175,7 @@ impl Builder {
             udp_timeout: DEFAULT_UDP_TIMEOUT,
             tcp: super::config::TcpPolicy::Any,
             proxy: None,
+            mapper: None,
             ipv6: Ipv6::None,
         };
         let router = Router::new(ns, ruleset, Some(attachment), site);
@@ -250,6 +251,7 @@ impl Builder {
             udp_timeout: home.udp_timeout.unwrap_or(DEFAULT_UDP_TIMEOUT),
             tcp: home.tcp,
             proxy: home.proxy.then(|| lan.proxy()),
+            mapper: home.mapper,
             ipv6: home.ipv6,
         };
         let router = Router::new(router, ruleset, attachment, site);
@@ -258,7 +260,7 @@ impl Builder {
             router.set_udp_timeout(timeout)?;
         }
         self.lab.routers.insert(home.name.clone(), router);
-        Ok(())
+        self.lab.start_mapper(&home.name)
     }
 
     /// Addresses and routes of everything on a LAN, and its proxy's start.
@@ -295,7 +297,10 @@ impl Builder {
         lan: &Lan,
     ) -> Result<(String, Ipv4Addr, Option<AttachmentId>), LabError> {
         let Some(carrier) = carrier_of(home) else {
-            let wan = plan::wan(site, 0);
+            let wan = match home.mapper {
+                Some(_) => plan::mapper_wan(site),
+                None => plan::wan(site, 0),
+            };
             let prefixes = home_prefixes(home, lan, wan, site);
             let attachment = self.attach(router, prefixes)?;
             let mut addresses: Vec<IpAddr> = Vec::new();

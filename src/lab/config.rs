@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::mapper::Mapper;
+
 /// How a home meets the internet: mapping × filtering in the terms of RFC 4787 §4.1 and §5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NatKind {
@@ -165,6 +167,9 @@ pub struct HomeConfig {
     pub preserve_ports: bool,
     /// Whether an HTTP CONNECT proxy stands on the LAN.
     pub proxy: bool,
+    /// Whether its router maps ports on request, and how; its address on the internet is then none for
+    /// documentation, for which miniupnpd maps nothing.
+    pub mapper: Option<Mapper>,
 }
 
 impl HomeConfig {
@@ -182,6 +187,7 @@ impl HomeConfig {
             udp_timeout: None,
             preserve_ports: true,
             proxy: false,
+            mapper: None,
         }
     }
 

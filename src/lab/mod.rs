@@ -13,6 +13,7 @@ mod config;
 mod daemon;
 mod directory;
 mod error;
+mod mapper;
 mod netns;
 mod pings;
 mod plan;
@@ -33,6 +34,7 @@ pub use config::{
 };
 pub use daemon::{EndStatus, INTERFACE, PathStatus, PeerStatus, SIGNAL_PORT};
 pub use error::LabError;
+pub use mapper::Mapper;
 pub use netns::NetNs;
 pub use pings::{Ping, Pings};
 pub use plan::{SIGNAL, SIGNAL_V6, STUN_2, STUN_2_V6, TURN, TURN_V6};

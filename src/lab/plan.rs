@@ -53,6 +53,11 @@ pub(super) fn wan(site: u8, generation: u8) -> Ipv4Addr {
     )
 }
 
+/// The same for a router that maps ports: next to the range for documentation, in the lab alone.
+pub(super) fn mapper_wan(site: u8) -> Ipv4Addr {
+    Ipv4Addr::from_bits(wan(site, 0).to_bits() + (1 << 8))
+}
+
 /// The IPv6 address of a router on the internet.
 pub(super) fn wan6(site: u8) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 1, u16::from(site), 0, 0, 0, 1)

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use super::config::{Ipv6, NatKind, TcpPolicy};
+use super::mapper::Mapper;
 
 /// How long a router remembers a silent UDP flow: the least that RFC 4787 REQ-5 allows is 2 min.
 pub(super) const DEFAULT_UDP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -42,6 +43,8 @@ pub(super) struct Ruleset {
     pub tcp: TcpPolicy,
     /// The proxy that may go out where nothing else may.
     pub proxy: Option<Ipv4Addr>,
+    /// Whether ports are mapped on request.
+    pub mapper: Option<Mapper>,
     /// IPv6 forwarding.
     pub ipv6: Ipv6,
 }
@@ -55,6 +58,7 @@ impl Ruleset {
             text.push_str(&self.filter());
         }
         text.push_str(&self.filter6());
+        text.push_str(&self.mapper.map(Mapper::ruleset).unwrap_or_default());
         text
     }
 

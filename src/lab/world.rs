@@ -212,6 +212,29 @@ impl Lab {
         router.ns.flush_conntrack()
     }
 
+    /// Switches a router that maps ports off and on: no flow, no mapping, and its epoch starts anew.
+    pub fn reboot_mapper(&mut self, home: &str) -> Result<(), LabError> {
+        self.service(&mapper_of(home))?.kill9();
+        self.reboot_nat(home)?;
+        self.start_mapper(home)
+    }
+
+    /// Starts what maps ports on the router of a home, if it does.
+    pub(super) fn start_mapper(&mut self, home: &str) -> Result<(), LabError> {
+        let mapper = self.config.homes.iter().find(|known| known.name == home);
+        let Some(mapper) = mapper.and_then(|home| home.mapper) else {
+            return Ok(());
+        };
+        let ns = self.namespace(&format!("{home}.router"))?.clone();
+        let command = mapper.command(home, &ns, self.directory.path())?;
+        self.start_later(
+            &format!("{home}.router"),
+            &mapper_of(home),
+            command,
+            Vec::new(),
+        )
+    }
+
     /// Gives the router of a home or carrier another IPv4 address on the internet, as a provider
     /// does overnight; its flows are lost. Gives the new address.
     pub fn renumber_wan(&mut self, name: &str) -> Result<Ipv4Addr, LabError> {
@@ -350,6 +373,11 @@ impl Lab {
             known,
         }
     }
+}
+
+/// The service that maps ports on the router of a home.
+fn mapper_of(home: &str) -> String {
+    format!("{home}.mapper")
 }
 
 impl Node {

@@ -9,8 +9,8 @@ use wice_signaling::protocol::{
 };
 
 use super::{
-    Counters, End, Nat, Observation, Pair, Path, PathKind, Peer, Relay, SCHEMA, Signaling, Status,
-    Why,
+    Counters, End, Nat, Observation, Pair, Path, PathKind, Peer, PortMapping, Relay, SCHEMA,
+    Signaling, Status, Why,
 };
 use crate::core::ice::{PairState, Role, Use};
 use crate::core::node::{self, NodeSnapshot, PairView, PeerSnapshot};
@@ -42,6 +42,8 @@ pub struct Inputs<'a> {
     pub signaling: &'a Signaling,
     /// What the core does not know of the peers; absent ones are as [`PeerInputs::default`].
     pub peers: &'a BTreeMap<PublicKey, PeerInputs>,
+    /// Our routers.
+    pub port_mappings: &'a [PortMapping],
 }
 
 /// What the core does not know of a peer.
@@ -77,6 +79,7 @@ impl Inputs<'_> {
             uptime_s: self.uptime.as_secs(),
             nat: self.nat(),
             signaling: self.signaling.clone(),
+            port_mappings: self.port_mappings.to_vec(),
             relays: node.relays.iter().map(relay).collect(),
             candidates: node
                 .candidates
@@ -171,6 +174,10 @@ impl Inputs<'_> {
             checking_for: extra.checking_for,
             last_seen: extra.last_seen,
             handshake_age: extra.stats.last_handshake,
+            port_mapping: self
+                .port_mappings
+                .first()
+                .map(|router| router.summary.as_str()),
         }
     }
 

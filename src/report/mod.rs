@@ -7,6 +7,7 @@ mod hosts;
 mod netcheck;
 mod nodes;
 mod ping;
+mod port_mapping;
 mod render;
 mod render_netcheck;
 mod style;
@@ -21,11 +22,10 @@ use serde::{Deserialize, Serialize};
 pub use build::{Inputs, PeerInputs, path_of};
 pub(crate) use build::{milliseconds, nat as nat_of};
 pub use hosts::DOMAIN;
-pub use netcheck::{
-    MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
-};
+pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use nodes::{NetworkNode, NetworkNodes};
 pub use ping::PingEvent;
+pub use port_mapping::PortMapping;
 pub use style::Style;
 pub use units::{bytes, duration, rtt};
 
@@ -57,6 +57,9 @@ pub struct Status {
     pub nat: Nat,
     /// The signaling connection.
     pub signaling: Signaling,
+    /// Our routers, where ports are mapped on them; empty without a NAT and where it is off.
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
     /// Its own candidates; none but relayed ones where it has no network.

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Health, Nat};
+use super::{Health, Nat, PortMapping};
 
 /// The report: `wice netcheck --json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,8 +25,8 @@ pub struct Netcheck {
     pub ipv6: NetcheckFamily,
     /// Each relay.
     pub relays: Vec<RelayCheck>,
-    /// A port mapping on the router, if one was found.
-    pub port_mapping: Option<PortMapping>,
+    /// What the routers offer that port mappings could be made on.
+    pub port_mappings: Vec<PortMapping>,
     /// What could not be tried, and why.
     pub notes: Vec<String>,
 }
@@ -87,15 +87,6 @@ pub struct TransportCheck {
     pub allocates: Option<bool>,
     /// Why it does not work.
     pub failure: Option<String>,
-}
-
-/// A port mapping on the router.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMapping {
-    /// `pcp`, `nat-pmp` or `upnp`.
-    pub protocol: String,
-    /// What it maps to us.
-    pub external: SocketAddr,
 }
 
 impl Netcheck {

@@ -50,7 +50,19 @@ impl Status {
         if let Some(hint) = &self.signaling.hint {
             out.push_str(&format!("       {}\n", style.paint(hint, Paint::Faint)));
         }
+        out.push_str(&self.port_mapping_text());
         out
+    }
+
+    /// A line for each router; none where it would say nothing.
+    fn port_mapping_text(&self) -> String {
+        let routers = self
+            .port_mappings
+            .iter()
+            .filter(|router| router.state != "none");
+        routers
+            .map(|router| format!("port   {}\n", router.summary))
+            .collect()
     }
 
     /// `4 peers: 2 direct, 1 relayed, 1 away`.

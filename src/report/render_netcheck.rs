@@ -64,13 +64,12 @@ impl Netcheck {
         );
         fact("IPv4", &family_text(&self.ipv4));
         fact("IPv6", &family_text(&self.ipv6));
-        fact(
-            "port mapping",
-            &match &self.port_mapping {
-                Some(found) => format!("{} at {}", found.protocol, found.external),
-                None => "none".to_owned(),
-            },
-        );
+        if self.port_mappings.is_empty() {
+            fact("port mapping", "none: there is no router to ask");
+        }
+        for router in &self.port_mappings {
+            fact("port mapping", &router.summary);
+        }
         if self.relays.is_empty() {
             fact("relay", "none known: give one with --turn");
         }

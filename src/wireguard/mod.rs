@@ -1,5 +1,6 @@
 //! WireGuard backends: in-process (boringtun on a TUN device), kernel, userspace by its UAPI.
 
+pub mod gateways;
 pub mod inprocess;
 mod mask;
 pub mod netlink;

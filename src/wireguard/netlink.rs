@@ -123,7 +123,7 @@ pub struct DefaultRoutes {
 /// A connection to rtnetlink. Its task ends when this is dropped.
 #[derive(Debug)]
 pub struct Netlink {
-    handle: rtnetlink::Handle,
+    pub(super) handle: rtnetlink::Handle,
     task: JoinHandle<()>,
 }
 
@@ -502,7 +502,7 @@ fn route(prefix: IpPrefix, index: u32) -> RouteMessage {
     }
 }
 
-fn output(route: &RouteMessage) -> Option<u32> {
+pub(super) fn output(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|a| {
         if let RouteAttribute::Oif(index) = a {
             Some(*index)
@@ -512,7 +512,7 @@ fn output(route: &RouteMessage) -> Option<u32> {
     })
 }
 
-fn metric(route: &RouteMessage) -> u32 {
+pub(super) fn metric(route: &RouteMessage) -> u32 {
     let found = route.attributes.iter().find_map(|a| {
         if let RouteAttribute::Priority(p) = a {
             Some(*p)
@@ -537,7 +537,7 @@ fn destination(route: &RouteMessage) -> Option<&RouteAttribute> {
         .find(|a| matches!(a, RouteAttribute::Destination(_)))
 }
 
-fn classify(what: String, error: rtnetlink::Error) -> NetlinkError {
+pub(super) fn classify(what: String, error: rtnetlink::Error) -> NetlinkError {
     let source = if let rtnetlink::Error::NetlinkError(message) = &error {
         message.to_io()
     } else {

@@ -45,6 +45,8 @@ targets! {
     stun_server,
     agent,
     node,
+    router_http,
+    router,
     turn_datagram,
     turn_stream,
     tunnels,

@@ -30,6 +30,7 @@ fn code(world: &World) -> Code {
         port: 51821,
         relay_only: false,
         native: false,
+        port_mapping: None,
         checking_for: peer.looking,
         last_seen: peer.last_seen,
         handshake_age: None,

@@ -1,6 +1,7 @@
 //! `wice netcheck`: what the network around this node lets through, found out over sockets of its own.
 
 mod nat;
+mod port_mapping;
 mod refused;
 mod relay;
 mod stun;
@@ -21,7 +22,8 @@ use super::{Control, block_on, print, print_json};
 use crate::core::policy::{is_candidate_address, is_private};
 use crate::daemon::control::{Reply, Request, TurnLogin};
 use crate::report::{
-    Health, MappingObservation, Nat, Netcheck, NetcheckFamily, RelayCheck, SCHEMA, Style, Udp,
+    Health, MappingObservation, Nat, Netcheck, NetcheckFamily, PortMapping, RelayCheck, SCHEMA,
+    Style, Udp,
 };
 use crate::wireguard::netlink::{LinkKind, Netlink};
 use nat::{Family, FamilyResult, Server};
@@ -30,7 +32,7 @@ use relay::RelayTools;
 /// A name that takes longer to resolve is given up.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Find out what this network lets through: UDP, the NAT's mapping and filtering, hairpin, IPv4, IPv6, relays.
+/// Find out what this network lets through: UDP, the NAT's mapping and filtering, hairpin, IPv4, IPv6, port mapping, relays.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -119,11 +121,12 @@ async fn run(args: &NetcheckArgs) -> anyhow::Result<Netcheck> {
             None => Vec::new(),
         }
     };
-    let (v4, v6, relays, addresses) = tokio::join!(
+    let (v4, v6, relays, addresses, routers) = tokio::join!(
         nat::examine(Family::V4, &resolved),
         nat::examine(Family::V6, &resolved),
         relays,
         interface_addresses(),
+        port_mapping::look(),
     );
     let addresses = addresses.unwrap_or_else(|error| {
         servers
@@ -131,13 +134,20 @@ async fn run(args: &NetcheckArgs) -> anyhow::Result<Netcheck> {
             .push(format!("interfaces cannot be listed: {error:#}"));
         Vec::new()
     });
-    Ok(report(v4, v6, relays, &addresses, servers.notes))
+    let routers = routers.unwrap_or_else(|error| {
+        servers
+            .notes
+            .push(format!("routers cannot be asked: {error:#}"));
+        Vec::new()
+    });
+    Ok(report(v4, v6, relays, routers, &addresses, servers.notes))
 }
 
 fn report(
     v4: FamilyResult,
     v6: FamilyResult,
     relays: Vec<RelayCheck>,
+    port_mappings: Vec<PortMapping>,
     addresses: &[IpAddr],
     mut notes: Vec<String>,
 ) -> Netcheck {
@@ -189,7 +199,7 @@ fn report(
         ipv4,
         ipv6,
         relays,
-        port_mapping: None,
+        port_mappings,
         notes,
     }
 }

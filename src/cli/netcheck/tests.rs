@@ -122,7 +122,7 @@ async fn a_silent_server_is_blocked_udp() {
     assert_eq!(v4.works(), Some(false));
     let nothing = examine(Family::V6, &[]).await;
     assert_eq!(nothing.works(), None);
-    let netcheck = report(v4, nothing, Vec::new(), &[], Vec::new());
+    let netcheck = report(v4, nothing, Vec::new(), Vec::new(), &[], Vec::new());
     assert_eq!(netcheck.udp, Udp::Blocked);
     assert_eq!(netcheck.nat.mapping, "blocked");
     assert_eq!(netcheck.health(), Health::Broken);
@@ -135,7 +135,7 @@ async fn a_server_that_does_not_run_is_no_blocked_udp() {
     drop(gone);
     let v4 = examined(vec![address]).await;
     let nothing = examine(Family::V6, &[]).await;
-    let netcheck = report(v4, nothing, Vec::new(), &[], Vec::new());
+    let netcheck = report(v4, nothing, Vec::new(), Vec::new(), &[], Vec::new());
     assert_eq!(netcheck.udp, Udp::Unknown);
     assert_eq!(netcheck.nat.mapping, "unknown");
     assert!(netcheck.notes[0].contains(&address.to_string()));

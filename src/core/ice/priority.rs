@@ -4,13 +4,14 @@ use wice_signaling::protocol::CandidateKind;
 
 use super::Role;
 
-/// Type preferences of RFC 8445 §5.1.2.2. A port mapping counts as server-reflexive; its local
-/// preference is what ranks it higher.
+/// Type preferences of RFC 8445 §5.1.2.2. A port mapping is a server-reflexive candidate that lets
+/// everybody in: between those and peer-reflexive ones.
 fn type_preference(kind: CandidateKind) -> u32 {
     match kind {
         CandidateKind::Host => 126,
         CandidateKind::PeerReflexive => 110,
-        CandidateKind::ServerReflexive | CandidateKind::Mapped => 100,
+        CandidateKind::Mapped => 105,
+        CandidateKind::ServerReflexive => 100,
         CandidateKind::Relayed => 0,
     }
 }

@@ -1,5 +1,6 @@
 //! What the node can send from: its interfaces' addresses and its allocations.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ enum Source {
 #[derive(Debug, Default)]
 pub(super) struct Bases {
     known: Vec<(Base, Source)>,
+    /// Ports on routers that lead to host bases, by the base's address.
+    mapped: BTreeMap<SocketAddr, SocketAddr>,
     next_id: u32,
 }
 
@@ -122,10 +125,17 @@ impl Bases {
         id
     }
 
-    fn set_reflexive(&mut self, id: BaseId, reflexive: Vec<(SocketAddr, CandidateKind)>) -> bool {
+    /// Where servers or peers see a base, beside the port that a router maps to it. True if that
+    /// is new.
+    fn set_reflexive(&mut self, id: BaseId, seen: Vec<SocketAddr>) -> bool {
         let Some((base, _)) = self.known.iter_mut().find(|(base, _)| base.id == id) else {
             return false;
         };
+        let mapped = self.mapped.get(&base.address).copied();
+        let seen = seen.into_iter().filter(|address| Some(*address) != mapped);
+        let mapped = mapped.map(|address| (address, CandidateKind::Mapped));
+        let seen = seen.map(|address| (address, CandidateKind::ServerReflexive));
+        let reflexive: Vec<_> = mapped.into_iter().chain(seen).collect();
         let changed = base.reflexive != reflexive;
         base.reflexive = reflexive;
         changed
@@ -160,6 +170,7 @@ impl Node {
             let id = self
                 .bases
                 .add(host.address, BaseKind::Host, Source::Host(host));
+            self.bases.set_reflexive(id, Vec::new());
             self.spread_base(id);
         }
         let hosts = self
@@ -178,6 +189,18 @@ impl Node {
         self.stun_servers = servers.to_vec();
         let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
         self.gatherer.set_servers(&addresses, now);
+        self.pump();
+    }
+
+    /// Ports on our routers that lead to host addresses of ours: all that there are now.
+    pub fn handle_port_mappings(
+        &mut self,
+        mapped: BTreeMap<SocketAddr, SocketAddr>,
+        now: std::time::Instant,
+    ) {
+        self.now = now;
+        self.bases.mapped = mapped;
+        self.update_reflexive();
         self.pump();
     }
 
@@ -233,11 +256,7 @@ impl Node {
         let hosts: Vec<BaseId> = self.bases.hosts().map(|(base, _)| base.id).collect();
         for id in hosts {
             let seen = self.gatherer.reflexive(id);
-            let of_kind = |address| (address, CandidateKind::ServerReflexive);
-            if self
-                .bases
-                .set_reflexive(id, seen.into_iter().map(of_kind).collect())
-            {
+            if self.bases.set_reflexive(id, seen) {
                 self.spread_base(id);
             }
         }
@@ -254,10 +273,7 @@ impl Node {
         if !is_host || !self.gatherer.reflexive(id).is_empty() {
             return;
         }
-        if self
-            .bases
-            .set_reflexive(id, vec![(mapped, CandidateKind::ServerReflexive)])
-        {
+        if self.bases.set_reflexive(id, vec![mapped]) {
             self.spread_base(id);
             self.note_candidates();
         }
@@ -311,5 +327,53 @@ impl Node {
             }
         }
         normalize_candidates(&candidates)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use wice_signaling::protocol::{PrivateKey, Session};
+
+    use super::super::{Admission, NodeConfig};
+    use super::*;
+
+    #[test]
+    fn a_mapped_port_is_a_candidate_while_it_lasts() {
+        let now = Instant::now();
+        let config = NodeConfig {
+            key: PrivateKey::from_bytes([1; 32]),
+            session: Session([1; 16]),
+            sequence: 0,
+            name: "a".into(),
+            admission: Admission::Added,
+            membership: Vec::new(),
+            seed: [1; 32],
+        };
+        let mut node = Node::new(config, now);
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let host = |address: &str| HostAddress {
+            address: at(address),
+            interface: 2,
+        };
+        let outside = at("203.0.114.4:51821");
+        let mapped = BTreeMap::from([(at("192.168.1.2:51821"), outside)]);
+        // Whichever is known first.
+        node.handle_port_mappings(mapped, now);
+        let hosts = [host("192.168.1.2:51821"), host("192.168.1.3:51821")];
+        node.handle_addresses(&hosts, now);
+        let candidates = node.local_candidates();
+        let [.., last] = candidates.as_slice() else {
+            panic!("no candidates");
+        };
+        assert_eq!((last.kind, last.address), (CandidateKind::Mapped, outside));
+        assert_eq!(candidates.len(), 3);
+        let priority = |kind| candidate_priority(kind, PREFERENCE_V4);
+        assert_eq!(last.priority, priority(CandidateKind::Mapped));
+        assert!(last.priority < priority(CandidateKind::PeerReflexive));
+        assert!(last.priority > priority(CandidateKind::ServerReflexive));
+        node.handle_port_mappings(BTreeMap::new(), now);
+        assert_eq!(node.local_candidates().len(), 2);
     }
 }

@@ -173,6 +173,8 @@ pub struct Facts<'a> {
     pub last_seen: Option<Duration>,
     /// Since WireGuard's last handshake with it; `None` if there was none.
     pub handshake_age: Option<Duration>,
+    /// What this node's router says to port mapping, in words; `None` if there is no such router.
+    pub port_mapping: Option<&'a str>,
 }
 
 /// Whether two NATs let a direct path come about. By RFC 4787: a check from x reaches y if y maps endpoint-independently, and y
@@ -310,10 +312,12 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
         Verdict::Impossible(code @ (Code::UdpBlockedHere | Code::UdpBlockedThere)) => {
             return blocked(code, port);
         }
-        Verdict::Impossible(Code::BothNatsEndpointDependent) => return both_dependent(port),
+        Verdict::Impossible(Code::BothNatsEndpointDependent) => {
+            return with_port_mapping(both_dependent(port), facts);
+        }
         Verdict::Impossible(_) if patient_for(SETTLED) => return checking(age),
         Verdict::Impossible(Code::Firewalled) => return firewalled(here, port),
-        Verdict::Impossible(_) => return pair_unreachable(here, port),
+        Verdict::Impossible(_) => return with_port_mapping(pair_unreachable(here, port), facts),
         Verdict::Possible | Verdict::Unknown => {}
     }
     if direct.is_empty() {
@@ -353,6 +357,16 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
             "a firewall on one side drops UDP: allow UDP {port} in and out on both nodes and their routers (two STUN servers tell more about the NATs)"
         ),
     )
+}
+
+/// Whoever is told to set up port mapping is told what became of it here.
+fn with_port_mapping(mut reason: Reason, facts: &Facts<'_>) -> Reason {
+    if let Some(said) = facts.port_mapping {
+        reason
+            .remedy
+            .push_str(&format!("; port mapping here: {said}"));
+    }
+    reason
 }
 
 /// Nothing carries the data.

@@ -164,6 +164,7 @@ fn facts<'a>(node: &'a NodeSnapshot, peer: &'a PeerSnapshot) -> Facts<'a> {
         checking_for: Some(Duration::from_secs(60)),
         last_seen: Some(Duration::ZERO),
         handshake_age: None,
+        port_mapping: None,
     }
 }
 

@@ -44,6 +44,7 @@ fn status() -> Status {
             hint: None,
             refused: None,
         },
+        port_mappings: Vec::new(),
         relays: Vec::new(),
         candidates: Vec::new(),
         observations: Vec::new(),

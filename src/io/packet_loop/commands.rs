@@ -29,6 +29,7 @@ impl PacketLoop {
                 }
             }
             Command::StunServers(servers) => self.node.handle_stun_servers(&servers, now),
+            Command::PortMappings(mapped) => self.node.handle_port_mappings(mapped, now),
             Command::RelayServers(servers) => self.node.handle_relay_servers(&servers, now),
             Command::Advert(record) => match self.node.handle_advert(&record, now) {
                 Ok(RecordOutcome::Updated(_)) => self.notify(Notice::Accepted(record)),

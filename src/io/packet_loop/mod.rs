@@ -7,6 +7,7 @@ mod inbox;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub enum Command {
     },
     /// STUN servers, best first.
     StunServers(Vec<StunServer>),
+    /// Ports on routers that lead to our host addresses, all that there are.
+    PortMappings(BTreeMap<SocketAddr, SocketAddr>),
     /// TURN servers with credentials that hold.
     RelayServers(Vec<RelayServer>),
     /// A peer's signed advert.

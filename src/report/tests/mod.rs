@@ -14,6 +14,7 @@ use crate::core::ice::{BaseId, Failure, PairState, Role, Use};
 use crate::core::node::{
     Counters as NodeCounters, NodeSnapshot, PairView, PathView, PeerId, PeerSnapshot, RelaySnapshot,
 };
+use crate::core::portmap;
 use crate::wireguard::inprocess::PeerStats;
 
 const SYMMETRIC: NatBehavior = NatBehavior {
@@ -209,6 +210,20 @@ fn signaling() -> Signaling {
     }
 }
 
+fn port_mappings() -> [PortMapping; 1] {
+    let report = portmap::Report {
+        local: address("192.168.1.5:51821"),
+        gateway: "192.168.1.1".parse().unwrap(),
+        protocols: vec![portmap::Protocol::NatPmp],
+        external: None,
+        outcome: portmap::Outcome::Refused {
+            protocol: portmap::Protocol::NatPmp,
+            refusal: portmap::Refusal::NotAuthorized,
+        },
+    };
+    [PortMapping::from(&report)]
+}
+
 /// Calls `with` with inputs over `node`.
 fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T {
     let addresses: [IpAddr; 2] = [
@@ -225,6 +240,7 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         node,
         signaling: &signaling(),
         peers: &peer_inputs(),
+        port_mappings: &port_mappings(),
     })
 }
 
@@ -235,6 +251,7 @@ fn status_text() {
 wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   4 peers: 2 direct, 1 relayed, 1 away
 NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
 signal wss://sig.lab.example:8443  connected 2h 4m     relay turn.lab.example  udp 18 ms
+port   refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 
 PEER   OVERLAY       PATH                              RTT     HANDSHAKE  RX / TX
 lab-b  100.91.8.3    direct  198.51.100.7:51821 srflx  12 ms   41 s       1.2 GiB / 88 MiB
@@ -254,7 +271,7 @@ fn why_text() {
 lab-d is relayed: both NATs map by endpoint (both-nats-endpoint-dependent)
   here   symmetric, seen as 203.0.113.9:41022 by stun-1 and 203.0.113.9:51770 by stun-2
   there  symmetric, as its advert says
-  remedy forward UDP 51821 to one of the two nodes, or enable IPv6 on both, or set up port mapping (UPnP, NAT-PMP, PCP) on one router
+  remedy forward UDP 51821 to one of the two nodes, or enable IPv6 on both, or set up port mapping (UPnP, NAT-PMP, PCP) on one router; port mapping here: refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 PAIR                                                   STATE   CHECKS  RTT    WHY NOT
 relay 198.51.100.2:50012 -> srflx 198.51.100.77:61000  in use  41/41   34 ms
 host 10.0.0.5:51821      -> srflx 198.51.100.77:61000  failed  0/9            no answer: its NAT expects another port of ours
@@ -443,7 +460,7 @@ fn netcheck_text() {
                 },
             ],
         }],
-        port_mapping: None,
+        port_mappings: port_mappings().to_vec(),
         notes: Vec::new(),
     };
     let expected = "\
@@ -455,7 +472,7 @@ seen as      203.0.113.9:41022 by stun-1 in 18 ms
 hairpin      no: two nodes behind this NAT meet only inside it
 IPv4         192.168.1.5 private
 IPv6         none
-port mapping none
+port mapping refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 relay        turn.lab.example  udp 18 ms, tls fails, credentials work
              tls 443: connection refused
 ";
