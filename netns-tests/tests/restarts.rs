@@ -336,6 +336,46 @@ fn run(mesh: &Mesh, machine: &str, line: &str) -> Result<()> {
     Ok(())
 }
 
+/// Routes of peers are kept as their adverts are: after a crash they are back without signaling.
+#[test]
+fn routes_outlive_a_crash_while_signaling_is_down() -> Result<()> {
+    const ROUTE: &str = "10.98.0.0/16";
+    let _alone = alone();
+    let mut table = Table::new("routes after kill -9, signaling down");
+    let nat = NatKind::FullCone;
+    let mut mesh = mesh(&[nat, nat])?;
+    let accept = ["--accept-routes", ROUTE];
+    mesh.up("home-a", &accept)?;
+    mesh.up("home-b", &["--advertise-routes", ROUTE])?;
+    let has_route = |mesh: &Mesh| {
+        wait_for(END, || {
+            let mut ip = mesh.lab.command("home-a", "ip")?;
+            let output = ip.args(["-4", "route"]).output()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            Ok(text.contains(ROUTE).then_some(()))
+        })
+    };
+    mesh.settle(&[("home-a", "home-b", Want::of(nat, nat))], Instant::now())?;
+    ensure!(
+        has_route(&mesh)?.is_some(),
+        "{}",
+        mesh.evidence("home-a", "home-b")
+    );
+    // What is kept is written within a second.
+    std::thread::sleep(Duration::from_secs(2));
+    mesh.lab.service("signaling")?.kill9();
+    mesh.daemon("home-a")?.kill9();
+    let start = Instant::now();
+    mesh.up("home-a", &accept)?;
+    ensure!(
+        has_route(&mesh)?.is_some(),
+        "{}",
+        mesh.evidence("home-a", "home-b")
+    );
+    table.row("from the start", "the route is there", start.elapsed());
+    mesh.check_quiet(&["event=\"signaling-lost\""])
+}
+
 /// A node that announces another's overlay address, or a route that nobody granted, gets neither.
 #[test]
 fn a_node_that_claims_what_is_not_its() -> Result<()> {

@@ -123,8 +123,8 @@ fn a_peer_that_is_away_costs_little_until_it_is_back() {
         world.run_for(secs(600));
         let requests = world.hosts[A].requests - first;
         // STUN: two servers every 24 s. Checks: the first ones, and a few pairs three times after
-        // 20, 40, 80, 160 and 320 s. Without a word from signaling it is several hundreds more.
-        assert!(requests <= 170, "{requests} {homes:?}");
+        // 20, 40, 80, 160 and 320 s: 64 to 82. Without a word from signaling it is 307 to 453.
+        assert!(requests <= 100, "{requests} {homes:?}");
         world.start_at(B, Duration::ZERO);
         world.run_for(Duration::from_millis(40));
         world.presence(B, Presence::Connected);
