@@ -139,7 +139,8 @@ async fn a_server_that_does_not_run_is_no_blocked_udp() {
     assert_eq!(netcheck.udp, Udp::Unknown);
     assert_eq!(netcheck.nat.mapping, "unknown");
     assert!(netcheck.notes[0].contains(&address.to_string()));
-    assert_eq!(netcheck.health(), Health::Degraded);
+    // Nobody answers, for whatever reason.
+    assert_eq!(netcheck.health(), Health::Broken);
 }
 
 #[test]

@@ -153,8 +153,8 @@ fn a_node_in_trouble_says_so() {
 wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   2 peers: 1 without path, 1 away
 NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
 signal wss://sig.lab.example:8443  not connected for 12 s: connection refused     relay turn.lab.example  the relay refused the credentials (401)
-port   refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
        is the server up?
+port   refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 
 PEER       OVERLAY      PATH                                              RTT  HANDSHAKE  RX / TX
 BAQEBAQE…  100.91.30.1  none    has published nothing; last seen 3 d ago
