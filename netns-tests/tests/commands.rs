@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use wice::lab::{LabConfig, NatKind, Process};
-use wice_netns_tests::{Mesh, PATIENCE, wait_for};
+use wice_netns_tests::{Mesh, PATIENCE, wait_for, wice_binary};
 
 const HOMES: [NatKind; 2] = [NatKind::PortRestricted, NatKind::PortRestricted];
 /// A daemon that cannot start says so at once.
@@ -286,5 +286,43 @@ fn the_admin_sees_who_is_in() -> Result<()> {
     ensure!(shown.contains(&format!("\n  revoked {key}\n")), "{shown}");
     let nodes = stdout(&mesh.lab.wice("signal", &["network", "nodes"])?);
     ensure!(!nodes.contains("home-b"), "{nodes}");
+    Ok(())
+}
+
+#[test]
+fn a_lab_tells_all_that_starts_and_the_reason_that_lasts() -> Result<()> {
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(wice_binary()?);
+        anyhow::Ok(command.arg("lab").args(arguments).output()?)
+    };
+    let two = run(&["--nat", "symmetric", "--nat", "symmetric", "--json"])?;
+    ensure!(code(&two) == 0, "{}{}", stdout(&two), stderr(&two));
+    let lines: Vec<Value> = stdout(&two)
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let of = |event: &'static str| lines.iter().filter(move |line| line["event"] == event);
+    let nodes: Vec<&Value> = of("started").map(|line| &line["node"]).collect();
+    ensure!(nodes == ["home-a", "home-b"], "{nodes:?}");
+    let times: Vec<f64> = of("started")
+        .filter_map(|line| line["at_ms"].as_f64())
+        .collect();
+    ensure!(
+        times[0] < 0.0 && times[1] == 0.0,
+        "counted from the last: {times:?}"
+    );
+    let settled = of("settled").next().context("nothing settled")?;
+    ensure!(
+        settled["reason"] == "both-nats-endpoint-dependent",
+        "{settled}"
+    );
+
+    let one = run(&["--nat", "symmetric"])?;
+    ensure!(code(&one) == 0, "{}", stderr(&one));
+    ensure!(
+        stdout(&one).contains("nobody is there to meet: give --nat once more"),
+        "{}",
+        stdout(&one)
+    );
     Ok(())
 }

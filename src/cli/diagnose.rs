@@ -23,8 +23,8 @@ Examples:
   wice status lab-b              one peer, by name, key, start of a key, or overlay address
   wice status --json | jq '.peers[] | {name, kind: .path.kind, reason}'
 
-Exit codes: 0 signaling is connected and every peer that is on has a path, direct or relayed; 1 something is missing; 2 no peer
-has a path, or this node has no network.")]
+Exit codes: 0 signaling is connected and every peer that is on has a path, direct or relayed; 1 something is missing; 2 nothing
+works: no peer that is on has a path, this node has no network or was revoked, or signaling is away and there is no path.")]
 pub(super) struct StatusArgs {
     /// Only this peer.
     peer: Option<String>,

@@ -119,3 +119,46 @@ fn from_state(kept: &NetworkState) -> Result<Membership, JoinError> {
             .map(JoinReceipt),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use wice_signaling::protocol::{AdminKey, Invite};
+
+    use super::*;
+
+    fn token(invite_seed: u8) -> Token {
+        let admin = AdminKey::from_seed(&[1; 32]);
+        Token {
+            url: "wss://sig.example:8443".parse().unwrap(),
+            pin: None,
+            network: admin.network_id(),
+            network_key: NetworkKey::from_bytes([2; 32]),
+            network_name: "lab".to_owned(),
+            invite: Invite::new(&admin, &[invite_seed; 32], 1_800_000_000, "", &[]).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_given_at_every_start_keeps_the_receipt() {
+        let folder = std::env::temp_dir().join(format!("wice-join-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        let state = State::open(&folder).unwrap();
+        let key = PrivateKey::from_bytes([7; 32]);
+        let receipt = |seed| {
+            membership(&state, Some(&token(seed)), &key)
+                .unwrap()
+                .receipt
+        };
+        assert_eq!(receipt(3), None);
+        keep_receipt(&state, JoinReceipt([9; 32])).unwrap();
+        assert_eq!(
+            receipt(3),
+            Some(JoinReceipt([9; 32])),
+            "by then its invite may have expired"
+        );
+        let without = membership(&state, None, &key).unwrap();
+        assert_eq!(without.receipt, Some(JoinReceipt([9; 32])));
+        assert_eq!(receipt(4), None, "another invite is another membership");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

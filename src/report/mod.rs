@@ -324,7 +324,7 @@ impl Peer {
     pub fn health(&self) -> Health {
         match (self.path.kind, self.reason.as_str()) {
             (_, "checking") if self.path.kind == PathKind::None => Health::Degraded,
-            (PathKind::None, _) => Health::Broken,
+            (PathKind::None, _) | (_, "no-network") => Health::Broken,
             (_, "wireguard-unanswered") => Health::Degraded,
             (PathKind::Native | PathKind::Direct | PathKind::Relayed, _) => Health::Well,
         }

@@ -75,6 +75,10 @@ impl PingEvent {
             Self::Pong {
                 peer, rtt_ms, path, ..
             } => format!("pong from {peer} via {} in {}", via(path), rtt(*rtt_ms)),
+            // What is said of a path that stands would contradict the silence.
+            Self::Lost { peer, reason, .. } if reason.starts_with("direct-") => {
+                format!("no answer from {peer}: its direct path is silent now")
+            }
             Self::Lost { peer, summary, .. } => format!("no answer from {peer}: {summary}"),
             Self::Direct { after_s, .. } if *after_s <= 0.0 => return None,
             Self::Direct { after_s, .. } => format!("direct after {after_s:.2} s"),

@@ -18,7 +18,7 @@ use crate::core::timing::{DATA_DEAD, PAC_MIN, RTO_MIN};
 pub use pair::why_not;
 use remedy::{
     advised, blocked, both_dependent, checking, firewalled, no_advert, no_common_family,
-    pair_unreachable, peer_away, relay_unavailable, said, stun_unreachable,
+    no_network, pair_unreachable, peer_away, relay_unavailable, said, stun_unreachable,
 };
 
 /// Direct pairs that the NATs let through answer to the first check or its first retransmission,
@@ -216,6 +216,10 @@ pub fn reason(facts: &Facts<'_>) -> Reason {
     if facts.native {
         return said(Code::Native, "WireGuard's own endpoint works");
     }
+    // What a relay holds for this node outlives its network, and so does a path through it that nothing has used since.
+    if facts.node.has_no_network() {
+        return no_network();
+    }
     match &facts.peer.path {
         Some(path) if path.pair.relays == 0 => why_direct(facts, path),
         Some(_) => why_not_direct(facts),
@@ -372,14 +376,6 @@ fn with_port_mapping(mut reason: Reason, facts: &Facts<'_>) -> Reason {
 /// Nothing carries the data.
 fn why_none(facts: &Facts<'_>) -> Reason {
     let age = facts.checking_for;
-    if facts.node.has_no_network() {
-        return advised(
-            Code::NoNetwork,
-            "this node has no network",
-            "check its cable, Wi-Fi and addresses (ip address)",
-            "this node has no usable address: check its cable, Wi-Fi and addresses (ip address)",
-        );
-    }
     if facts.peer.nat.is_none() && facts.peer.pairs.is_empty() {
         return no_advert(facts.last_seen);
     }

@@ -108,6 +108,15 @@ pub(super) fn no_common_family() -> Reason {
     )
 }
 
+pub(super) fn no_network() -> Reason {
+    advised(
+        Code::NoNetwork,
+        "this node has no network",
+        "check its cable, Wi-Fi and addresses (ip address)",
+        "this node has no usable address: check its cable, Wi-Fi and addresses (ip address)",
+    )
+}
+
 pub(super) fn checking(age: Option<Duration>) -> Reason {
     let summary = match age {
         Some(age) => format!("looking for paths since {:.1} s", age.as_secs_f64()),

@@ -404,6 +404,19 @@ fn ping_lines() {
         pong(3, 12).unwrap(),
         "pong from lab-b via 198.51.100.7:51821 (srflx) in 12 ms"
     );
+    let lost = |reason: &str| PingEvent::Lost {
+        schema: SCHEMA,
+        peer: "lab-b".into(),
+        sequence: 1,
+        reason: reason.into(),
+        summary: "why it is so".into(),
+    };
+    let line = |reason| lost(reason).line().unwrap();
+    assert_eq!(line("no-relay"), "no answer from lab-b: why it is so");
+    assert_eq!(
+        line("direct-host"),
+        "no answer from lab-b: its direct path is silent now"
+    );
     let direct = |after_s| {
         PingEvent::Direct {
             schema: SCHEMA,

@@ -91,6 +91,11 @@ no network: this node has no usable address; check its cable, Wi-Fi and addresse
 signal ";
     assert!(text.starts_with(expected), "{text}");
     assert_eq!(status.health(), Health::Broken);
+    // A path through a relay that nothing has used since.
+    let why = with_inputs(&node, |inputs| inputs.why("lab-d").unwrap());
+    assert_eq!(why.peer.path.kind, PathKind::Relayed);
+    assert_eq!(why.peer.reason, "no-network");
+    assert_eq!(why.peer.health(), Health::Broken);
     // Who has published nothing is no excuse for having no network.
     let mut peer = peer(1, None, Vec::new());
     peer.name = None;
