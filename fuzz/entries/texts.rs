@@ -139,6 +139,7 @@ stun = ["stun:a:1"]
 accept_routes = ["10.0.0.0/8"]
 advertise_routes = ["fd00::/48"]
 proxy = "http://u:p@proxy:3128"
+port_mapping = "off"
 log_level = "info"
 log_format = "json"
 metrics = "127.0.0.1:9586"

@@ -111,6 +111,10 @@ fn wrong_values_say_how_they_should_look() {
             "advertise_routes = [\"10.0.0.1/8\"]",
             "advertise_routes cannot be \"10.0.0.1/8\": not an IP prefix",
         ),
+        (
+            "port_mapping = \"on\"",
+            "port_mapping cannot be \"on\": it is auto or off",
+        ),
         ("metrics = \"9586\"", "metrics cannot be \"9586\": "),
         (
             "ca_file = \"/nonexistent/ca.pem\"",

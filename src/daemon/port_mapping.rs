@@ -148,11 +148,16 @@ impl PortMapper {
                 told = self.receiver.recv() => {
                     let Some((site, number, report)) = told else { continue };
                     let current = self.clients.get(&site);
-                    if current.is_some_and(|running| running.number == number) {
-                        log(&report);
-                        self.reports.insert(site, report);
-                        return;
+                    if current.is_none_or(|running| running.number != number) {
+                        continue;
                     }
+                    let before = self.reports.insert(site, report.clone());
+                    // A renewal is no news.
+                    let mapped = external(&report);
+                    if mapped.is_none() || mapped != before.as_ref().and_then(external) {
+                        log(&report);
+                    }
+                    return;
                 }
                 () = grace => {
                     self.grace = None;
@@ -170,18 +175,11 @@ impl PortMapper {
     /// Ports on routers that lead to us, by our own address. An open IPv6 firewall gives no address
     /// that is not a candidate already.
     pub(super) fn mapped(&self) -> BTreeMap<SocketAddr, SocketAddr> {
-        let mapped = |report: &Report| match report.outcome {
-            Outcome::Mapped { external, .. } if external != report.local => {
-                Some((report.local, external))
-            }
-            Outcome::Mapped { .. }
-            | Outcome::Looking
-            | Outcome::Nothing
-            | Outcome::Offered
-            | Outcome::Refused { .. }
-            | Outcome::TwoLayers => None,
-        };
-        self.reports.values().filter_map(mapped).collect()
+        let mapped = |report: &Report| Some((report.local, external(report)?));
+        let mapped = self.reports.values().filter_map(mapped);
+        mapped
+            .filter(|(local, external)| local != external)
+            .collect()
     }
 
     /// Takes all mappings back.
@@ -283,6 +281,17 @@ impl PortMapper {
         // Fails only past 255 hashes of output.
         debug_assert!(expanded.is_ok());
         nonce
+    }
+}
+
+fn external(report: &Report) -> Option<SocketAddr> {
+    match report.outcome {
+        Outcome::Mapped { external, .. } => Some(external),
+        Outcome::Looking
+        | Outcome::Nothing
+        | Outcome::Offered
+        | Outcome::Refused { .. }
+        | Outcome::TwoLayers => None,
     }
 }
 

@@ -65,7 +65,11 @@ impl Netcheck {
         fact("IPv4", &family_text(&self.ipv4));
         fact("IPv6", &family_text(&self.ipv6));
         if self.port_mappings.is_empty() {
-            fact("port mapping", "none: there is no router to ask");
+            let none = match self.nat.mapping.as_str() {
+                "none" => "not needed: there is no NAT",
+                _ => "none: there is no router to ask",
+            };
+            fact("port mapping", none);
         }
         for router in &self.port_mappings {
             fact("port mapping", &router.summary);
