@@ -10,6 +10,7 @@ mod random;
 mod revoke;
 mod signal;
 mod store;
+mod turn;
 mod up;
 
 use std::io::Write as _;
@@ -60,6 +61,7 @@ enum Command {
     Invite(network::InviteArgs),
     Revoke(revoke::RevokeArgs),
     Signal(signal::SignalArgs),
+    Turn(Box<turn::TurnArgs>),
     Lab(lab::LabArgs),
     /// Print the version.
     Version,
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Invite(args) => network::invite(&args),
         Command::Revoke(args) => revoke::revoke(&args),
         Command::Signal(args) => signal::signal(&args),
+        Command::Turn(args) => turn::turn(&args),
         Command::Version => {
             print(&format!("wice {}\n", env!("CARGO_PKG_VERSION"))).map(|()| Health::Well)
         }
