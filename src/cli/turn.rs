@@ -86,9 +86,9 @@ pub(super) struct TurnArgs {
     /// 401 and 438 responses a second to one source, 0 for no limit [default: 100].
     #[arg(long, value_name = "N")]
     challenge_rate: Option<u32>,
-    /// Take channel numbers up to 0x7FFE, for clients older than RFC 8656.
+    /// For clients older than RFC 8656: channel numbers up to 0x7FFE, and the draft's number of ADDITIONAL-ADDRESS-FAMILY.
     #[arg(long)]
-    old_channels: bool,
+    old_clients: bool,
     /// Seconds that allocations may go on after SIGTERM [default: 10].
     #[arg(long, value_name = "SECONDS")]
     drain: Option<u64>,
@@ -130,7 +130,7 @@ struct File {
     total_quota: Option<u32>,
     user_rate: Option<u64>,
     challenge_rate: Option<u32>,
-    old_channels: bool,
+    old_clients: bool,
     drain: Option<u64>,
 }
 
@@ -276,7 +276,7 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         metrics,
         quotas,
         challenges,
-        old_channels: args.old_channels || file.old_channels,
+        old_clients: args.old_clients || file.old_clients,
     };
     Ok((settings, Duration::from_secs(drain)))
 }

@@ -48,7 +48,8 @@ impl Writer {
         self.bytes.extend(kind.to_be_bytes());
         self.bytes.extend((value.len() as u16).to_be_bytes());
         self.bytes.extend_from_slice(value);
-        self.bytes.resize(self.bytes.len() + padded - value.len(), 0);
+        self.bytes
+            .resize(self.bytes.len() + padded - value.len(), 0);
         self
     }
 

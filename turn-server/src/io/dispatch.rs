@@ -7,9 +7,7 @@ use wice_udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
 
 use super::streams::Streams;
 use crate::codec::channel_header;
-use crate::server::{
-    ClientAddr, Forward, Framing, RelayId, ToClient, Transport, data_indication,
-};
+use crate::server::{ClientAddr, Forward, Framing, RelayId, ToClient, Transport, data_indication};
 
 /// One payload and where it goes.
 pub(super) type Routed<'p> = (Forward, &'p [u8]);

@@ -40,22 +40,18 @@ fn answer(mut connection: TcpStream, pages: &dyn Pages) -> io::Result<()> {
     let len = connection.read(&mut request)?;
     let line = request[..len].split(|byte| *byte == b'\r').next();
     let (status, kind, body) = match line.unwrap_or_default() {
-        b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => (
-            "200 OK",
-            "text/plain; version=0.0.4",
-            pages.metrics(),
-        ),
+        b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => {
+            ("200 OK", "text/plain; version=0.0.4", pages.metrics())
+        }
         b"GET /healthz HTTP/1.1" | b"GET /healthz HTTP/1.0" => {
             ("200 OK", "text/plain", "ok\n".into())
         }
         b"GET /readyz HTTP/1.1" | b"GET /readyz HTTP/1.0" if pages.ready() => {
             ("200 OK", "text/plain", "ready\n".into())
         }
-        b"GET /readyz HTTP/1.1" | b"GET /readyz HTTP/1.0" => (
-            "503 Service Unavailable",
-            "text/plain",
-            "draining\n".into(),
-        ),
+        b"GET /readyz HTTP/1.1" | b"GET /readyz HTTP/1.0" => {
+            ("503 Service Unavailable", "text/plain", "draining\n".into())
+        }
         _ => ("404 Not Found", "text/plain", "not found\n".into()),
     };
     write!(

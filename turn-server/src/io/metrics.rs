@@ -9,7 +9,6 @@ use crate::server::{Counters, ErrorCode, Ledger, Ports};
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figures {
     pub(super) counters: Counters,
-    pub(super) allocations: usize,
     pub(super) connections: usize,
     /// Payloads dropped at slow TCP and TLS clients.
     pub(super) slow_client_drops: u64,
@@ -38,7 +37,10 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
     let mut out = String::new();
     let sum = |value: fn(&Figures) -> u64| threads.iter().map(value).sum::<u64>();
     let mut metric = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
-        let _ = write!(out, "# HELP wice_turn_{name} {help}\n# TYPE wice_turn_{name} {kind}\n");
+        let _ = write!(
+            out,
+            "# HELP wice_turn_{name} {help}\n# TYPE wice_turn_{name} {kind}\n"
+        );
         for (labels, value) in values {
             let _ = writeln!(out, "wice_turn_{name}{labels} {value}");
         }
@@ -50,7 +52,12 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
         "Allocations now, with ports held for tokens.",
         &[("", u64::from(total))],
     );
-    metric("users", "gauge", "Users with allocations.", &[("", users as u64)]);
+    metric(
+        "users",
+        "gauge",
+        "Users with allocations.",
+        &[("", users as u64)],
+    );
     let [v4, v6] = ports.map(|ports| ports.taken() as u64);
     metric(
         "relay_ports_taken",
@@ -91,7 +98,12 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
         })
         .collect();
     let refused: Vec<(&str, u64)> = refused.iter().map(|(l, v)| (l.as_str(), *v)).collect();
-    metric("refused_total", "counter", "Error responses by code.", &refused);
+    metric(
+        "refused_total",
+        "counter",
+        "Error responses by code.",
+        &refused,
+    );
     let (up, down) = ("{direction=\"up\"}", "{direction=\"down\"}");
     metric(
         "relayed_packets_total",
@@ -117,9 +129,18 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
         "What was dropped, by cause.",
         &[
             ("{cause=\"malformed\"}", sum(|t| t.counters.malformed)),
-            ("{cause=\"challenge-limit\"}", sum(|t| t.counters.challenges_limited)),
-            ("{cause=\"no-permission-up\"}", sum(|t| t.counters.unpermitted_up)),
-            ("{cause=\"no-permission-down\"}", sum(|t| t.counters.unpermitted_down)),
+            (
+                "{cause=\"challenge-limit\"}",
+                sum(|t| t.counters.challenges_limited),
+            ),
+            (
+                "{cause=\"no-permission-up\"}",
+                sum(|t| t.counters.unpermitted_up),
+            ),
+            (
+                "{cause=\"no-permission-down\"}",
+                sum(|t| t.counters.unpermitted_down),
+            ),
             ("{cause=\"user-rate\"}", sum(|t| t.counters.over_rate)),
             ("{cause=\"slow-client\"}", sum(|t| t.slow_client_drops)),
             ("{cause=\"send-failed\"}", sum(|t| t.send_failures)),

@@ -90,8 +90,8 @@ impl Service {
         }
         if let Some(address) = settings.metrics {
             let pages: Arc<dyn Pages> = Arc::clone(&service.pages) as _;
-            let local = http::serve(address, pages)
-                .map_err(|error| StartError::Tcp { address, error })?;
+            let local =
+                http::serve(address, pages).map_err(|error| StartError::Tcp { address, error })?;
             service.metrics = Some(local);
         }
         for (shard, worker) in workers.into_iter().enumerate() {
@@ -229,7 +229,9 @@ impl Drop for Service {
 
 impl State {
     fn places(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Published>>> {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -316,9 +318,9 @@ fn open_tcp(address: SocketAddr, first: bool) -> io::Result<TcpListener> {
 }
 
 fn random(bytes: &mut [u8]) -> Result<(), StartError> {
-    OsRng.try_fill_bytes(bytes).map_err(|error| {
-        system("get random bytes")(io::Error::other(error.to_string()))
-    })
+    OsRng
+        .try_fill_bytes(bytes)
+        .map_err(|error| system("get random bytes")(io::Error::other(error.to_string())))
 }
 
 fn system(step: &'static str) -> impl Fn(io::Error) -> StartError {

@@ -58,8 +58,8 @@ pub struct Settings {
     pub quotas: Quotas,
     /// Challenges a source.
     pub challenges: Rate,
-    /// Channel numbers to 0x7FFE.
-    pub old_channels: bool,
+    /// Clients older than RFC 8656 are understood.
+    pub old_clients: bool,
 }
 
 /// A listener: `udp://ADDR:PORT`, `tcp://…`, `tls://…`.
@@ -146,7 +146,7 @@ impl Settings {
             metrics: None,
             quotas: DEFAULT_QUOTAS,
             challenges: DEFAULT_CHALLENGES,
-            old_channels: false,
+            old_clients: false,
         }
     }
 
@@ -182,7 +182,11 @@ impl Settings {
     }
 
     /// The server's configuration. `ports` keeps what is taken over reloads; `fallback` makes nonces where there is no secret.
-    pub(super) fn config(&self, ports: &RelayPorts, fallback: NonceKey) -> Result<Config, StartError> {
+    pub(super) fn config(
+        &self,
+        ports: &RelayPorts,
+        fallback: NonceKey,
+    ) -> Result<Config, StartError> {
         let (relay_v4, relay_v6) = self.relays(ports)?;
         let mut own = addresses::interfaces().map_err(|error| StartError::System {
             step: "list this machine's addresses",
@@ -215,7 +219,7 @@ impl Settings {
             challenges: self.challenges,
             max_permissions: MAX_PEERS,
             max_channels: MAX_PEERS,
-            old_channels: self.old_channels,
+            old_clients: self.old_clients,
         })
     }
 
@@ -236,10 +240,13 @@ impl Settings {
                     "--relay-ip cannot be {local}\n  it is an address of this machine that peers can reach: ip address"
                 ));
             }
-            let external = self.external_ips.iter().find(|external| match external.private {
-                Some(private) => private == local,
-                None => external.public.is_ipv4() == local.is_ipv4(),
-            });
+            let external = self
+                .external_ips
+                .iter()
+                .find(|external| match external.private {
+                    Some(private) => private == local,
+                    None => external.public.is_ipv4() == local.is_ipv4(),
+                });
             let (slot, ports) = if local.is_ipv4() {
                 (&mut v4, &ports.v4)
             } else {
@@ -296,7 +303,13 @@ impl FromStr for Listen {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let error = || TextError(text.to_owned(), "listener", "udp://0.0.0.0:3478, tcp://[::]:3478 or tls://0.0.0.0:443");
+        let error = || {
+            TextError(
+                text.to_owned(),
+                "listener",
+                "udp://0.0.0.0:3478, tcp://[::]:3478 or tls://0.0.0.0:443",
+            )
+        };
         let (scheme, address) = text.split_once("://").ok_or_else(error)?;
         let (transport, port) = match scheme {
             "udp" => (Transport::Udp, DEFAULT_PORT),
@@ -318,7 +331,13 @@ impl FromStr for External {
     type Err = TextError;
 
     fn from_str(text: &str) -> Result<Self, TextError> {
-        let error = || TextError(text.to_owned(), "external address", "203.0.113.5 or 203.0.113.5/10.0.0.5");
+        let error = || {
+            TextError(
+                text.to_owned(),
+                "external address",
+                "203.0.113.5 or 203.0.113.5/10.0.0.5",
+            )
+        };
         let (public, private) = match text.split_once('/') {
             Some((public, private)) => (public, Some(private)),
             None => (text, None),
@@ -342,11 +361,29 @@ mod tests {
 
     #[test]
     fn listeners_and_external_addresses_are_read() {
-        let listen = |text: &str| text.parse::<Listen>().map(|l| (l.transport, l.address.to_string()));
-        assert_eq!(listen("udp://0.0.0.0:3479").unwrap(), (Transport::Udp, "0.0.0.0:3479".into()));
-        assert_eq!(listen("tcp://[::1]").unwrap(), (Transport::Tcp, "[::1]:3478".into()));
-        assert_eq!(listen("tls://192.0.2.1").unwrap(), (Transport::Tls, "192.0.2.1:5349".into()));
-        for text in ["0.0.0.0:3478", "dtls://0.0.0.0", "udp://example.org", "udp://", ""] {
+        let listen = |text: &str| {
+            text.parse::<Listen>()
+                .map(|l| (l.transport, l.address.to_string()))
+        };
+        assert_eq!(
+            listen("udp://0.0.0.0:3479").unwrap(),
+            (Transport::Udp, "0.0.0.0:3479".into())
+        );
+        assert_eq!(
+            listen("tcp://[::1]").unwrap(),
+            (Transport::Tcp, "[::1]:3478".into())
+        );
+        assert_eq!(
+            listen("tls://192.0.2.1").unwrap(),
+            (Transport::Tls, "192.0.2.1:5349".into())
+        );
+        for text in [
+            "0.0.0.0:3478",
+            "dtls://0.0.0.0",
+            "udp://example.org",
+            "udp://",
+            "",
+        ] {
             assert!(listen(text).is_err(), "{text}");
         }
         assert!("203.0.113.5/10.0.0.5".parse::<External>().is_ok());
@@ -367,7 +404,9 @@ mod tests {
             let mut settings = good.clone();
             change(&mut settings);
             let ports = RelayPorts::new(&settings.ports);
-            let checked = settings.check().and_then(|()| settings.config(&ports, [0; 32]).map(drop));
+            let checked = settings
+                .check()
+                .and_then(|()| settings.config(&ports, [0; 32]).map(drop));
             checked.unwrap_err().to_string()
         };
         assert!(bad(|s| s.users.clear()).contains("--user"));
@@ -376,6 +415,9 @@ mod tests {
         assert!(bad(|s| s.threads = 0).contains("--threads"));
         assert!(bad(|s| s.listen.push("tls://127.0.0.1".parse().unwrap())).contains("--cert"));
         assert!(bad(|s| s.relay_ips = vec!["0.0.0.0".parse().unwrap()]).contains("--relay-ip"));
-        assert!(bad(|s| s.external_ips = vec!["2001:db8::1".parse().unwrap()]).contains("--external-ip"));
+        assert!(
+            bad(|s| s.external_ips = vec!["2001:db8::1".parse().unwrap()])
+                .contains("--external-ip")
+        );
     }
 }

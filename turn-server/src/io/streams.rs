@@ -123,7 +123,11 @@ impl Streams {
     }
 
     /// One response to a client.
-    pub(super) fn send_control(&mut self, client: &ClientAddr, message: &[u8]) -> Result<(), Closed> {
+    pub(super) fn send_control(
+        &mut self,
+        client: &ClientAddr,
+        message: &[u8],
+    ) -> Result<(), Closed> {
         if let Some(stream) = self.get_mut(client.link) {
             stream.push_control(message)?;
             self.dirty.push(client.link);

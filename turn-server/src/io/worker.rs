@@ -125,7 +125,9 @@ impl Worker {
                     }
                     Some(Token::Udp(link)) => self.receive_from_clients(link, flags, now),
                     Some(Token::Tcp(index)) => self.accept(index, now.instant),
-                    Some(Token::Relay(relay)) => self.receive_from_peers(RelayId(relay), flags, now),
+                    Some(Token::Relay(relay)) => {
+                        self.receive_from_peers(RelayId(relay), flags, now)
+                    }
                     Some(Token::Stream(link)) => self.read_stream(link, now),
                     None => {}
                 }
@@ -139,7 +141,10 @@ impl Worker {
     }
 
     fn timeout(&self, now: Instant) -> rustix::event::Timespec {
-        let due = self.server.poll_timeout().map(|at| at.saturating_duration_since(now));
+        let due = self
+            .server
+            .poll_timeout()
+            .map(|at| at.saturating_duration_since(now));
         let wait = due.map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
         // A timer is never early.
         let wait = wait + Duration::from_micros(1);
@@ -282,7 +287,8 @@ impl Worker {
             };
             let added = self.streams.get_mut(link).map(|stream| {
                 let data = EventData::new_u64(Token::Stream(link).to_u64());
-                epoll::add(&self.epoll, &stream.socket, data, EventFlags::IN).map(|()| stream.client)
+                epoll::add(&self.epoll, &stream.socket, data, EventFlags::IN)
+                    .map(|()| stream.client)
             });
             if let Some(Err(error)) = added {
                 tracing::warn!(event = "turn-connection-refused", %error);
@@ -305,7 +311,11 @@ impl Worker {
         }
     }
 
-    fn handle_frames(&mut self, stream: &mut super::stream::Stream, now: Now) -> Result<(), Closed> {
+    fn handle_frames(
+        &mut self,
+        stream: &mut super::stream::Stream,
+        now: Now,
+    ) -> Result<(), Closed> {
         if !stream.read(&mut self.scratch)? {
             return Ok(());
         }
@@ -433,7 +443,6 @@ impl Worker {
     fn publish(&self) {
         self.published.set(Figures {
             counters: *self.server.counters(),
-            allocations: self.server.allocations(),
             connections: self.streams.len(),
             slow_client_drops: self.streams.dropped,
             send_failures: self.send_failures,
@@ -441,7 +450,12 @@ impl Worker {
     }
 
     fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, EventData::new_u64(token.to_u64()), flags)?)
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
     }
 }
 
@@ -467,7 +481,11 @@ fn route_arrival<'p>(
                     .handle_peer(relay, arrival.remote, (count, bytes), now)
                     .is_some()
             {
-                batch.extend(chunks.by_ref().map(|payload| (Forward::Client(to), payload)));
+                batch.extend(
+                    chunks
+                        .by_ref()
+                        .map(|payload| (Forward::Client(to), payload)),
+                );
             }
             return;
         }

@@ -24,6 +24,9 @@ const UDP: u8 = 17;
 /// The R bit of EVEN-PORT (RFC 8656 §18.8).
 const RESERVE_NEXT: u8 = 0x80;
 
+/// ADDITIONAL-ADDRESS-FAMILY before IANA gave it a number: coturn to 4.6 and its clients.
+const OLD_ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8032;
+
 /// Which port an allocation gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PortWish {
@@ -75,7 +78,8 @@ impl Server {
         };
         match result {
             Ok(()) => {
-                if opening.wish == PortWish::EvenAndNext && !self.reserve_next(&opening, relay, now) {
+                if opening.wish == PortWish::EvenAndNext && !self.reserve_next(&opening, relay, now)
+                {
                     self.close_relay(opening.allocation, family);
                     return self.fail(opening, family, ErrorCode::AllocationQuotaReached, now);
                 }
@@ -129,7 +133,11 @@ impl Server {
             Some(_) => return Err(ErrorCode::BadRequest),
         };
         let requested = requested_family(message)?;
-        let additional = match message.word(attribute::ADDITIONAL_ADDRESS_FAMILY) {
+        let older = Some(OLD_ADDITIONAL_ADDRESS_FAMILY).filter(|_| self.config.old_clients);
+        let additional = message
+            .word(attribute::ADDITIONAL_ADDRESS_FAMILY)
+            .or_else(|| message.word(older?));
+        let additional = match additional {
             // RFC 8656 §18.11: IPv6 alone can be added.
             Some([2, ..]) => true,
             Some(_) => return Err(ErrorCode::BadRequest),
@@ -156,7 +164,9 @@ impl Server {
             let held = self.shared.reservations.take(&token, &author.username, now);
             let held = held.ok_or(ErrorCode::InsufficientCapacity)?;
             let (family, port) = (Family::of(held.external), held.port);
-            let grant = held.claim(self.shard).ok_or(ErrorCode::InsufficientCapacity)?;
+            let grant = held
+                .claim(self.shard)
+                .ok_or(ErrorCode::InsufficientCapacity)?;
             (PortWish::Reserved(port), vec![family], grant)
         } else {
             let families = match (requested, additional) {
@@ -164,7 +174,10 @@ impl Server {
                 (None, true) => Family::BOTH.to_vec(),
                 (None, false) => vec![Family::V4],
             };
-            if families.iter().all(|family| self.relay_config(*family).is_none()) {
+            if families
+                .iter()
+                .all(|family| self.relay_config(*family).is_none())
+            {
                 return Err(ErrorCode::AddressFamilyNotSupported);
             }
             let entered = self
@@ -306,7 +319,8 @@ impl Server {
 
     /// Holds the port after the one just opened. False when the quota is used up; then nothing is held.
     fn reserve_next(&mut self, opening: &Opening, relay: RelayId, now: Instant) -> bool {
-        let (Some(slot), Some(allocation)) = (self.relay(relay), self.get(opening.allocation)) else {
+        let (Some(slot), Some(allocation)) = (self.relay(relay), self.get(opening.allocation))
+        else {
             return false;
         };
         let (ports, next) = (slot.ports.clone(), slot.local.port() + 1);
@@ -353,7 +367,12 @@ impl Server {
         );
         for (family, code) in missing {
             let number = code.code();
-            let mut value = vec![family.number(), 0, (number / 100) as u8, (number % 100) as u8];
+            let mut value = vec![
+                family.number(),
+                0,
+                (number / 100) as u8,
+                (number % 100) as u8,
+            ];
             value.extend_from_slice(code.reason().as_bytes());
             writer.add(attribute::ADDRESS_ERROR_CODE, &value);
         }

@@ -38,7 +38,9 @@ impl Family {
     }
 
     pub(super) fn from_number(number: u8) -> Option<Self> {
-        Self::BOTH.into_iter().find(|family| family.number() == number)
+        Self::BOTH
+            .into_iter()
+            .find(|family| family.number() == number)
     }
 
     fn index(self) -> usize {
@@ -155,7 +157,11 @@ impl Allocation {
         let new = |this: &Self| {
             let mut new: Vec<_> = peers
                 .iter()
-                .filter(|peer| this.permissions.binary_search_by_key(peer, |p| &p.0).is_err())
+                .filter(|peer| {
+                    this.permissions
+                        .binary_search_by_key(peer, |p| &p.0)
+                        .is_err()
+                })
                 .collect();
             new.sort_unstable();
             new.dedup();
@@ -178,7 +184,10 @@ impl Allocation {
 
     /// The peer of a channel.
     pub(super) fn peer_of(&self, number: u16, now: Instant) -> Option<PeerAddr> {
-        let at = self.channels.binary_search_by_key(&number, |c| c.number).ok()?;
+        let at = self
+            .channels
+            .binary_search_by_key(&number, |c| c.number)
+            .ok()?;
         let channel = &self.channels[at];
         (channel.expires > now).then_some(channel.peer)
     }
@@ -238,8 +247,7 @@ impl Allocation {
     fn forget_channels(&mut self, gone: impl Fn(&Channel) -> bool) {
         self.channels.retain(|channel| !gone(channel));
         let channels = &self.channels;
-        self.numbers.retain(|(_, number)| {
-            channels.binary_search_by_key(number, |c| c.number).is_ok()
-        });
+        self.numbers
+            .retain(|(_, number)| channels.binary_search_by_key(number, |c| c.number).is_ok());
     }
 }

@@ -58,10 +58,8 @@ pub(super) fn authenticate(
     let hash = message.integrity().ok_or(ErrorCode::Unauthorized)?;
     let username = message.get(attribute::USERNAME);
     let userhash = message.get(attribute::USERHASH);
-    let (Some(realm), Some(nonce)) = (
-        message.get(attribute::REALM),
-        message.get(attribute::NONCE),
-    ) else {
+    let (Some(realm), Some(nonce)) = (message.get(attribute::REALM), message.get(attribute::NONCE))
+    else {
         return Err(ErrorCode::BadRequest);
     };
     if username.is_none() && userhash.is_none() {

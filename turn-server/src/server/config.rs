@@ -60,8 +60,8 @@ pub struct Config {
     pub max_permissions: usize,
     /// Channels of an allocation.
     pub max_channels: usize,
-    /// Channel numbers to 0x7FFE, as before RFC 8656.
-    pub old_channels: bool,
+    /// What RFC 8656 changed is also taken as before it: channel numbers to 0x7FFE, ADDITIONAL-ADDRESS-FAMILY as 0x8032.
+    pub old_clients: bool,
 }
 
 /// Where relayed addresses come from.

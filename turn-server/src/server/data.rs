@@ -7,7 +7,9 @@ use std::time::Instant;
 use rand_core::RngCore as _;
 
 use super::allocation::Family;
-use super::types::{ClientAddr, Forward, Framing, IcmpError, PeerAddr, RelayAddr, RelayId, ToClient};
+use super::types::{
+    ClientAddr, Forward, Framing, IcmpError, PeerAddr, RelayAddr, RelayId, ToClient,
+};
 use super::{AllocationId, Command, Server};
 use crate::codec::{ChannelData, Class, Message, TransactionId, Writer, attribute, method};
 
@@ -173,7 +175,12 @@ impl Server {
     }
 
     /// A relayed address of ours arrives as what it is bound to; clients know it by the other name.
-    fn as_clients_see(&self, local: SocketAddr, external: RelayAddr, from: SocketAddr) -> SocketAddr {
+    fn as_clients_see(
+        &self,
+        local: SocketAddr,
+        external: RelayAddr,
+        from: SocketAddr,
+    ) -> SocketAddr {
         let translated = SocketAddr::new(external.0.ip(), from.port());
         if from.ip() == local.ip() && self.is_relayed(translated) {
             translated

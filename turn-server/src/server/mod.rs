@@ -45,11 +45,11 @@ pub use ports::{DEFAULT_PORTS, MAX_SHARDS, Ports};
 pub use prefix::{Prefix, PrefixError};
 pub use quota::{Exceeded, Grant, Ledger, Quotas};
 pub use reservation::Reservations;
+use types::source_of;
 pub use types::{
     ClientAddr, Command, Forward, Framing, IcmpError, Now, OpenError, PeerAddr, RelayAddr, RelayId,
     ToClient, Transport,
 };
-use types::source_of;
 
 use crate::codec::{Class, Hash, Key, Message, TransactionId, Writer, attribute, method};
 
@@ -334,13 +334,19 @@ impl Server {
         }
         self.counters.bindings += 1;
         let mut writer = Writer::new(Class::Success, method::BINDING, reply.id);
-        writer.add_xor_address(attribute::XOR_MAPPED_ADDRESS, canonical(reply.client.remote));
+        writer.add_xor_address(
+            attribute::XOR_MAPPED_ADDRESS,
+            canonical(reply.client.remote),
+        );
         self.send(reply, writer);
     }
 
     /// 400, 401 or 438 for somebody who has not authenticated: rate-limited, unsealed.
     fn refuse_stranger(&mut self, reply: &Reply, code: ErrorCode, source: IpAddr, now: Now) {
-        if !self.limiter.allow(self.config.challenges, source, now.instant) {
+        if !self
+            .limiter
+            .allow(self.config.challenges, source, now.instant)
+        {
             self.counters.challenges_limited += 1;
             return;
         }

@@ -93,12 +93,7 @@ pub(super) fn is_fresh(
     })
 }
 
-fn seal(
-    key: &NonceKey,
-    source: IpAddr,
-    features: [u8; 3],
-    time: [u8; TIME_LEN],
-) -> [u8; MAC_LEN] {
+fn seal(key: &NonceKey, source: IpAddr, features: [u8; 3], time: [u8; TIME_LEN]) -> [u8; MAC_LEN] {
     let source = match source {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
@@ -160,6 +155,11 @@ mod tests {
             }
             assert!(!fresh(&[key], &nonce[..at], [8, 8, 8, 8], NOW));
         }
-        assert!(!fresh(&[key], &[&nonce[..], b"A"].concat(), [8, 8, 8, 8], NOW));
+        assert!(!fresh(
+            &[key],
+            &[&nonce[..], b"A"].concat(),
+            [8, 8, 8, 8],
+            NOW
+        ));
     }
 }

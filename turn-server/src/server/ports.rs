@@ -105,8 +105,7 @@ impl Ports {
     }
 
     fn owner_cell(&self, port: u16) -> Option<&AtomicU8> {
-        self.owners
-            .get(usize::from(port.checked_sub(self.first)?))
+        self.owners.get(usize::from(port.checked_sub(self.first)?))
     }
 }
 
@@ -127,7 +126,9 @@ mod tests {
         assert_eq!(ports.taken(), 0);
         for _ in 0..5 {
             let even = ports.take_pair(9, 1).unwrap();
-            assert!(even.is_multiple_of(2) && ports.is_relayed(even) && !ports.is_relayed(even + 1));
+            assert!(
+                even.is_multiple_of(2) && ports.is_relayed(even) && !ports.is_relayed(even + 1)
+            );
         }
         assert_eq!(ports.take_pair(0, 1), None);
         assert_eq!(ports.taken(), 10);

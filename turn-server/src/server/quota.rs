@@ -88,7 +88,10 @@ impl Ledger {
         if full(books.users.get(user).map_or(0, |user| user.0), quotas.user) {
             return Err(Exceeded::User);
         }
-        if full(books.sources.get(&source).copied().unwrap_or(0), quotas.source) {
+        if full(
+            books.sources.get(&source).copied().unwrap_or(0),
+            quotas.source,
+        ) {
             return Err(Exceeded::Source);
         }
         books.total += 1;
@@ -178,11 +181,20 @@ mod tests {
             ledger.enter(&QUOTAS, "alice", a).unwrap(),
             ledger.enter(&QUOTAS, "alice", a).unwrap(),
         ];
-        assert_eq!(ledger.enter(&QUOTAS, "alice", b).unwrap_err(), Exceeded::User);
+        assert_eq!(
+            ledger.enter(&QUOTAS, "alice", b).unwrap_err(),
+            Exceeded::User
+        );
         grants.push(ledger.enter(&QUOTAS, "bob", a).unwrap());
-        assert_eq!(ledger.enter(&QUOTAS, "bob", a).unwrap_err(), Exceeded::Source);
+        assert_eq!(
+            ledger.enter(&QUOTAS, "bob", a).unwrap_err(),
+            Exceeded::Source
+        );
         grants.push(ledger.enter(&QUOTAS, "bob", b).unwrap());
-        assert_eq!(ledger.enter(&QUOTAS, "carol", b).unwrap_err(), Exceeded::Total);
+        assert_eq!(
+            ledger.enter(&QUOTAS, "carol", b).unwrap_err(),
+            Exceeded::Total
+        );
         grants.clear();
         assert_eq!(ledger.count(), (0, 0));
         assert!(ledger.books().sources.is_empty());
@@ -205,7 +217,11 @@ mod tests {
                 .count()
         };
         assert_eq!(sent(Duration::ZERO), 100, "the burst");
-        assert_eq!(sent(Duration::from_millis(50)), 50, "what the time since then pays");
+        assert_eq!(
+            sent(Duration::from_millis(50)),
+            50,
+            "what the time since then pays"
+        );
         assert_eq!(sent(Duration::from_secs(60)), 100, "no more is saved up");
         let other = ledger.enter(&QUOTAS, "bob", source).unwrap();
         assert!(other.pay(1000, rate, start + Duration::from_secs(60)));

@@ -99,7 +99,7 @@ impl Server {
         let number = message.word(attribute::CHANNEL_NUMBER);
         let [high, low, ..] = number.ok_or(ErrorCode::BadRequest)?;
         let number = u16::from_be_bytes([high, low]);
-        let numbers = if self.config.old_channels {
+        let numbers = if self.config.old_clients {
             OLD_CHANNELS
         } else {
             CHANNELS
