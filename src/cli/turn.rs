@@ -159,27 +159,32 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     );
     let drained = std::thread::scope(|scope| {
         let draining = scope.spawn(|| service.drain(drain));
-        runtime.block_on(async {
-            let (mut again, mut interrupt) = ends()?;
-            loop {
-                tokio::select! {
-                    _ = again.recv() => return Ok(false),
-                    _ = interrupt.recv() => return Ok(false),
-                    () = tokio::time::sleep(Duration::from_millis(20)) => {
-                        if draining.is_finished() {
-                            return anyhow::Ok(true);
+        runtime
+            .block_on(async {
+                let (mut again, mut interrupt) = ends()?;
+                loop {
+                    tokio::select! {
+                        _ = again.recv() => return Ok(false),
+                        _ = interrupt.recv() => return Ok(false),
+                        () = tokio::time::sleep(Duration::from_millis(20)) => {
+                            if draining.is_finished() {
+                                return anyhow::Ok(true);
+                            }
                         }
                     }
                 }
-            }
-        })
-        .inspect(|finished| {
-            if !finished {
-                std::process::exit(0);
-            }
-        })
+            })
+            .inspect(|finished| {
+                if !finished {
+                    std::process::exit(0);
+                }
+            })
     })?;
-    tracing::info!(event = "turn-stopped", drained, allocations = service.allocations());
+    tracing::info!(
+        event = "turn-stopped",
+        drained,
+        allocations = service.allocations()
+    );
     Ok(Health::Well)
 }
 
@@ -212,9 +217,8 @@ fn ends() -> std::io::Result<(tokio::signal::unix::Signal, tokio::signal::unix::
 /// Flags over file over defaults, and the time to drain.
 fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
     let file = match &args.config {
-        Some(path) => toml::from_str(&read(path, "the config file")?).map_err(|error| {
-            Usage(format!("{}: {error}", path.display()))
-        })?,
+        Some(path) => toml::from_str(&read(path, "the config file")?)
+            .map_err(|error| Usage(format!("{}: {error}", path.display())))?,
         None => File::default(),
     };
     let defaults = Settings::new();
@@ -239,11 +243,22 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         }
     };
     let metrics = args.metrics.as_ref().or(file.metrics.as_ref());
-    let metrics = metrics.map(|text| parse::<SocketAddr>("metrics", text)).transpose()?;
+    let metrics = metrics
+        .map(|text| parse::<SocketAddr>("metrics", text))
+        .transpose()?;
     let quotas = Quotas {
-        user: args.user_quota.or(file.user_quota).unwrap_or(defaults.quotas.user),
-        source: args.source_quota.or(file.source_quota).unwrap_or(defaults.quotas.source),
-        total: args.total_quota.or(file.total_quota).unwrap_or(defaults.quotas.total),
+        user: args
+            .user_quota
+            .or(file.user_quota)
+            .unwrap_or(defaults.quotas.user),
+        source: args
+            .source_quota
+            .or(file.source_quota)
+            .unwrap_or(defaults.quotas.source),
+        total: args
+            .total_quota
+            .or(file.total_quota)
+            .unwrap_or(defaults.quotas.total),
         user_bytes_per_second: args.user_rate.or(file.user_rate).unwrap_or(0),
     };
     let mut challenges = defaults.challenges;
@@ -267,7 +282,10 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
             None => defaults.ports,
         },
         realm: args.realm.clone().or(file.realm).unwrap_or(defaults.realm),
-        users: users.iter().map(|text| user(text)).collect::<Result<_, _>>()?,
+        users: users
+            .iter()
+            .map(|text| user(text))
+            .collect::<Result<_, _>>()?,
         secrets,
         allow_peers: list::<Prefix>("allow-peer", &args.allow_peer, &file.allow_peer)?,
         deny_peers: list::<Prefix>("deny-peer", &args.deny_peer, &file.deny_peer)?,
@@ -276,6 +294,7 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         metrics,
         quotas,
         challenges,
+        nonce_lifetime: defaults.nonce_lifetime,
         old_clients: args.old_clients || file.old_clients,
     };
     Ok((settings, Duration::from_secs(drain)))
@@ -296,9 +315,9 @@ fn list<T: FromStr<Err: std::fmt::Display>>(
 }
 
 fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, Usage> {
-    let range = text.split_once('-').and_then(|(first, last)| {
-        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
-    });
+    let range = text
+        .split_once('-')
+        .and_then(|(first, last)| Some(first.trim().parse().ok()?..=last.trim().parse().ok()?));
     range.ok_or_else(|| Usage(format!("--ports {text}: write it like 49152-65535")))
 }
 

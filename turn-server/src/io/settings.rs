@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use wice_udp::UdpError;
 
@@ -58,6 +59,8 @@ pub struct Settings {
     pub quotas: Quotas,
     /// Challenges a source.
     pub challenges: Rate,
+    /// How long a nonce is good for.
+    pub nonce_lifetime: Duration,
     /// Clients older than RFC 8656 are understood.
     pub old_clients: bool,
 }
@@ -146,6 +149,7 @@ impl Settings {
             metrics: None,
             quotas: DEFAULT_QUOTAS,
             challenges: DEFAULT_CHALLENGES,
+            nonce_lifetime: NONCE_LIFETIME,
             old_clients: false,
         }
     }
@@ -206,7 +210,7 @@ impl Settings {
             realm: self.realm.clone(),
             credentials: Credentials::new(&self.realm, users, secrets),
             nonce_keys,
-            nonce_lifetime: NONCE_LIFETIME,
+            nonce_lifetime: self.nonce_lifetime,
             policy: PeerPolicy {
                 allow: self.allow_peers.clone(),
                 deny: self.deny_peers.clone(),

@@ -251,3 +251,12 @@ impl Allocation {
             .retain(|(_, number)| channels.binary_search_by_key(number, |c| c.number).is_ok());
     }
 }
+
+#[cfg(test)]
+impl Allocation {
+    /// How many permissions and channels it holds.
+    pub(super) fn peers(&self) -> (usize, usize) {
+        assert_eq!(self.channels.len(), self.numbers.len());
+        (self.permissions.len(), self.channels.len())
+    }
+}

@@ -206,10 +206,7 @@ fn challenges_are_small_and_rationed() {
     // Guesses and bad requests share the ration with challenges.
     assert_eq!(answered(&mut world, &alice.addr, &guesses), 999);
     assert_eq!(answered(&mut world, &alice.addr, &request), 0);
-    assert_eq!(
-        answered(&mut world, &another, &request),
-        1000
-    );
+    assert_eq!(answered(&mut world, &another, &request), 1000);
     world.pass(1);
     assert_eq!(answered(&mut world, &alice.addr, &request), 100);
     assert!(world.server.counters().challenges_limited > 10_000);

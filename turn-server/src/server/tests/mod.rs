@@ -2,7 +2,7 @@
 
 mod allocations;
 mod credentials;
-
+mod fuzz;
 mod hostile;
 mod peers;
 
