@@ -3,12 +3,12 @@
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A scraper sends its request at once and reads the answer at once.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of a request that are looked at: method and path stand first.
-const MAX_REQUEST: usize = 1024;
+/// Bytes of a request: scrapers send a few hundred.
+const MAX_REQUEST: usize = 8 << 10;
 
 /// What the pages say.
 pub(super) trait Pages: Send + Sync + 'static {
@@ -36,9 +36,8 @@ pub(super) fn serve(address: SocketAddr, pages: Arc<dyn Pages>) -> io::Result<So
 fn answer(mut connection: TcpStream, pages: &dyn Pages) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    let mut request = [0; MAX_REQUEST];
-    let len = connection.read(&mut request)?;
-    let line = request[..len].split(|byte| *byte == b'\r').next();
+    let request = read_head(&mut connection)?;
+    let line = request.split(|byte| *byte == b'\r').next();
     let (status, kind, body) = match line.unwrap_or_default() {
         b"GET /metrics HTTP/1.1" | b"GET /metrics HTTP/1.0" => {
             ("200 OK", "text/plain; version=0.0.4", pages.metrics())
@@ -59,4 +58,21 @@ fn answer(mut connection: TcpStream, pages: &dyn Pages) -> io::Result<()> {
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// Everything up to the empty line: closing on unread bytes would reset the connection under the answer.
+fn read_head(connection: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let start = Instant::now();
+    let mut head = Vec::new();
+    let mut buffer = [0; MAX_REQUEST];
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() >= MAX_REQUEST || start.elapsed() > PATIENCE {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        match connection.read(&mut buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            len => head.extend_from_slice(&buffer[..len]),
+        }
+    }
+    Ok(head)
 }
