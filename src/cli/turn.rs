@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
-use wice_turn::io::{External, Listen, Service, Settings};
+use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
 use super::{Usage, start_log};
@@ -32,7 +32,7 @@ Peers in private, shared, loopback, link-local and other special ranges are deni
 SIGHUP reads users, secrets, lists and certificate again. SIGTERM lets allocations end, a second one ends at once.
 /metrics, /healthz and /readyz are served at --metrics.")]
 pub(super) struct TurnArgs {
-    /// Where clients are served: udp://ADDR:PORT, tcp://…, tls://…; give it once for each [default: UDP and TCP 3478 of all IPv4].
+    /// Where clients are served: udp://ADDR:PORT, tcp://…, tls://…; give it once for each [default: UDP and TCP 3478].
     #[arg(long, value_name = "URL")]
     listen: Vec<String>,
     /// An address of this machine that relays, one a family [default: those of the default routes].
@@ -144,7 +144,7 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
         },
     })?;
     let (settings, drain) = settings(args)?;
-    let service = Service::start(&settings)?;
+    let service = Service::start(&settings).map_err(usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -188,6 +188,17 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     Ok(Health::Well)
 }
 
+/// Settings that cannot be meant are wrong usage; what the machine refuses is not.
+fn usage(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::Settings(text) => Usage(text).into(),
+        StartError::Udp(_)
+        | StartError::Tcp { .. }
+        | StartError::Certificate { .. }
+        | StartError::System { .. } => error.into(),
+    }
+}
+
 /// Reloads on SIGHUP until SIGTERM or SIGINT.
 async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = ends()?;
@@ -197,7 +208,7 @@ async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
-                let reloaded = settings(args).and_then(|(settings, _)| Ok(service.reload(&settings)?));
+                let reloaded = settings(args).and_then(|(settings, _)| service.reload(&settings).map_err(usage));
                 match reloaded {
                     Ok(()) => tracing::info!(event = "turn-reloaded"),
                     Err(error) => tracing::error!(event = "turn-not-reloaded", error = %format!("{error:#}")),

@@ -194,11 +194,13 @@ impl<'a> Message<'a> {
                     self.sha256 = Some(at);
                     self.end = self.end.min(at);
                 }
-                _ if !sealed && kind < COMPREHENSION_OPTIONAL && !is_known(kind) => {
-                    if self.unknown_count < MAX_UNKNOWN {
-                        self.unknown[self.unknown_count] = kind;
-                        self.unknown_count += 1;
-                    }
+                _ if !sealed
+                    && kind < COMPREHENSION_OPTIONAL
+                    && !is_known(kind)
+                    && self.unknown_count < MAX_UNKNOWN =>
+                {
+                    self.unknown[self.unknown_count] = kind;
+                    self.unknown_count += 1;
                 }
                 _ => {}
             }

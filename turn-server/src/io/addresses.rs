@@ -26,6 +26,11 @@ pub(super) fn interfaces() -> io::Result<Vec<IpAddr>> {
     Ok(found)
 }
 
+/// Whether IPv6 sockets can be bound at all.
+pub(super) fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
+}
+
 /// Where packets to the internet leave from, for each family that has a route there.
 pub(super) fn of_default_routes() -> Vec<IpAddr> {
     // Connecting a UDP socket sends nothing; documentation addresses are routed as any other.

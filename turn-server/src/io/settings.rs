@@ -1,7 +1,7 @@
 //! What the operator says, checked and turned into a server's configuration.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -127,15 +127,21 @@ pub enum StartError {
 }
 
 impl Settings {
-    /// Listens on UDP and TCP 3478 of all IPv4 addresses, with one thread a core and nobody to serve.
+    /// Listens on UDP and TCP 3478 of all addresses (of IPv6 where this machine has it), with one thread a core and nobody
+    /// to serve.
     pub fn new() -> Self {
-        let any = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT));
-        let listen = |transport| Listen {
-            transport,
-            address: any,
-        };
+        let any = [
+            Some(IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+            addresses::has_ipv6().then_some(Ipv6Addr::UNSPECIFIED.into()),
+        ];
+        let listen = any.into_iter().flatten().flat_map(|ip| {
+            [Transport::Udp, Transport::Tcp].map(|transport| Listen {
+                transport,
+                address: SocketAddr::new(ip, DEFAULT_PORT),
+            })
+        });
         Self {
-            listen: vec![listen(Transport::Udp), listen(Transport::Tcp)],
+            listen: listen.collect(),
             relay_ips: Vec::new(),
             external_ips: Vec::new(),
             ports: DEFAULT_PORTS,

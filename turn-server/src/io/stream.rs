@@ -206,8 +206,11 @@ impl Stream {
 
 /// Nothing now is no error.
 fn later(error: io::Error) -> Result<bool, Closed> {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(false),
-        _ => Err(error.into()),
+    if matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    ) {
+        return Ok(false);
     }
+    Err(error.into())
 }

@@ -114,15 +114,12 @@ impl Worker {
                 }
             }
             let now = now();
+            let mut stopped = false;
             for event in &events {
                 // Copied out: the struct is packed.
                 let (token, flags) = (Token::from_u64(event.data.u64()), event.flags);
                 match token {
-                    Some(Token::Wake) => {
-                        if !self.handle_control() {
-                            return;
-                        }
-                    }
+                    Some(Token::Wake) => stopped |= !self.handle_control(),
                     Some(Token::Udp(link)) => self.receive_from_clients(link, flags, now),
                     Some(Token::Tcp(index)) => self.accept(index, now.instant),
                     Some(Token::Relay(relay)) => {
@@ -131,6 +128,9 @@ impl Worker {
                     Some(Token::Stream(link)) => self.read_stream(link, now),
                     None => {}
                 }
+            }
+            if stopped {
+                return;
             }
             self.server.handle_timeout(now.instant);
             self.obey(now.instant);

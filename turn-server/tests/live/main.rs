@@ -1,5 +1,7 @@
 //! The whole service on loopback: real sockets, threads, connections.
 
+#![allow(clippy::unwrap_used)]
+
 mod client;
 mod http;
 mod uclient;
