@@ -207,6 +207,7 @@ impl Service {
             buffers: ReceiveBuffers::new(),
             failures: SendFailures::new(),
             scratch: Worker::scratch(),
+            batch: Vec::new(),
             send_failures: 0,
             next_sweep: now,
         };

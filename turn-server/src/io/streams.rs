@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use rustls::ServerConnection;
 
 use super::stream::{Closed, Stream};
-use crate::server::{ClientAddr, Framing, ToClient, Transport, data_indication};
+use crate::server::{ClientAddr, Framing, ToClient, Transport, data_indication, source_of};
 
 /// Connections of a thread: each has at most 200 KiB of buffers, and few have any.
 const MAX_CONNECTIONS: usize = 16_384;
-/// Connections of one source address.
+/// Connections of one source address (IPv6: of a /64).
 const MAX_PER_SOURCE: u32 = 1024;
 /// How long a connection may be without an allocation: a TLS handshake and an Allocate with its challenge on a bad path.
 pub(super) const IDLE_LIMIT: Duration = Duration::from_secs(30);
@@ -37,7 +37,8 @@ impl Streams {
         now: Instant,
     ) -> Option<u32> {
         let (remote, local) = addresses;
-        let count = self.sources.get(&remote.ip()).copied().unwrap_or(0);
+        let source = source_of(remote);
+        let count = self.sources.get(&source).copied().unwrap_or(0);
         if self.len() >= MAX_CONNECTIONS || count >= MAX_PER_SOURCE {
             return None;
         }
@@ -61,7 +62,7 @@ impl Streams {
             return None;
         };
         self.slots[link as usize] = Some(stream);
-        *self.sources.entry(remote.ip()).or_default() += 1;
+        *self.sources.entry(source).or_default() += 1;
         Some(link)
     }
 
@@ -92,7 +93,7 @@ impl Streams {
             *slot = None;
             self.free.push(client.link);
         }
-        let source = client.remote.ip();
+        let source = source_of(client.remote);
         if let Some(count) = self.sources.get_mut(&source) {
             *count -= 1;
             if *count == 0 {

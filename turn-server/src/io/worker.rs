@@ -77,6 +77,8 @@ pub(super) struct Worker {
     pub(super) buffers: ReceiveBuffers,
     pub(super) failures: SendFailures,
     pub(super) scratch: Box<[u8]>,
+    /// Empty between batches: the room for the next one.
+    pub(super) batch: Vec<Routed<'static>>,
     pub(super) send_failures: u64,
     pub(super) next_sweep: Instant,
 }
@@ -190,7 +192,7 @@ impl Worker {
             if filled == 0 {
                 return;
             }
-            let mut batch: Vec<Routed<'_>> = Vec::with_capacity(filled);
+            let mut batch = recycle(std::mem::take(&mut self.batch));
             for arrival in self.buffers.arrivals() {
                 // Without a local address no reply could leave from it.
                 let Some(local) = arrival.local else {
@@ -208,7 +210,7 @@ impl Worker {
             }
             self.sockets
                 .dispatch(&batch, &mut self.streams, &mut self.failures);
-            drop(batch);
+            self.batch = recycle(batch);
             self.obey(now.instant);
             if filled < SLOTS {
                 return;
@@ -228,13 +230,13 @@ impl Worker {
             if filled == 0 {
                 return;
             }
-            let mut batch: Vec<Routed<'_>> = Vec::with_capacity(filled);
+            let mut batch = recycle(std::mem::take(&mut self.batch));
             for arrival in self.buffers.arrivals() {
                 route_arrival(&mut self.server, relay, arrival, now.instant, &mut batch);
             }
             self.sockets
                 .dispatch(&batch, &mut self.streams, &mut self.failures);
-            drop(batch);
+            self.batch = recycle(batch);
             if filled < SLOTS {
                 return;
             }
@@ -322,7 +324,7 @@ impl Worker {
         let client = stream.client;
         let mut known = self.server.has_allocation(&client);
         let mut done = 0;
-        let mut batch: Vec<Routed<'_>> = Vec::new();
+        let mut batch = recycle(std::mem::take(&mut self.batch));
         let ended = loop {
             match stream.frame(done, known) {
                 Ok(Some(frame)) => {
@@ -337,7 +339,7 @@ impl Worker {
         };
         self.sockets
             .dispatch(&batch, &mut self.streams, &mut self.failures);
-        drop(batch);
+        self.batch = recycle(batch);
         stream.consume(done);
         ended
     }
@@ -490,6 +492,13 @@ fn route_arrival<'p>(
             return;
         }
     }
+}
+
+/// An empty batch in the room of another one: collecting in place keeps it.
+fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
+    batch.clear();
+    let empty = batch.into_iter().filter_map(|_| None::<Routed<'p>>);
+    empty.collect()
 }
 
 fn now() -> Now {

@@ -27,7 +27,7 @@ impl Server {
             self.counters.malformed += 1;
             return None;
         };
-        let id = self.clients.get(client).copied();
+        let id = self.sender(client);
         let channel = id.and_then(|id| Some((id, self.get(id)?.peer_of(data.number, now)?)));
         let Some((id, peer)) = channel else {
             self.counters.unpermitted_up += 1;
@@ -55,7 +55,7 @@ impl Server {
             return None;
         }
         let peer = PeerAddr(peer);
-        let id = self.clients.get(client).copied();
+        let id = self.sender(client);
         let permitted = id.filter(|id| {
             self.get(*id)
                 .is_some_and(|allocation| allocation.is_permitted(peer.0.ip(), now))
@@ -123,9 +123,11 @@ impl Server {
             self.counters.over_rate += 1;
             return None;
         }
-        let own = self.relay(relayed.relay)?;
-        let external = PeerAddr(own.external.0);
-        let forward = match self.by_address.get(&RelayAddr(peer.0)) {
+        let external = PeerAddr(self.relay(relayed.relay)?.external.0);
+        let other = (peer.0.ip() == external.0.ip())
+            .then(|| self.by_address.get(&RelayAddr(peer.0)))
+            .flatten();
+        let forward = match other {
             Some(other) => {
                 let other = self.relay(*other)?.allocation;
                 let to = self.deliver(other, external, 1, bytes, now)?;

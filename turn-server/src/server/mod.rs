@@ -45,7 +45,7 @@ pub use ports::{DEFAULT_PORTS, MAX_SHARDS, Ports};
 pub use prefix::{Prefix, PrefixError};
 pub use quota::{Exceeded, Grant, Ledger, Quotas};
 pub use reservation::Reservations;
-use types::source_of;
+pub(crate) use types::source_of;
 pub use types::{
     ClientAddr, Command, Forward, Framing, IcmpError, Now, OpenError, PeerAddr, RelayAddr, RelayId,
     ToClient, Transport,
@@ -125,6 +125,8 @@ pub struct Server {
     limiter: Limiter,
     draining: bool,
     clients: HashMap<ClientAddr, AllocationId>,
+    /// Whose payload came last: most come in runs.
+    last: Option<(ClientAddr, AllocationId)>,
     allocations: Vec<Option<Box<Allocation>>>,
     free_allocations: Vec<u32>,
     relays: Vec<Option<Relay>>,
@@ -161,6 +163,7 @@ impl Server {
             limiter,
             draining: false,
             clients: HashMap::new(),
+            last: None,
             allocations: Vec::new(),
             free_allocations: Vec::new(),
             relays: Vec::new(),
@@ -394,6 +397,18 @@ impl Server {
         });
     }
 
+    /// The allocation of who sends a payload.
+    fn sender(&mut self, client: &ClientAddr) -> Option<AllocationId> {
+        if let Some((last, id)) = &self.last
+            && last == client
+        {
+            return Some(*id);
+        }
+        let id = self.clients.get(client).copied()?;
+        self.last = Some((*client, id));
+        Some(id)
+    }
+
     fn get(&self, id: AllocationId) -> Option<&Allocation> {
         self.allocations.get(id.0 as usize)?.as_deref()
     }
@@ -451,6 +466,7 @@ impl Server {
         };
         self.timers.remove(&(allocation.due, id));
         self.clients.remove(&allocation.client);
+        self.last = None;
         self.free_allocations.push(id.0);
         self.counters.freed += 1;
     }

@@ -134,7 +134,7 @@ pub struct IcmpError {
 }
 
 /// The addresses of a family that are the same to quotas and limits: an IPv4 address, an IPv6 /64 (what one host has).
-pub(super) fn source_of(address: SocketAddr) -> IpAddr {
+pub(crate) fn source_of(address: SocketAddr) -> IpAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(ip) => IpAddr::V4(ip),
         IpAddr::V6(ip) => {
