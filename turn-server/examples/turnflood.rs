@@ -58,7 +58,8 @@ impl Client {
     }
 
     fn allocate(server: SocketAddr) -> (Self, SocketAddr) {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        // Not the relay's address: clients would take its relay ports.
+        let socket = UdpSocket::bind("127.0.0.2:0").expect("a socket");
         socket.connect(server).expect("connected");
         socket
             .set_read_timeout(Some(Duration::from_secs(2)))

@@ -18,7 +18,7 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 /// The longest that is granted (RFC 8656 §7.2 recommends an hour).
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 /// Ports that are tried before an allocation fails: other programs may have some of the range.
-const MAX_ATTEMPTS: u8 = 8;
+const MAX_ATTEMPTS: u8 = 32;
 /// UDP in REQUESTED-TRANSPORT (RFC 8656 §18.7).
 const UDP: u8 = 17;
 /// The R bit of EVEN-PORT (RFC 8656 §18.8).
