@@ -497,8 +497,7 @@ fn route_arrival<'p>(
 /// An empty batch in the room of another one: collecting in place keeps it.
 fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
     batch.clear();
-    let empty = batch.into_iter().filter_map(|_| None::<Routed<'p>>);
-    empty.collect()
+    batch.into_iter().map_while(|_| None).collect()
 }
 
 fn now() -> Now {
