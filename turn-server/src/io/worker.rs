@@ -532,3 +532,23 @@ impl Token {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_batch_is_empty_and_keeps_its_room() {
+        let payload = [0; 4];
+        let forward = Forward::Peer {
+            relay: RelayId(0),
+            to: SocketAddr::from(([8, 8, 8, 8], 1)),
+            dont_fragment: false,
+        };
+        let batch: Vec<Routed<'_>> = vec![(forward, &payload[..]); 100];
+        let (room, place) = (batch.capacity(), batch.as_ptr().addr());
+        let next: Vec<Routed<'static>> = recycle(batch);
+        assert!(next.is_empty());
+        assert_eq!((next.capacity(), next.as_ptr().addr()), (room, place));
+    }
+}
