@@ -16,6 +16,7 @@ mod random;
 mod revoke;
 mod signal;
 mod store;
+mod turn;
 mod up;
 mod usage;
 mod visit;
@@ -69,6 +70,7 @@ enum Command {
     Invite(network::InviteArgs),
     Revoke(revoke::RevokeArgs),
     Signal(signal::SignalArgs),
+    Turn(Box<turn::TurnArgs>),
     Lab(lab::LabArgs),
     /// Print the version.
     Version,
@@ -127,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Invite(args) => network::invite(&args),
         Command::Revoke(args) => revoke::revoke(&args),
         Command::Signal(args) => signal::signal(&args),
+        Command::Turn(args) => turn::turn(&args),
         Command::Version => {
             print(&format!("wice {}\n", env!("CARGO_PKG_VERSION"))).map(|()| Health::Well)
         }

@@ -1,4 +1,4 @@
-//! The TURN client against the real coturn on loopback, over UDP, TCP, TLS and TLS through a proxy.
+//! The TURN client against the real coturn and against our own server on loopback, over UDP, TCP, TLS and TLS through a proxy.
 
 mod driver;
 mod server;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use driver::{Driver, Link, echo_peer};
-use server::{PASSWORD, Server, USER, time_limited};
+use server::{Kind, PASSWORD, Server, USER, Wish, time_limited};
 use wice::core::turn::{AllocationEvent, AllocationState, Credentials, Failure, Family, Refusal};
 use wice_signaling::protocol::RelayTransport;
 
@@ -17,6 +17,34 @@ use wice_signaling::protocol::RelayTransport;
 const SIZES: [usize; 9] = [1, 2, 3, 4, 5, 7, 333, 1199, 1452];
 /// A wrong password is one more round trip, not a timeout.
 const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Each test against both servers.
+macro_rules! against_both {
+    ($($name:ident),* $(,)?) => {
+        mod coturn {
+            $(#[tokio::test] async fn $name() { super::$name(super::Kind::Coturn).await; })*
+        }
+        mod ours {
+            $(#[tokio::test] async fn $name() { super::$name(super::Kind::Ours).await; })*
+        }
+    };
+}
+
+against_both! {
+    udp,
+    tcp,
+    tls,
+    tls_through_a_proxy,
+    an_ipv6_address_over_an_ipv4_connection,
+    time_limited_credentials,
+    a_wrong_password_fails_at_once_on_every_transport,
+    a_stale_nonce_is_renewed,
+    a_used_up_quota_is_named,
+    a_denied_peer_is_refused_alone,
+    a_used_port_is_a_mismatch,
+    a_restarted_server_has_lost_the_allocation,
+    a_stopped_server_closes_its_streams,
+}
 
 fn alice() -> Credentials {
     Credentials::new(USER, PASSWORD).expect("valid")
@@ -66,45 +94,53 @@ async fn full_cycle(mut driver: Driver) {
     );
 }
 
-#[tokio::test]
-async fn udp() {
-    let server = Server::start(&[]).await;
+async fn udp(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     full_cycle(Driver::new(Link::udp(&server).await, alice())).await;
 }
 
-#[tokio::test]
-async fn tcp() {
-    let server = Server::start(&[]).await;
+async fn tcp(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     full_cycle(Driver::new(Link::tcp(&server), alice())).await;
 }
 
-#[tokio::test]
-async fn tls() {
-    let server = Server::start(&[]).await;
+async fn tls(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     full_cycle(Driver::new(Link::tls(&server, None), alice())).await;
 }
 
-#[tokio::test]
-async fn tls_through_a_proxy() {
-    let server = Server::start(&[]).await;
+async fn tls_through_a_proxy(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     let proxy = server::http_proxy().await;
     let link = Link::tls(&server, Some(proxy));
     full_cycle(Driver::new(link, alice())).await;
 }
 
-#[tokio::test]
-async fn an_ipv6_address_over_an_ipv4_connection() {
-    let server = Server::start(&["--relay-ip=::1"]).await;
+async fn an_ipv6_address_over_an_ipv4_connection(kind: Kind) {
+    let server = Server::start(
+        kind,
+        Wish {
+            ipv6: true,
+            ..Wish::default()
+        },
+    )
+    .await;
     let driver = Driver::of_family(Family::V6, Link::udp(&server).await, alice());
     full_cycle(driver).await;
-    let server = Server::start(&[]).await;
+    let server = Server::start(kind, Wish::default()).await;
     let mut driver = Driver::of_family(Family::V6, Link::udp(&server).await, alice());
     assert_eq!(driver.failure().await, Failure::Family(440));
 }
 
-#[tokio::test]
-async fn time_limited_credentials() {
-    let server = Server::start(&["--use-auth-secret", "--static-auth-secret=shared"]).await;
+async fn time_limited_credentials(kind: Kind) {
+    let server = Server::start(
+        kind,
+        Wish {
+            secret: Some("shared"),
+            ..Wish::default()
+        },
+    )
+    .await;
     let valid = time_limited("shared", 60);
     let mut driver = Driver::new(Link::udp(&server).await, valid);
     driver.allocate().await;
@@ -114,9 +150,8 @@ async fn time_limited_credentials() {
     assert_eq!(driver.failure().await, Failure::WrongCredentials);
 }
 
-#[tokio::test]
-async fn a_wrong_password_fails_at_once_on_every_transport() {
-    let server = Server::start(&[]).await;
+async fn a_wrong_password_fails_at_once_on_every_transport(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     for transport in [
         RelayTransport::Udp,
         RelayTransport::Tcp,
@@ -131,9 +166,15 @@ async fn a_wrong_password_fails_at_once_on_every_transport() {
     }
 }
 
-#[tokio::test]
-async fn a_stale_nonce_is_renewed() {
-    let server = Server::start(&["--stale-nonce=1"]).await;
+async fn a_stale_nonce_is_renewed(kind: Kind) {
+    let server = Server::start(
+        kind,
+        Wish {
+            nonce_seconds: Some(1),
+            ..Wish::default()
+        },
+    )
+    .await;
     let mut driver = Driver::new(Link::udp(&server).await, alice());
     driver.allocate().await;
     let start = Instant::now();
@@ -146,9 +187,15 @@ async fn a_stale_nonce_is_renewed() {
     assert_eq!(driver.allocation.state(), AllocationState::Allocated);
 }
 
-#[tokio::test]
-async fn a_used_up_quota_is_named() {
-    let server = Server::start(&["--user-quota=1"]).await;
+async fn a_used_up_quota_is_named(kind: Kind) {
+    let server = Server::start(
+        kind,
+        Wish {
+            user_quota: Some(1),
+            ..Wish::default()
+        },
+    )
+    .await;
     let mut first = Driver::new(Link::udp(&server).await, alice());
     first.allocate().await;
     let mut second = Driver::new(Link::udp(&server).await, alice());
@@ -156,9 +203,15 @@ async fn a_used_up_quota_is_named() {
     assert!(second.codes.contains(&486));
 }
 
-#[tokio::test]
-async fn a_denied_peer_is_refused_alone() {
-    let server = Server::start(&["--denied-peer-ip=127.0.0.9"]).await;
+async fn a_denied_peer_is_refused_alone(kind: Kind) {
+    let server = Server::start(
+        kind,
+        Wish {
+            deny: Some("127.0.0.9"),
+            ..Wish::default()
+        },
+    )
+    .await;
     let mut driver = Driver::new(Link::tcp(&server), alice());
     driver.allocate().await;
     let (denied, allowed) = (IpAddr::from([127, 0, 0, 9]), IpAddr::from([127, 0, 0, 8]));
@@ -183,9 +236,8 @@ async fn a_denied_peer_is_refused_alone() {
     assert_eq!(driver.allocation.state(), AllocationState::Allocated);
 }
 
-#[tokio::test]
-async fn a_used_port_is_a_mismatch() {
-    let server = Server::start(&[]).await;
+async fn a_used_port_is_a_mismatch(kind: Kind) {
+    let server = Server::start(kind, Wish::default()).await;
     let mut first = Driver::new(Link::udp(&server).await, alice());
     first.allocate().await;
     // As after a crash: the server still has the allocation, the client no longer knows of it.
@@ -193,9 +245,8 @@ async fn a_used_port_is_a_mismatch() {
     assert_eq!(second.failure().await, Failure::Mismatch);
 }
 
-#[tokio::test]
-async fn a_restarted_server_has_lost_the_allocation() {
-    let mut server = Server::start(&[]).await;
+async fn a_restarted_server_has_lost_the_allocation(kind: Kind) {
+    let mut server = Server::start(kind, Wish::default()).await;
     let mut driver = Driver::new(Link::udp(&server).await, alice());
     driver.allocate().await;
     server.restart().await;
@@ -203,9 +254,8 @@ async fn a_restarted_server_has_lost_the_allocation() {
     assert_eq!(driver.failure().await, Failure::Mismatch);
 }
 
-#[tokio::test]
-async fn a_stopped_server_closes_its_streams() {
-    let mut server = Server::start(&[]).await;
+async fn a_stopped_server_closes_its_streams(kind: Kind) {
+    let mut server = Server::start(kind, Wish::default()).await;
     let mut driver = Driver::new(Link::tls(&server, None), alice());
     driver.allocate().await;
     server.stop();

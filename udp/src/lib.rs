@@ -1,4 +1,4 @@
-//! UDP sockets for the packet loop: many datagrams a system call, in (recvmmsg, UDP_GRO) and out
+//! UDP sockets for packet loops: many datagrams a system call, in (recvmmsg, UDP_GRO) and out
 //! (UDP_SEGMENT by gather iovec), with the local address and interface of every one.
 //!
 //! Nothing here blocks, allocates on the data path, or ends because of one datagram.
@@ -17,4 +17,4 @@ pub use send::{
     CHANNEL_HEADER_LEN, Coalescer, Destination, MAX_GSO_BYTES, MAX_SEGMENTS, SendFailure,
     SendFailureKind, SendFailures, Source,
 };
-pub use socket::{Counters, Family, UdpError, UdpSocket};
+pub use socket::{Counters, Family, UdpError, UdpOptions, UdpSocket};

@@ -48,6 +48,8 @@ pub struct PathError {
     pub kind: PathErrorKind,
     /// Who said it.
     pub origin: ErrorOrigin,
+    /// ICMP type and code, 0 where it was this machine's stack (RFC 792, RFC 4443).
+    pub icmp: (u8, u8),
 }
 
 impl PathError {
@@ -156,5 +158,6 @@ unsafe fn decode(remote: SocketAddr, data: *const u8) -> PathError {
         remote,
         kind,
         origin,
+        icmp: (error.ee_type, error.ee_code),
     }
 }

@@ -8,6 +8,30 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{self, RawAddress};
 
+/// How a socket is set up beyond what every one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpOptions {
+    /// Several sockets share the port; the kernel keeps each remote address on one (SO_REUSEPORT).
+    pub reuse_port: bool,
+    /// Datagrams too large for the path are fragmented instead of refused (IP_PMTUDISC_DONT).
+    pub fragment: bool,
+    /// Bytes of receive buffer asked for.
+    pub receive_buffer: libc::c_int,
+    /// Bytes of send buffer asked for.
+    pub send_buffer: libc::c_int,
+}
+
+impl Default for UdpOptions {
+    fn default() -> Self {
+        Self {
+            reuse_port: false,
+            fragment: false,
+            receive_buffer: RECEIVE_BUFFER_BYTES,
+            send_buffer: SEND_BUFFER_BYTES,
+        }
+    }
+}
+
 /// Receive buffer asked for: 8 MiB hold 50 ms at 1 Gbit/s with the kernel's bookkeeping; an unsized
 /// one (208 KiB) loses most of a burst.
 const RECEIVE_BUFFER_BYTES: libc::c_int = 8 << 20;
@@ -96,7 +120,12 @@ pub struct UdpSocket {
 impl UdpSocket {
     /// A socket for any peer. `address` may be a wildcard, and its port 0.
     pub fn bind(address: SocketAddr) -> Result<Self, UdpError> {
-        let socket = Self::open(address)?;
+        Self::bind_with(address, &UdpOptions::default())
+    }
+
+    /// The same, set up by `options`.
+    pub fn bind_with(address: SocketAddr, options: &UdpOptions) -> Result<Self, UdpError> {
+        let socket = Self::open(address, options)?;
         socket.bind_to(address)?;
         Ok(socket)
     }
@@ -108,7 +137,7 @@ impl UdpSocket {
         remote: SocketAddr,
         ifindex: Option<u32>,
     ) -> Result<Self, UdpError> {
-        let mut socket = Self::open(local)?;
+        let mut socket = Self::open(local, &UdpOptions::default())?;
         if let Some(ifindex) = ifindex {
             socket
                 .set(
@@ -183,7 +212,7 @@ impl UdpSocket {
         self.counters.set(counters);
     }
 
-    fn open(address: SocketAddr) -> Result<Self, UdpError> {
+    fn open(address: SocketAddr, options: &UdpOptions) -> Result<Self, UdpError> {
         let family = Family::of(address);
         let domain = match family {
             Family::V4 => libc::AF_INET,
@@ -210,36 +239,61 @@ impl UdpSocket {
             counters: Cell::default(),
         };
         socket
-            .configure()
+            .configure(options)
             .map_err(|e| classify(address, "set the options", e))?;
         Ok(socket)
     }
 
-    fn configure(&mut self) -> io::Result<()> {
+    /// Whether datagrams that are too large for the path are fragmented, as [`UdpOptions::fragment`] at the start.
+    pub fn set_fragment(&self, fragment: bool) -> io::Result<()> {
+        // Never fragment: what is too large for the path is reported as EMSGSIZE.
+        let (level, name, value) = match (self.family, fragment) {
+            (Family::V4, false) => (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DO,
+            ),
+            (Family::V4, true) => (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DONT,
+            ),
+            (Family::V6, false) => (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DO,
+            ),
+            (Family::V6, true) => (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DONT,
+            ),
+        };
+        self.set(level, name, value)
+    }
+
+    fn configure(&mut self, options: &UdpOptions) -> io::Result<()> {
+        if options.reuse_port {
+            self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        self.set_fragment(options.fragment)?;
         match self.family {
             Family::V4 => {
                 self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
                 self.set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
-                // Never fragment: what is too large for the path is reported as EMSGSIZE.
-                self.set(
-                    libc::IPPROTO_IP,
-                    libc::IP_MTU_DISCOVER,
-                    libc::IP_PMTUDISC_DO,
-                )?;
             }
             Family::V6 => {
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
-                self.set(
-                    libc::IPPROTO_IPV6,
-                    libc::IPV6_MTU_DISCOVER,
-                    libc::IPV6_PMTUDISC_DO,
-                )?;
             }
         }
-        self.size_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER_BYTES)?;
-        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER_BYTES)?;
+        self.size_buffer(
+            libc::SO_RCVBUFFORCE,
+            libc::SO_RCVBUF,
+            options.receive_buffer,
+        )?;
+        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, options.send_buffer)?;
         self.gro = self.set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         self.gso
             .set(self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());

@@ -1,0 +1,179 @@
+//! `wice turn` as operators run it: usage, config file, secrets, signals.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longer than a start, a reload or an end takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("wice-turn-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str, mode: u32) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running `wice turn`, killed at the end.
+struct Running {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_wice"))
+            .args([
+                "turn",
+                "--listen",
+                "udp://127.0.0.1:0",
+                "--relay-ip",
+                "127.0.0.1",
+            ])
+            .args(arguments)
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    /// The next line of the log with `text`.
+    fn line(&mut self, text: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(
+                self.log.read_line(&mut line).unwrap(),
+                0,
+                "ended without {text}"
+            );
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn end(&mut self) -> i32 {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap();
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn fails(arguments: &[&str]) -> (i32, String) {
+    let Output { status, stderr, .. } = Command::new(env!("CARGO_BIN_EXE_wice"))
+        .arg("turn")
+        .args(arguments)
+        .output()
+        .unwrap();
+    (status.code().unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn what_cannot_be_meant_is_said() {
+    let folder = Folder::new("usage");
+    let open = folder.write("open", "secret\n", 0o644);
+    let empty = folder.write("empty", "\n\n", 0o600);
+    let typo = folder.write("typo.toml", "relm = \"x\"\n", 0o600);
+    let user = "alice:wonderland";
+    for (arguments, word) in [
+        (&[][..], "--secret-file"),
+        (&["--user", "alice"], "NAME:PASSWORD"),
+        (&["--user", user, "--listen", "0.0.0.0:3478"], "udp://"),
+        (&["--user", user, "--ports", "5000"], "49152-65535"),
+        (&["--user", user, "--ports", "5000-5000"], "too small"),
+        (
+            &["--user", user, "--allow-peer", "10.0.0.0/33"],
+            "10.0.0.0/8",
+        ),
+        (&["--user", user, "--cert", "c.pem"], "belong together"),
+        (&["--user", user, "--listen", "tls://127.0.0.1"], "--cert"),
+        (&["--secret-file", &open], "chmod 600"),
+        (&["--secret-file", &empty], "no secret"),
+        (&["--secret-file", "/nowhere"], "/nowhere"),
+        (&["--config", &typo], "relm"),
+    ] {
+        let (code, text) = fails(arguments);
+        assert_eq!(code, 64, "{arguments:?}: {text}");
+        assert!(text.contains(word), "{arguments:?}: {text}");
+    }
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listen = format!("udp://{}", taken.local_addr().unwrap());
+    let (code, text) = fails(&[
+        "--user",
+        user,
+        "--listen",
+        &listen,
+        "--relay-ip",
+        "127.0.0.1",
+    ]);
+    assert!(
+        code == 2 && text.contains("another program"),
+        "{code}: {text}"
+    );
+}
+
+#[test]
+fn it_reloads_on_sighup_and_ends_on_sigterm() {
+    let folder = Folder::new("signals");
+    let config = folder.write(
+        "turn.toml",
+        "realm = \"lab\"\nuser = [\"alice:wonderland\"]\n",
+        0o600,
+    );
+    let mut running = Running::start(&["--config", &config]);
+    assert!(running.line("turn-serving").contains("realm=lab"));
+    folder.write(
+        "turn.toml",
+        "realm = \"lab\"\nuser = [\"bob:builder\"]\n",
+        0o600,
+    );
+    running.signal("-HUP");
+    running.line("turn-reloaded");
+    folder.write("turn.toml", "rubbish", 0o600);
+    running.signal("-HUP");
+    assert!(running.line("turn-not-reloaded").contains("turn.toml"));
+    running.signal("-TERM");
+    running.line("turn-draining");
+    assert_eq!(running.end(), 0);
+}

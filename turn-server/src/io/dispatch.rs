@@ -1,0 +1,165 @@
+//! Payloads on their way out: runs to one destination leave in one system call, headers gathered in front, nothing copied
+//! (UDP), or are queued at their connection (TCP, TLS).
+
+use std::net::SocketAddr;
+
+use wice_udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
+
+use super::streams::Streams;
+use crate::codec::channel_header;
+use crate::server::{ClientAddr, Forward, Framing, RelayId, ToClient, Transport, data_indication};
+
+/// One payload and where it goes.
+pub(super) type Routed<'p> = (Forward, &'p [u8]);
+
+/// The sockets of a thread that payloads leave by.
+#[derive(Default)]
+pub(super) struct Sockets {
+    /// UDP listeners, by link.
+    pub(super) listeners: Vec<UdpSocket>,
+    /// Relay sockets, by [`RelayId`].
+    pub(super) relays: Vec<Option<UdpSocket>>,
+}
+
+impl Sockets {
+    pub(super) fn relay(&self, relay: RelayId) -> Option<&UdpSocket> {
+        self.relays.get(relay.0 as usize)?.as_ref()
+    }
+
+    /// Sends all of `batch`, in order.
+    pub(super) fn dispatch(
+        &self,
+        mut batch: &[Routed<'_>],
+        streams: &mut Streams,
+        failures: &mut SendFailures,
+    ) {
+        while let Some(((forward, _), rest)) = batch.split_first() {
+            let sent = match forward {
+                Forward::Peer {
+                    relay,
+                    dont_fragment: false,
+                    ..
+                } => self.send_to_peers(*relay, batch, failures),
+                Forward::Peer { .. } => self.send_unfragmented(&batch[0], failures),
+                Forward::Client(to) if to.client.transport == Transport::Udp => {
+                    self.send_to_clients(to.client.link, batch, failures)
+                }
+                Forward::Client(to) => {
+                    streams.send_payload(to, batch[0].1);
+                    1
+                }
+            };
+            // Whatever had no socket is gone: its allocation ended in this very batch.
+            batch = if sent == 0 { rest } else { &batch[sent..] };
+        }
+    }
+
+    /// One message to a client by UDP.
+    pub(super) fn send_message(
+        &self,
+        client: &ClientAddr,
+        message: &[u8],
+        failures: &mut SendFailures,
+    ) {
+        if let Some(socket) = self.listeners.get(client.link as usize) {
+            Coalescer::new(socket, failures).push(reply_to(client), None, message);
+        }
+    }
+
+    /// The payloads at the start of `batch` that leave by `relay`; returns how many.
+    fn send_to_peers(
+        &self,
+        relay: RelayId,
+        batch: &[Routed<'_>],
+        failures: &mut SendFailures,
+    ) -> usize {
+        let Some(socket) = self.relay(relay) else {
+            return 0;
+        };
+        let mut out = Coalescer::new(socket, failures);
+        let mut sent = 0;
+        for (forward, payload) in batch {
+            match forward {
+                Forward::Peer {
+                    relay: other,
+                    to,
+                    dont_fragment: false,
+                } if *other == relay => out.push(by_route(*to), None, payload),
+                Forward::Peer { .. } | Forward::Client(_) => break,
+            }
+            sent += 1;
+        }
+        sent
+    }
+
+    /// DONT-FRAGMENT: the kernel has it for a whole socket only.
+    fn send_unfragmented(&self, routed: &Routed<'_>, failures: &mut SendFailures) -> usize {
+        let (Forward::Peer { relay, to, .. }, payload) = routed else {
+            return 0;
+        };
+        let Some(socket) = self.relay(*relay) else {
+            return 0;
+        };
+        // Where it cannot be set the datagram leaves as any other.
+        let _ = socket.set_fragment(false);
+        Coalescer::new(socket, failures).push(by_route(*to), None, payload);
+        let _ = socket.set_fragment(true);
+        1
+    }
+
+    /// The payloads at the start of `batch` that go to UDP clients of one listener; returns how many.
+    fn send_to_clients(
+        &self,
+        link: u32,
+        batch: &[Routed<'_>],
+        failures: &mut SendFailures,
+    ) -> usize {
+        let Some(socket) = self.listeners.get(link as usize) else {
+            return 0;
+        };
+        let mut out = Coalescer::new(socket, failures);
+        let mut sent = 0;
+        for (forward, payload) in batch {
+            let Forward::Client(ToClient { client, framing }) = forward else {
+                break;
+            };
+            if client.transport != Transport::Udp || client.link != link {
+                break;
+            }
+            match framing {
+                Framing::Channel(number) => {
+                    if let Some(header) = channel_header(*number, payload.len()) {
+                        out.push(reply_to(client), Some(header), payload);
+                    }
+                }
+                Framing::Indication { id, peer } if sent == 0 => {
+                    drop(out);
+                    let message = data_indication(*id, *peer, payload);
+                    Coalescer::new(socket, failures).push(reply_to(client), None, &message);
+                    return 1;
+                }
+                Framing::Indication { .. } => break,
+            }
+            sent += 1;
+        }
+        sent
+    }
+}
+
+fn by_route(remote: SocketAddr) -> Destination {
+    Destination {
+        remote,
+        source: None,
+    }
+}
+
+/// From the address that the client speaks to.
+fn reply_to(client: &ClientAddr) -> Destination {
+    Destination {
+        remote: client.remote,
+        source: Some(Source {
+            ip: client.local.ip(),
+            ifindex: 0,
+        }),
+    }
+}

@@ -1,0 +1,554 @@
+//! One thread: its sockets, its clients, its server. Nothing here is shared with another thread but ports, quotas and reservations.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustls::{ServerConfig, ServerConnection};
+use wice_udp::{
+    Arrival, ErrorOrigin, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError, UdpOptions,
+    UdpSocket,
+};
+
+use super::dispatch::{Routed, Sockets};
+use super::metrics::{Figures, Published};
+use super::stream::Closed;
+use super::streams::{IDLE_LIMIT, Streams};
+use crate::server::{
+    ClientAddr, Command, Config, Forward, Framing, IcmpError, Now, OpenError, RelayId, Server,
+    Transport,
+};
+
+/// Receive buffer of a relay socket: some 200 full packets with the kernel's bookkeeping, which a thread at its limit of
+/// about 1 µs each works off well within 5 ms.
+const RELAY_BUFFER_BYTES: i32 = 1 << 20;
+/// Receive buffer of a listener, which all clients of a thread share: some 1,800 full packets.
+pub(super) const LISTENER_BUFFER_BYTES: i32 = 4 << 20;
+/// Events taken at once.
+const EVENTS: usize = 128;
+/// System calls on one socket before the others have their turn.
+const RECEIVES_A_TURN: usize = 4;
+/// Connections accepted before the others have their turn.
+const ACCEPTS_A_TURN: usize = 32;
+/// ICMP errors read before the others have their turn.
+const ERRORS_A_TURN: usize = 16;
+/// Bytes read from a connection before the others have their turn.
+const STREAM_READ: usize = 64 << 10;
+/// How often figures are published at least.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// What a thread is told.
+pub(super) enum Control {
+    /// Another configuration, and certificate.
+    Reload(Arc<Config>, Option<Arc<ServerConfig>>),
+    /// No new allocations.
+    Drain,
+    /// The end.
+    Stop,
+}
+
+/// What epoll names: a kind and an index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Wake,
+    Udp(u32),
+    Tcp(u32),
+    Relay(u32),
+    Stream(u32),
+}
+
+pub(super) struct Worker {
+    pub(super) server: Server,
+    pub(super) epoll: OwnedFd,
+    pub(super) wake: Arc<OwnedFd>,
+    pub(super) inbox: Receiver<Control>,
+    pub(super) sockets: Sockets,
+    /// Ports of the UDP listeners, by link.
+    pub(super) ports: Vec<u16>,
+    /// TCP listeners, and whether they speak TLS.
+    pub(super) tcp: Vec<(TcpListener, bool)>,
+    pub(super) tls: Option<Arc<ServerConfig>>,
+    pub(super) published: Arc<Published>,
+    pub(super) streams: Streams,
+    pub(super) buffers: ReceiveBuffers,
+    pub(super) failures: SendFailures,
+    pub(super) scratch: Box<[u8]>,
+    /// Empty between batches: the room for the next one.
+    pub(super) batch: Vec<Routed<'static>>,
+    pub(super) send_failures: u64,
+    pub(super) next_sweep: Instant,
+}
+
+impl Worker {
+    /// Memory for one read of a connection.
+    pub(super) fn scratch() -> Box<[u8]> {
+        vec![0; STREAM_READ].into_boxed_slice()
+    }
+
+    /// Registers what is there from the start.
+    pub(super) fn register(&self) -> io::Result<()> {
+        self.add(&*self.wake, Token::Wake, EventFlags::IN)?;
+        for (index, socket) in self.sockets.listeners.iter().enumerate() {
+            self.add(socket, Token::Udp(index as u32), EventFlags::IN)?;
+        }
+        for (index, (listener, _)) in self.tcp.iter().enumerate() {
+            self.add(listener, Token::Tcp(index as u32), EventFlags::IN)?;
+        }
+        Ok(())
+    }
+
+    /// Runs until it is told to stop.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            events.clear();
+            let spare = rustix::buffer::spare_capacity(&mut events);
+            let timeout = self.timeout(Instant::now());
+            match epoll::wait(&self.epoll, spare, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(event = "turn-wait-failed", %error);
+                    return;
+                }
+            }
+            let now = now();
+            let mut stopped = false;
+            for event in &events {
+                // Copied out: the struct is packed.
+                let (token, flags) = (Token::from_u64(event.data.u64()), event.flags);
+                match token {
+                    Some(Token::Wake) => stopped |= !self.handle_control(),
+                    Some(Token::Udp(link)) => self.receive_from_clients(link, flags, now),
+                    Some(Token::Tcp(index)) => self.accept(index, now.instant),
+                    Some(Token::Relay(relay)) => {
+                        self.receive_from_peers(RelayId(relay), flags, now)
+                    }
+                    Some(Token::Stream(link)) => self.read_stream(link, now),
+                    None => {}
+                }
+            }
+            if stopped {
+                return;
+            }
+            self.server.handle_timeout(now.instant);
+            self.obey(now.instant);
+            self.sweep(now.instant);
+            self.flush_streams();
+            self.publish();
+        }
+    }
+
+    fn timeout(&self, now: Instant) -> rustix::event::Timespec {
+        let due = self
+            .server
+            .poll_timeout()
+            .map(|at| at.saturating_duration_since(now));
+        let wait = due.map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
+        // A timer is never early.
+        let wait = wait + Duration::from_micros(1);
+        rustix::event::Timespec {
+            tv_sec: wait.as_secs() as i64,
+            tv_nsec: i64::from(wait.subsec_nanos()),
+        }
+    }
+
+    fn handle_control(&mut self) -> bool {
+        // Only wakes; what is to be done is in the inbox.
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        while let Ok(control) = self.inbox.try_recv() {
+            match control {
+                Control::Reload(config, tls) => {
+                    self.server.set_config(config);
+                    self.tls = tls;
+                }
+                Control::Drain => self.server.drain(),
+                Control::Stop => return false,
+            }
+        }
+        true
+    }
+
+    fn receive_from_clients(&mut self, link: u32, flags: EventFlags, now: Now) {
+        let Some(&port) = self.ports.get(link as usize) else {
+            return;
+        };
+        for _ in 0..RECEIVES_A_TURN {
+            let Some(socket) = self.sockets.listeners.get(link as usize) else {
+                return;
+            };
+            if flags.contains(EventFlags::ERR) {
+                // A client that is gone: its allocation ends by itself.
+                for _ in 0..ERRORS_A_TURN {
+                    if socket.next_error().is_none() {
+                        break;
+                    }
+                }
+            }
+            let filled = socket.receive(&mut self.buffers).unwrap_or(0);
+            if filled == 0 {
+                return;
+            }
+            let mut batch = recycle(std::mem::take(&mut self.batch));
+            for arrival in self.buffers.arrivals() {
+                // Without a local address no reply could leave from it.
+                let Some(local) = arrival.local else {
+                    continue;
+                };
+                let client = ClientAddr {
+                    transport: Transport::Udp,
+                    remote: arrival.remote,
+                    local: SocketAddr::new(local, port),
+                    link,
+                };
+                for frame in arrival.bytes.chunks(arrival.segment_size) {
+                    batch.extend(self.server.handle_client(&client, frame, now));
+                }
+            }
+            self.sockets
+                .dispatch(&batch, &mut self.streams, &mut self.failures);
+            self.batch = recycle(batch);
+            self.obey(now.instant);
+            if filled < SLOTS {
+                return;
+            }
+        }
+    }
+
+    fn receive_from_peers(&mut self, relay: RelayId, flags: EventFlags, now: Now) {
+        if flags.contains(EventFlags::ERR) {
+            self.read_errors(relay, now.instant);
+        }
+        for _ in 0..RECEIVES_A_TURN {
+            let Some(socket) = self.sockets.relay(relay) else {
+                return;
+            };
+            let filled = socket.receive(&mut self.buffers).unwrap_or(0);
+            if filled == 0 {
+                return;
+            }
+            let mut batch = recycle(std::mem::take(&mut self.batch));
+            for arrival in self.buffers.arrivals() {
+                route_arrival(&mut self.server, relay, arrival, now.instant, &mut batch);
+            }
+            self.sockets
+                .dispatch(&batch, &mut self.streams, &mut self.failures);
+            self.batch = recycle(batch);
+            if filled < SLOTS {
+                return;
+            }
+        }
+    }
+
+    fn read_errors(&mut self, relay: RelayId, now: Instant) {
+        for _ in 0..ERRORS_A_TURN {
+            let Some(error) = self.sockets.relay(relay).and_then(UdpSocket::next_error) else {
+                return;
+            };
+            let ErrorOrigin::Icmp(_) = error.origin else {
+                continue;
+            };
+            let (kind, code) = error.icmp;
+            let data = match error.kind {
+                PathErrorKind::TooLarge { mtu } => mtu,
+                PathErrorKind::Refused
+                | PathErrorKind::HostUnreachable
+                | PathErrorKind::NetworkUnreachable
+                | PathErrorKind::Other(_) => 0,
+            };
+            let icmp = IcmpError { kind, code, data };
+            self.server.handle_icmp(relay, error.remote, icmp, now);
+        }
+    }
+
+    fn accept(&mut self, index: u32, now: Instant) {
+        for _ in 0..ACCEPTS_A_TURN {
+            let Some((listener, secure)) = self.tcp.get(index as usize) else {
+                return;
+            };
+            // Also when file descriptors are short: epoll tells again.
+            let Ok((socket, remote)) = listener.accept() else {
+                return;
+            };
+            let tls = match (secure, &self.tls) {
+                (false, _) => None,
+                (true, Some(config)) => match ServerConnection::new(Arc::clone(config)) {
+                    Ok(tls) => Some(tls),
+                    Err(_) => continue,
+                },
+                (true, None) => continue,
+            };
+            let Ok(local) = socket.local_addr() else {
+                continue;
+            };
+            let Some(link) = self.streams.add(socket, (remote, local), tls, now) else {
+                continue;
+            };
+            let added = self.streams.get_mut(link).map(|stream| {
+                let data = EventData::new_u64(Token::Stream(link).to_u64());
+                epoll::add(&self.epoll, &stream.socket, data, EventFlags::IN)
+                    .map(|()| stream.client)
+            });
+            if let Some(Err(error)) = added {
+                tracing::warn!(event = "turn-connection-refused", %error);
+                let client = self.streams.get_mut(link).map(|stream| stream.client);
+                client.inspect(|client| self.streams.remove(client));
+            }
+        }
+    }
+
+    fn read_stream(&mut self, link: u32, now: Now) {
+        let Some(mut stream) = self.streams.lend(link) else {
+            return;
+        };
+        let client = stream.client;
+        let result = self.handle_frames(&mut stream, now);
+        self.streams.give_back(stream);
+        self.obey(now.instant);
+        if let Err(reason) = result {
+            self.close(&client, &reason);
+        }
+    }
+
+    fn handle_frames(
+        &mut self,
+        stream: &mut super::stream::Stream,
+        now: Now,
+    ) -> Result<(), Closed> {
+        if !stream.read(&mut self.scratch)? {
+            return Ok(());
+        }
+        let client = stream.client;
+        let mut known = self.server.has_allocation(&client);
+        let mut done = 0;
+        let mut batch = recycle(std::mem::take(&mut self.batch));
+        let ended = loop {
+            match stream.frame(done, known) {
+                Ok(Some(frame)) => {
+                    batch.extend(self.server.handle_client(&client, frame, now));
+                    done += frame.len();
+                    // Frames may follow their Allocate in one read.
+                    known = known || self.server.has_allocation(&client);
+                }
+                Ok(None) => break Ok(()),
+                Err(reason) => break Err(reason),
+            }
+        };
+        self.sockets
+            .dispatch(&batch, &mut self.streams, &mut self.failures);
+        self.batch = recycle(batch);
+        stream.consume(done);
+        ended
+    }
+
+    /// Carries out what the server says.
+    fn obey(&mut self, now: Instant) {
+        while let Some(command) = self.server.poll_command() {
+            match command {
+                Command::Send { client, message } => match client.transport {
+                    Transport::Udp => {
+                        self.sockets
+                            .send_message(&client, &message, &mut self.failures);
+                    }
+                    Transport::Tcp | Transport::Tls => {
+                        if let Err(reason) = self.streams.send_control(&client, &message) {
+                            self.close(&client, &reason);
+                        }
+                    }
+                },
+                Command::OpenRelay { relay, local } => {
+                    let opened = self.open_relay(relay, local);
+                    self.server.handle_relay_opened(relay, opened, now);
+                }
+                Command::CloseRelay { relay } => {
+                    if let Some(slot) = self.sockets.relays.get_mut(relay.0 as usize) {
+                        *slot = None;
+                    }
+                }
+            }
+        }
+        self.send_failures += self.failures.drain().count() as u64;
+    }
+
+    fn open_relay(&mut self, relay: RelayId, local: SocketAddr) -> Result<(), OpenError> {
+        let options = UdpOptions {
+            reuse_port: false,
+            fragment: true,
+            receive_buffer: RELAY_BUFFER_BYTES,
+            send_buffer: RELAY_BUFFER_BYTES,
+        };
+        let socket = UdpSocket::bind_with(local, &options).map_err(|error| match error {
+            UdpError::PortInUse(_) => OpenError::PortInUse,
+            UdpError::NoSuchAddress(_) | UdpError::NoPermission(_) | UdpError::System { .. } => {
+                tracing::warn!(event = "turn-relay-not-opened", %error);
+                OpenError::Unable
+            }
+        })?;
+        self.add(&socket, Token::Relay(relay.0), EventFlags::IN)
+            .map_err(|_| OpenError::Unable)?;
+        let index = relay.0 as usize;
+        if self.sockets.relays.len() <= index {
+            self.sockets.relays.resize_with(index + 1, || None);
+        }
+        self.sockets.relays[index] = Some(socket);
+        Ok(())
+    }
+
+    fn close(&mut self, client: &ClientAddr, reason: &Closed) {
+        tracing::debug!(event = "turn-connection-closed", client = %client.remote, %reason);
+        self.server.handle_disconnected(client);
+        // What was said last may still leave.
+        if let Some(stream) = self.streams.get_mut(client.link) {
+            let _ = stream.flush();
+            self.streams.remove(client);
+        }
+        self.obey(Instant::now());
+    }
+
+    fn flush_streams(&mut self) {
+        for link in self.streams.take_dirty() {
+            let Some(stream) = self.streams.get_mut(link) else {
+                continue;
+            };
+            let client = stream.client;
+            match stream.flush() {
+                Ok(waits) if waits != stream.waits => {
+                    stream.waits = waits;
+                    let mut flags = EventFlags::IN;
+                    flags.set(EventFlags::OUT, waits);
+                    let data = EventData::new_u64(Token::Stream(link).to_u64());
+                    // It was added; at worst it waits for the client's next frame.
+                    let _ = epoll::modify(&self.epoll, &stream.socket, data, flags);
+                }
+                Ok(_) => {}
+                Err(reason) => self.close(&client, &reason),
+            }
+        }
+    }
+
+    /// Ends connections that came for nothing.
+    fn sweep(&mut self, now: Instant) {
+        if now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now + IDLE_LIMIT / 4;
+        for client in self.streams.old(now) {
+            if !self.server.has_allocation(&client) {
+                self.close(&client, &Closed::ByClient);
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.published.set(Figures {
+            counters: *self.server.counters(),
+            connections: self.streams.len(),
+            slow_client_drops: self.streams.dropped,
+            send_failures: self.send_failures,
+        });
+    }
+
+    fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.to_u64()),
+            flags,
+        )?)
+    }
+}
+
+/// All payloads of one arrival have one way, but an indication each its own transaction id.
+fn route_arrival<'p>(
+    server: &mut Server,
+    relay: RelayId,
+    arrival: Arrival<'p>,
+    now: Instant,
+    batch: &mut Vec<Routed<'p>>,
+) {
+    let mut chunks = arrival.bytes.chunks(arrival.segment_size);
+    while let Some(payload) = chunks.next() {
+        let Some(to) = server.handle_peer(relay, arrival.remote, (1, payload.len()), now) else {
+            continue;
+        };
+        batch.push((Forward::Client(to), payload));
+        if let Framing::Channel(_) = to.framing {
+            let rest = arrival.bytes.len() - payload.len();
+            let (count, bytes) = (rest.div_ceil(arrival.segment_size), rest);
+            if count > 0
+                && server
+                    .handle_peer(relay, arrival.remote, (count, bytes), now)
+                    .is_some()
+            {
+                batch.extend(
+                    chunks
+                        .by_ref()
+                        .map(|payload| (Forward::Client(to), payload)),
+                );
+            }
+            return;
+        }
+    }
+}
+
+/// An empty batch in the room of another one: collecting in place keeps it.
+fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
+    batch.clear();
+    batch.into_iter().map_while(|_| None).collect()
+}
+
+fn now() -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+    Now {
+        instant: Instant::now(),
+        unix: unix.map_or(0, |time| time.as_secs()),
+    }
+}
+
+impl Token {
+    fn to_u64(self) -> u64 {
+        let (kind, index) = match self {
+            Self::Wake => (0, 0),
+            Self::Udp(index) => (1, index),
+            Self::Tcp(index) => (2, index),
+            Self::Relay(index) => (3, index),
+            Self::Stream(index) => (4, index),
+        };
+        kind << 32 | u64::from(index)
+    }
+
+    fn from_u64(token: u64) -> Option<Self> {
+        let index = token as u32;
+        Some(match token >> 32 {
+            0 => Self::Wake,
+            1 => Self::Udp(index),
+            2 => Self::Tcp(index),
+            3 => Self::Relay(index),
+            4 => Self::Stream(index),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recycled_batch_is_empty_and_keeps_its_room() {
+        let payload = [0; 4];
+        let forward = Forward::Peer {
+            relay: RelayId(0),
+            to: SocketAddr::from(([8, 8, 8, 8], 1)),
+            dont_fragment: false,
+        };
+        let batch: Vec<Routed<'_>> = vec![(forward, &payload[..]); 100];
+        let (room, place) = (batch.capacity(), batch.as_ptr().addr());
+        let next: Vec<Routed<'static>> = recycle(batch);
+        assert!(next.is_empty());
+        assert_eq!((next.capacity(), next.as_ptr().addr()), (room, place));
+    }
+}

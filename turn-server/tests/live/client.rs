@@ -1,0 +1,359 @@
+//! A blocking client: enough to ask, and to move payloads.
+
+use std::collections::VecDeque;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use wice_turn::codec::{
+    ChannelData, Class, Hash, Key, Message, TransactionId, Writer, attribute, channel_header,
+    is_channel_data, method, stream_frame,
+};
+use wice_turn::server::Transport;
+
+pub(crate) const USER: &str = "alice";
+pub(crate) const PASSWORD: &str = "wonderland";
+pub(crate) const REALM: &str = "example.org";
+/// Longer than anything on loopback takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+enum Link {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+pub(crate) struct Client {
+    link: Link,
+    pub(crate) local: SocketAddr,
+    partial: Vec<u8>,
+    payloads: VecDeque<(SocketAddr, Vec<u8>)>,
+    channels: Vec<(u16, SocketAddr)>,
+    nonce: Vec<u8>,
+    credentials: (String, String),
+    next: u8,
+}
+
+impl Client {
+    pub(crate) fn connect(transport: Transport, server: SocketAddr) -> Self {
+        let tcp = || {
+            let stream = TcpStream::connect(server).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_nodelay(true).unwrap();
+            let local = stream.local_addr().unwrap();
+            (stream, local)
+        };
+        let (link, local) = match transport {
+            Transport::Udp => {
+                let any = if server.is_ipv4() {
+                    "127.0.0.1:0"
+                } else {
+                    "[::1]:0"
+                };
+                let socket = UdpSocket::bind(any).unwrap();
+                socket.connect(server).unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                let local = socket.local_addr().unwrap();
+                (Link::Udp(socket), local)
+            }
+            Transport::Tcp => {
+                let (stream, local) = tcp();
+                (Link::Tcp(stream), local)
+            }
+            Transport::Tls => {
+                let (stream, local) = tcp();
+                let provider = Arc::new(rustls::crypto::ring::default_provider());
+                let config = rustls::ClientConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .unwrap()
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(Anyone))
+                    .with_no_client_auth();
+                let name = ServerName::try_from("relay.test").unwrap();
+                let tls = ClientConnection::new(Arc::new(config), name).unwrap();
+                (Link::Tls(Box::new(StreamOwned::new(tls, stream))), local)
+            }
+        };
+        Self {
+            link,
+            local,
+            partial: Vec::new(),
+            payloads: VecDeque::new(),
+            channels: Vec::new(),
+            nonce: Vec::new(),
+            credentials: (USER.into(), PASSWORD.into()),
+            next: 0,
+        }
+    }
+
+    pub(crate) fn login(&mut self, user: &str, password: &str) {
+        self.credentials = (user.into(), password.into());
+    }
+
+    /// The server's certificate.
+    pub(crate) fn certificate(&mut self) -> Vec<u8> {
+        self.binding();
+        let Link::Tls(tls) = &self.link else {
+            panic!("no TLS")
+        };
+        tls.conn.peer_certificates().unwrap()[0].to_vec()
+    }
+
+    pub(crate) fn binding(&mut self) -> SocketAddr {
+        let id = self.id();
+        self.write(&Writer::new(Class::Request, method::BINDING, id).finish(None, true));
+        let answer = self.answer(id);
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_MAPPED_ADDRESS).unwrap();
+        message.xor_address(told).unwrap()
+    }
+
+    pub(crate) fn allocate(&mut self, attributes: &[(u16, Vec<u8>)]) -> SocketAddr {
+        self.try_allocate(attributes).unwrap()
+    }
+
+    /// The relayed address, or the error code.
+    pub(crate) fn try_allocate(
+        &mut self,
+        attributes: &[(u16, Vec<u8>)],
+    ) -> Result<SocketAddr, u16> {
+        let answer = self.ask(method::ALLOCATE, |writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            for (kind, value) in attributes {
+                writer.add(*kind, value);
+            }
+        })?;
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        Ok(message.xor_address(told).unwrap())
+    }
+
+    pub(crate) fn refresh(&mut self, seconds: u32) {
+        self.ask(method::REFRESH, |writer| {
+            writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn permit(&mut self, peer: SocketAddr) {
+        self.ask(method::CREATE_PERMISSION, |writer| {
+            writer.add_xor_address(attribute::XOR_PEER_ADDRESS, peer);
+        })
+        .unwrap();
+    }
+
+    pub(crate) fn bind(&mut self, number: u16, peer: SocketAddr) {
+        let [high, low] = number.to_be_bytes();
+        self.ask(method::CHANNEL_BIND, |writer| {
+            writer.add(attribute::CHANNEL_NUMBER, &[high, low, 0, 0]);
+            writer.add_xor_address(attribute::XOR_PEER_ADDRESS, peer);
+        })
+        .unwrap();
+        self.channels.push((number, peer));
+    }
+
+    pub(crate) fn send_to(&mut self, peer: SocketAddr, payload: &[u8]) {
+        let mut writer = Writer::new(Class::Indication, method::SEND, self.id());
+        writer.add_xor_address(attribute::XOR_PEER_ADDRESS, peer);
+        writer.add(attribute::DATA, payload);
+        self.write(&writer.finish(None, false));
+    }
+
+    pub(crate) fn send_on(&mut self, number: u16, payload: &[u8]) {
+        let mut frame = channel_header(number, payload.len()).unwrap().to_vec();
+        frame.extend_from_slice(payload);
+        if !matches!(self.link, Link::Udp(_)) {
+            frame.resize(frame.len().next_multiple_of(4), 0);
+        }
+        self.write(&frame);
+    }
+
+    /// Payloads of one size in one system call.
+    pub(crate) fn burst_on(&mut self, number: u16, payloads: &[Vec<u8>]) {
+        let Link::Udp(socket) = &self.link else {
+            panic!("not UDP")
+        };
+        let frames: Vec<u8> = payloads
+            .iter()
+            .flat_map(|p| [&channel_header(number, p.len()).unwrap()[..], p].concat())
+            .collect();
+        let size = i32::try_from(payloads[0].len() + 4).unwrap();
+        let set = |size: i32| {
+            use std::os::fd::AsRawFd as _;
+            // SAFETY: the option's value is an int that lives for the call.
+            let result = unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::SOL_UDP,
+                    libc::UDP_SEGMENT,
+                    std::ptr::from_ref(&size).cast(),
+                    4,
+                )
+            };
+            assert_eq!(result, 0);
+        };
+        set(size);
+        socket.send(&frames).unwrap();
+        set(0);
+    }
+
+    /// The next payload and its peer.
+    pub(crate) fn payload(&mut self) -> (SocketAddr, Vec<u8>) {
+        loop {
+            if let Some(payload) = self.payloads.pop_front() {
+                return payload;
+            }
+            let frame = self.read();
+            self.note(&frame);
+        }
+    }
+
+    fn ask(&mut self, method: u16, add: impl Fn(&mut Writer)) -> Result<Vec<u8>, u16> {
+        for _ in 0..3 {
+            let id = self.id();
+            let mut writer = Writer::new(Class::Request, method, id);
+            add(&mut writer);
+            let (user, password) = &self.credentials;
+            let key = Key::md5(user, REALM, password);
+            let mut seal = None;
+            if !self.nonce.is_empty() {
+                writer.add(attribute::USERNAME, user.as_bytes());
+                writer.add(attribute::REALM, REALM.as_bytes());
+                writer.add(attribute::NONCE, &self.nonce);
+                seal = Some((&key, Hash::Sha1));
+            }
+            let bytes = writer.finish(seal, false);
+            self.write(&bytes);
+            let answer = self.answer(id);
+            let message = Message::parse(&answer).unwrap();
+            let Some(error) = message.get(attribute::ERROR_CODE) else {
+                assert!(message.is_authentic(&key));
+                return Ok(answer);
+            };
+            let code = u16::from(error[2]) * 100 + u16::from(error[3]);
+            let challenge = message
+                .get(attribute::NONCE)
+                .filter(|_| code == 438 || self.nonce.is_empty());
+            match challenge {
+                Some(nonce) => self.nonce = nonce.to_vec(),
+                None => return Err(code),
+            }
+        }
+        panic!("challenged for ever");
+    }
+
+    fn answer(&mut self, id: TransactionId) -> Vec<u8> {
+        loop {
+            let frame = self.read();
+            if !self.note(&frame) && Message::parse(&frame).unwrap().id() == id {
+                return frame;
+            }
+        }
+    }
+
+    /// Keeps a payload; false for what is none.
+    fn note(&mut self, frame: &[u8]) -> bool {
+        if is_channel_data(frame) {
+            let data = ChannelData::parse(frame).unwrap();
+            let peer = self
+                .channels
+                .iter()
+                .find(|(number, _)| *number == data.number);
+            self.payloads
+                .push_back((peer.unwrap().1, data.payload.to_vec()));
+            return true;
+        }
+        let message = Message::parse(frame).unwrap();
+        if message.class() != Class::Indication {
+            return false;
+        }
+        let peer = message.xor_address(message.get(attribute::XOR_PEER_ADDRESS).unwrap());
+        if let Some(data) = message.get(attribute::DATA) {
+            self.payloads.push_back((peer.unwrap(), data.to_vec()));
+        }
+        true
+    }
+
+    fn write(&mut self, frame: &[u8]) {
+        match &mut self.link {
+            Link::Udp(socket) => assert_eq!(socket.send(frame).unwrap(), frame.len()),
+            Link::Tcp(stream) => stream.write_all(frame).unwrap(),
+            Link::Tls(stream) => {
+                stream.write_all(frame).unwrap();
+                stream.flush().unwrap();
+            }
+        }
+    }
+
+    fn read(&mut self) -> Vec<u8> {
+        let mut buffer = [0; 65_536];
+        loop {
+            if let Ok(Some(len)) = stream_frame(&self.partial)
+                && len <= self.partial.len()
+            {
+                let rest = self.partial.split_off(len);
+                return std::mem::replace(&mut self.partial, rest);
+            }
+            let len = match &mut self.link {
+                Link::Udp(socket) => {
+                    let len = socket.recv(&mut buffer).expect("an answer in time");
+                    return buffer[..len].to_vec();
+                }
+                Link::Tcp(stream) => stream.read(&mut buffer).expect("an answer in time"),
+                Link::Tls(stream) => stream.read(&mut buffer).expect("an answer in time"),
+            };
+            assert_ne!(len, 0, "closed");
+            self.partial.extend_from_slice(&buffer[..len]);
+        }
+    }
+
+    fn id(&mut self) -> TransactionId {
+        self.next = self.next.wrapping_add(1);
+        TransactionId([self.next; 12])
+    }
+}
+
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let provider = rustls::crypto::ring::default_provider();
+        provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
