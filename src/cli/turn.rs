@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
-use super::{Usage, start_log};
+use super::{Usage, log};
 use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
 
@@ -135,7 +135,7 @@ struct File {
 }
 
 pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
-    start_log(&LogConfig {
+    log::start(&LogConfig {
         level: args.log_level.clone(),
         format: if args.log_json {
             LogFormat::Json
