@@ -6,5 +6,6 @@ pub mod http_proxy;
 pub mod packet_loop;
 pub mod relay;
 pub mod roots;
+pub mod shared_port;
 pub mod udp;
 pub(crate) mod verify;

@@ -49,6 +49,16 @@ pub enum SendFailureKind {
     Other(i32),
 }
 
+impl SendFailureKind {
+    pub(in crate::io) fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().unwrap_or(libc::EIO) {
+            libc::EMSGSIZE => Self::TooLarge,
+            libc::EAGAIN | libc::ENOBUFS => Self::BufferFull,
+            other => Self::Other(other),
+        }
+    }
+}
+
 /// Datagrams that did not leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendFailure {
@@ -75,7 +85,7 @@ impl SendFailures {
         self.0.drain(..)
     }
 
-    fn push(&mut self, failure: SendFailure) {
+    pub(in crate::io) fn push(&mut self, failure: SendFailure) {
         if self.0.len() < MAX_FAILURES {
             self.0.push(failure);
         }
@@ -307,20 +317,8 @@ impl UdpSocket {
         failures: &mut SendFailures,
     ) {
         let count = count as u64;
-        let kind = match error.raw_os_error().unwrap_or(libc::EIO) {
-            libc::EMSGSIZE => {
-                self.count(|c| c.send_too_large += count);
-                SendFailureKind::TooLarge
-            }
-            libc::EAGAIN | libc::ENOBUFS => {
-                self.count(|c| c.send_buffer_full += count);
-                SendFailureKind::BufferFull
-            }
-            other => {
-                self.count(|c| c.send_failed += count);
-                SendFailureKind::Other(other)
-            }
-        };
+        let kind = SendFailureKind::of(error);
+        self.count(|c| c.failed(kind, count));
         failures.push(SendFailure {
             remote: self.connected().unwrap_or(to.remote),
             kind,
@@ -346,20 +344,14 @@ impl UdpSocket {
             header.msg_name = name.as_ptr().cast_mut().cast();
             header.msg_namelen = name.len();
         }
-        let mut control = Control {
-            bytes: [0; CONTROL_BYTES],
-            used: 0,
-        };
+        let mut control = Control::new();
         if let Some(source) = to.source {
             control.push_source(&source);
         }
         if segmented {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, run.segment_size as u16);
         }
-        if control.used > 0 {
-            header.msg_control = control.bytes.as_mut_ptr().cast();
-            header.msg_controllen = control.used as _;
-        }
+        control.attach(&mut header);
         let mut retried = false;
         loop {
             // SAFETY: name, iovecs, payloads and control outlive the call.
@@ -385,13 +377,28 @@ impl UdpSocket {
 }
 
 #[repr(C, align(8))]
-struct Control {
+pub(in crate::io) struct Control {
     bytes: [u8; CONTROL_BYTES],
     used: usize,
 }
 
 impl Control {
-    fn push_source(&mut self, source: &Source) {
+    pub(in crate::io) fn new() -> Self {
+        Self {
+            bytes: [0; CONTROL_BYTES],
+            used: 0,
+        }
+    }
+
+    /// `header` must not outlive this.
+    pub(in crate::io) fn attach(&mut self, header: &mut libc::msghdr) {
+        if self.used > 0 {
+            header.msg_control = self.bytes.as_mut_ptr().cast();
+            header.msg_controllen = self.used as _;
+        }
+    }
+
+    pub(in crate::io) fn push_source(&mut self, source: &Source) {
         match source.ip {
             IpAddr::V4(ip) => self.push(
                 libc::IPPROTO_IP,
@@ -444,7 +451,7 @@ impl Control {
     }
 }
 
-fn iovec(bytes: &[u8]) -> libc::iovec {
+pub(in crate::io) fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{self, RawAddress};
+use super::options;
+use super::send::SendFailureKind;
 
 /// Receive buffer asked for: 8 MiB hold 50 ms at 1 Gbit/s with the kernel's bookkeeping; an unsized
 /// one (208 KiB) loses most of a burst.
@@ -21,6 +23,15 @@ pub enum Family {
     V4,
     /// IPv6 alone (IPV6_V6ONLY): no IPv4-mapped addresses show anywhere.
     V6,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 impl Family {
@@ -82,6 +93,16 @@ pub struct Counters {
     pub gso_refused: u64,
 }
 
+impl Counters {
+    pub(in crate::io) fn failed(&mut self, kind: SendFailureKind, datagrams: u64) {
+        match kind {
+            SendFailureKind::TooLarge => self.send_too_large += datagrams,
+            SendFailureKind::BufferFull => self.send_buffer_full += datagrams,
+            SendFailureKind::Other(_) => self.send_failed += datagrams,
+        }
+    }
+}
+
 /// A non-blocking UDP socket of one family. Not `Sync`: the packet loop owns it alone.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -110,12 +131,9 @@ impl UdpSocket {
     ) -> Result<Self, UdpError> {
         let mut socket = Self::open(local)?;
         if let Some(ifindex) = ifindex {
-            socket
-                .set(
-                    libc::SOL_SOCKET,
-                    libc::SO_BINDTOIFINDEX,
-                    ifindex as libc::c_int,
-                )
+            let fd = socket.fd.as_raw_fd();
+            let index = ifindex as libc::c_int;
+            options::set(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index)
                 .map_err(|e| classify(local, "bind to the interface", e))?;
         }
         socket.bind_to(local)?;
@@ -216,46 +234,17 @@ impl UdpSocket {
     }
 
     fn configure(&mut self) -> io::Result<()> {
-        match self.family {
-            Family::V4 => {
-                self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
-                self.set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
-                // Never fragment: what is too large for the path is reported as EMSGSIZE.
-                self.set(
-                    libc::IPPROTO_IP,
-                    libc::IP_MTU_DISCOVER,
-                    libc::IP_PMTUDISC_DO,
-                )?;
-            }
-            Family::V6 => {
-                self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-                self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-                self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
-                self.set(
-                    libc::IPPROTO_IPV6,
-                    libc::IPV6_MTU_DISCOVER,
-                    libc::IPV6_PMTUDISC_DO,
-                )?;
-            }
+        let fd = self.fd.as_raw_fd();
+        if self.family == Family::V6 {
+            options::set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
         }
-        self.size_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER_BYTES)?;
-        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER_BYTES)?;
-        self.gro = self.set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        options::set_addresses_and_errors(fd, self.family)?;
+        options::size_receive_buffer(fd, RECEIVE_BUFFER_BYTES)?;
+        options::size_send_buffer(fd, SEND_BUFFER_BYTES)?;
+        self.gro = options::set(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         self.gso
-            .set(self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());
+            .set(options::set(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());
         Ok(())
-    }
-
-    /// FORCE passes net.core.[rw]mem_max but needs CAP_NET_ADMIN; the plain option is clamped to
-    /// it.
-    fn size_buffer(
-        &self,
-        force: libc::c_int,
-        plain: libc::c_int,
-        bytes: libc::c_int,
-    ) -> io::Result<()> {
-        self.set(libc::SOL_SOCKET, force, bytes)
-            .or_else(|_| self.set(libc::SOL_SOCKET, plain, bytes))
     }
 
     fn bind_to(&self, address: SocketAddr) -> Result<(), UdpError> {
@@ -264,23 +253,6 @@ impl UdpSocket {
         let result = unsafe { libc::bind(self.fd.as_raw_fd(), raw.as_ptr(), raw.len()) };
         if result != 0 {
             return Err(classify(address, "bind", io::Error::last_os_error()));
-        }
-        Ok(())
-    }
-
-    fn set(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-        // SAFETY: the option value is a c_int that lives for the call.
-        let result = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                level,
-                name,
-                std::ptr::from_ref(&value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
         }
         Ok(())
     }
