@@ -8,6 +8,7 @@ mod mesh;
 mod random;
 mod table;
 mod want;
+pub mod wireguard;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -12,21 +12,20 @@
 mod filter;
 mod held;
 mod packet;
+mod routes;
 mod self_test;
-#[cfg(test)]
-mod tests;
 
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::io::udp::{
     self, Control, Counters, Destination, ErrorRead, Family, PathError, RawAddress, ReceiveBuffers,
-    SendFailure, SendFailureKind, UdpSocket,
+    SendFailure, SendFailureKind,
 };
+use routes::Routes;
 pub use self_test::SELF_TEST_TIMEOUT;
 
 /// Receive buffer asked for: checks and answers of a thousand peers at once, some 1 KiB each with the
@@ -35,8 +34,6 @@ const RECEIVE_BUFFER_BYTES: libc::c_int = 1 << 20;
 /// Where an IPv6 raw socket puts the checksum that it computes (RFC 3542 §3.1): offset in the UDP
 /// header.
 const CHECKSUM_OFFSET: libc::c_int = 6;
-/// Of a datagram that an ICMP error returns: IPv6 and UDP header.
-const RETURNED_BYTES: usize = 48;
 
 /// Why a port cannot be shared. Each means: use the local proxy instead.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +93,7 @@ pub struct SharedPort {
     socket: Socket,
     family: Family,
     port: u16,
+    routes: Routes,
     counters: Cell<Counters>,
 }
 
@@ -126,7 +124,7 @@ impl SharedPort {
         self.counters.get()
     }
 
-    /// Takes the STUN that has arrived, as [`UdpSocket::receive`] does: into the same buffers, with
+    /// Takes the STUN that has arrived, as [`udp::UdpSocket::receive`] does: into the same buffers, with
     /// the same meaning of what is returned.
     pub fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
         let mut counters = self.counters.get();
@@ -168,11 +166,11 @@ impl SharedPort {
     /// as they are from it. epoll reports EPOLLERR until all are read.
     pub fn next_error(&self) -> Option<PathError> {
         loop {
-            let mut returned = [0; RETURNED_BYTES];
+            let mut returned = [0; packet::HEADER_LEN];
             match udp::read_error(self.as_raw_fd(), None, &mut returned) {
                 ErrorRead::Error(mut error, bytes) => {
                     let returned = returned.get(..bytes).unwrap_or_default();
-                    let ports = packet::returned_ports(self.family, returned);
+                    let ports = packet::returned_ports(returned);
                     // The errors of every UDP socket of the machine come here.
                     let Some((_, to)) = ports.filter(|&(from, _)| from == self.port) else {
                         continue;
@@ -204,6 +202,7 @@ impl SharedPort {
             socket: socket.map_err(fail("open a raw socket"))?,
             family,
             port,
+            routes: Routes::new(domain).map_err(fail("open a socket"))?,
             counters: Cell::default(),
         };
         let program =
@@ -244,12 +243,11 @@ impl SharedPort {
         let mut source = to.source;
         if self.family == Family::V4 {
             // The checksum covers the source address. Over IPv6 the kernel puts both in.
+            let ifindex = source.map_or(0, |source| source.ifindex);
             let from = match source {
                 Some(source) if !source.ip.is_unspecified() => source.ip,
-                Some(source) => routed(to.remote, Some(source.ifindex).filter(|&i| i > 0))?,
-                None => routed(to.remote, None)?,
+                Some(_) | None => self.routes.source(to.remote, ifindex)?,
             };
-            let ifindex = source.map_or(0, |source| source.ifindex);
             source = Some(udp::Source { ip: from, ifindex });
             packet::add_checksum(&mut header, from, to.remote.ip(), payload);
         }
@@ -311,24 +309,6 @@ impl AsRawFd for SharedPort {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
-}
-
-/// The source address that a datagram would have.
-fn routed(remote: SocketAddr, ifindex: Option<u32>) -> io::Result<IpAddr> {
-    let any: IpAddr = match remote {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let probe =
-        UdpSocket::connect(SocketAddr::new(any, 0), remote, ifindex).map_err(
-            |error| match error {
-                udp::UdpError::System { source, .. } => source,
-                udp::UdpError::PortInUse(_)
-                | udp::UdpError::NoSuchAddress(_)
-                | udp::UdpError::NoPermission(_) => io::Error::from_raw_os_error(libc::ENETUNREACH),
-            },
-        )?;
-    Ok(probe.local_addr()?.ip())
 }
 
 fn classify(family: Family, port: u16, step: &'static str, source: io::Error) -> SharedPortError {
