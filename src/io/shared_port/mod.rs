@@ -16,14 +16,14 @@ mod routes;
 mod self_test;
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::io::udp::raw::{self, Control, ErrorRead, RawAddress};
 use crate::io::udp::{
-    self, Control, Counters, Destination, ErrorRead, Family, PathError, RawAddress, ReceiveBuffers,
-    SendFailure, SendFailureKind,
+    Counters, Destination, Family, PathError, ReceiveBuffers, SendFailure, SendFailureKind, Source,
 };
 use routes::Routes;
 pub use self_test::SELF_TEST_TIMEOUT;
@@ -124,8 +124,8 @@ impl SharedPort {
         self.counters.get()
     }
 
-    /// Takes the STUN that has arrived, as [`udp::UdpSocket::receive`] does: into the same buffers, with
-    /// the same meaning of what is returned.
+    /// Takes the STUN that has arrived, as [`UdpSocket::receive`](crate::io::udp::UdpSocket::receive)
+    /// does: into the same buffers, with the same meaning of what is returned.
     pub fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
         let mut counters = self.counters.get();
         let filled = buffers.fill(self.as_raw_fd(), &mut counters, |mut slot, bytes| {
@@ -167,7 +167,7 @@ impl SharedPort {
     pub fn next_error(&self) -> Option<PathError> {
         loop {
             let mut returned = [0; packet::HEADER_LEN];
-            match udp::read_error(self.as_raw_fd(), None, &mut returned) {
+            match raw::read_error(self.as_raw_fd(), None, &mut returned) {
                 ErrorRead::Error(mut error, bytes) => {
                     let returned = returned.get(..bytes).unwrap_or_default();
                     let ports = packet::returned_ports(returned);
@@ -216,12 +216,27 @@ impl SharedPort {
     }
 
     fn configure(&self) -> io::Result<()> {
-        let fd = self.as_raw_fd();
-        if self.family == Family::V6 {
-            udp::set(fd, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, CHECKSUM_OFFSET)?;
+        let set = |level, name, value| raw::set(self.as_raw_fd(), level, name, value);
+        // Address and interface of what arrives, errors of what was sent, and no fragments: what is too
+        // large for the path is reported as EMSGSIZE.
+        match self.family {
+            Family::V4 => {
+                set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+                let never = libc::IP_PMTUDISC_DO;
+                set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, never)?;
+            }
+            Family::V6 => {
+                set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+                let never = libc::IPV6_PMTUDISC_DO;
+                set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, never)?;
+                set(libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, CHECKSUM_OFFSET)?;
+            }
         }
-        udp::set_addresses_and_errors(fd, self.family)?;
-        udp::size_receive_buffer(fd, RECEIVE_BUFFER_BYTES)
+        let bytes = RECEIVE_BUFFER_BYTES;
+        set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes)
+            .or_else(|_| set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes))
     }
 
     fn drain(&self) -> io::Result<()> {
@@ -248,7 +263,7 @@ impl SharedPort {
                 Some(source) if !source.ip.is_unspecified() => source.ip,
                 Some(_) | None => self.routes.source(to.remote, ifindex)?,
             };
-            source = Some(udp::Source { ip: from, ifindex });
+            source = Some(Source { ip: from, ifindex });
             packet::add_checksum(&mut header, from, to.remote.ip(), payload);
         }
         let mut control = Control::new();
@@ -268,17 +283,18 @@ impl SharedPort {
         payload: &[u8],
         mut control: Control,
     ) -> io::Result<()> {
-        let mut iovecs = [udp::iovec(header), udp::iovec(payload)];
+        let mut parts = [IoSlice::new(header), IoSlice::new(payload)];
         // SAFETY: msghdr is plain data for which all zero is valid.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_name = name.as_ptr().cast_mut().cast();
         message.msg_namelen = name.len();
-        message.msg_iov = iovecs.as_mut_ptr();
-        message.msg_iovlen = iovecs.len() as _;
+        // An IoSlice is an iovec (its documentation promises that).
+        message.msg_iov = parts.as_mut_ptr().cast();
+        message.msg_iovlen = parts.len() as _;
         control.attach(&mut message);
         let mut retried = false;
         loop {
-            // SAFETY: name, iovecs, what they point at, and control outlive the call.
+            // SAFETY: name, parts, what they point at, and control outlive the call.
             let sent =
                 unsafe { libc::sendmsg(self.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
             if sent >= 0 {

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 
 use socket2::{Domain, Socket, Type};
 
-use crate::io::udp;
+use crate::io::udp::raw;
 
 #[derive(Debug)]
 pub(super) struct Routes(Socket);
@@ -22,7 +22,7 @@ impl Routes {
     pub(super) fn source(&self, remote: SocketAddr, ifindex: u32) -> io::Result<IpAddr> {
         // SO_BINDTOIFINDEX would need CAP_NET_RAW for the second interface. In network byte order.
         let index = ifindex.to_be() as libc::c_int;
-        udp::set(
+        raw::set(
             self.0.as_raw_fd(),
             libc::IPPROTO_IP,
             libc::IP_UNICAST_IF,

@@ -63,7 +63,8 @@ impl UdpSocket {
     }
 }
 
-pub(in crate::io) enum ErrorRead {
+/// What reading one error of a socket brought.
+pub enum ErrorRead {
     /// An error, and how many bytes of the datagram came with it.
     Error(PathError, usize),
     /// Something that is none.
@@ -74,11 +75,7 @@ pub(in crate::io) enum ErrorRead {
 
 /// Reads one error off a socket, and into `datagram` as much of what caused it as the kernel has.
 /// `connected` is where it was going if the kernel does not say.
-pub(in crate::io) fn read_error(
-    fd: RawFd,
-    connected: Option<SocketAddr>,
-    datagram: &mut [u8],
-) -> ErrorRead {
+pub fn read_error(fd: RawFd, connected: Option<SocketAddr>, datagram: &mut [u8]) -> ErrorRead {
     let mut name = address::empty();
     let mut control = Control([0; CONTROL_BYTES]);
     let mut iovec = libc::iovec {

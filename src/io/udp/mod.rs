@@ -12,14 +12,19 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::io) use address::RawAddress;
 pub use errors::{ErrorOrigin, PathError, PathErrorKind};
-pub(in crate::io) use errors::{ErrorRead, read_error};
-pub(in crate::io) use options::{set, set_addresses_and_errors, size_receive_buffer};
 pub use receive::{Arrival, Datagram, ReceiveBuffers, SLOTS};
 pub use send::{
     CHANNEL_HEADER_LEN, Coalescer, Destination, MAX_GSO_BYTES, MAX_SEGMENTS, SendFailure,
     SendFailureKind, SendFailures, Source,
 };
-pub(in crate::io) use send::{Control, iovec};
 pub use socket::{Counters, Family, UdpError, UdpSocket};
+
+/// What other sockets that carry UDP are made of: the shared port's raw ones.
+pub mod raw {
+    pub use super::address::RawAddress;
+    pub use super::errors::{ErrorRead, read_error};
+    pub use super::options::set;
+    pub use super::receive::Slot;
+    pub use super::send::Control;
+}

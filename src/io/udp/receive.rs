@@ -118,7 +118,7 @@ impl ReceiveBuffers {
     /// One recvmmsg on `fd`; its former content is gone. `open` has a slot and its bytes and says
     /// which of them are payload, and whose; `None` where there is none. Returns how many slots the
     /// kernel filled.
-    pub(in crate::io) fn fill(
+    pub fn fill(
         &mut self,
         fd: RawFd,
         counters: &mut Counters,
@@ -196,13 +196,15 @@ struct Control([u8; CONTROL_BYTES]);
 
 /// Where in the buffers a run lies, and whose it is; see [`Arrival`].
 #[derive(Clone, Copy)]
-pub(in crate::io) struct Slot {
-    pub(in crate::io) start: usize,
-    /// At least 1.
-    pub(in crate::io) len: usize,
-    /// At least 1.
-    pub(in crate::io) segment_size: usize,
-    pub(in crate::io) remote: SocketAddr,
+pub struct Slot {
+    /// First byte in the buffers.
+    pub start: usize,
+    /// Bytes, at least 1.
+    pub len: usize,
+    /// Bytes a datagram, at least 1.
+    pub segment_size: usize,
+    /// Where they came from.
+    pub remote: SocketAddr,
     local: Option<IpAddr>,
     ifindex: u32,
 }

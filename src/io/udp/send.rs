@@ -50,7 +50,8 @@ pub enum SendFailureKind {
 }
 
 impl SendFailureKind {
-    pub(in crate::io) fn of(error: &io::Error) -> Self {
+    /// What an error of sendmsg means.
+    pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error().unwrap_or(libc::EIO) {
             libc::EMSGSIZE => Self::TooLarge,
             libc::EAGAIN | libc::ENOBUFS => Self::BufferFull,
@@ -85,7 +86,7 @@ impl SendFailures {
         self.0.drain(..)
     }
 
-    pub(in crate::io) fn push(&mut self, failure: SendFailure) {
+    fn push(&mut self, failure: SendFailure) {
         if self.0.len() < MAX_FAILURES {
             self.0.push(failure);
         }
@@ -376,29 +377,38 @@ impl UdpSocket {
     }
 }
 
+/// Control messages of one sendmsg.
 #[repr(C, align(8))]
-pub(in crate::io) struct Control {
+pub struct Control {
     bytes: [u8; CONTROL_BYTES],
     used: usize,
 }
 
+impl Default for Control {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Control {
-    pub(in crate::io) fn new() -> Self {
+    /// None yet.
+    pub fn new() -> Self {
         Self {
             bytes: [0; CONTROL_BYTES],
             used: 0,
         }
     }
 
-    /// `header` must not outlive this.
-    pub(in crate::io) fn attach(&mut self, header: &mut libc::msghdr) {
+    /// Makes them those of `header`, which must not outlive this.
+    pub fn attach(&mut self, header: &mut libc::msghdr) {
         if self.used > 0 {
             header.msg_control = self.bytes.as_mut_ptr().cast();
             header.msg_controllen = self.used as _;
         }
     }
 
-    pub(in crate::io) fn push_source(&mut self, source: &Source) {
+    /// The address and interface that the datagram leaves from.
+    pub fn push_source(&mut self, source: &Source) {
         match source.ip {
             IpAddr::V4(ip) => self.push(
                 libc::IPPROTO_IP,
@@ -451,7 +461,7 @@ impl Control {
     }
 }
 
-pub(in crate::io) fn iovec(bytes: &[u8]) -> libc::iovec {
+fn iovec(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
         iov_len: bytes.len(),

@@ -94,7 +94,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(in crate::io) fn failed(&mut self, kind: SendFailureKind, datagrams: u64) {
+    /// Counts datagrams that did not leave.
+    pub fn failed(&mut self, kind: SendFailureKind, datagrams: u64) {
         match kind {
             SendFailureKind::TooLarge => self.send_too_large += datagrams,
             SendFailureKind::BufferFull => self.send_buffer_full += datagrams,
@@ -131,9 +132,12 @@ impl UdpSocket {
     ) -> Result<Self, UdpError> {
         let mut socket = Self::open(local)?;
         if let Some(ifindex) = ifindex {
-            let fd = socket.fd.as_raw_fd();
-            let index = ifindex as libc::c_int;
-            options::set(fd, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, index)
+            socket
+                .set(
+                    libc::SOL_SOCKET,
+                    libc::SO_BINDTOIFINDEX,
+                    ifindex as libc::c_int,
+                )
                 .map_err(|e| classify(local, "bind to the interface", e))?;
         }
         socket.bind_to(local)?;
@@ -234,17 +238,46 @@ impl UdpSocket {
     }
 
     fn configure(&mut self) -> io::Result<()> {
-        let fd = self.fd.as_raw_fd();
-        if self.family == Family::V6 {
-            options::set(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+        match self.family {
+            Family::V4 => {
+                self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                self.set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+                // Never fragment: what is too large for the path is reported as EMSGSIZE.
+                self.set(
+                    libc::IPPROTO_IP,
+                    libc::IP_MTU_DISCOVER,
+                    libc::IP_PMTUDISC_DO,
+                )?;
+            }
+            Family::V6 => {
+                self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+                self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+                self.set(
+                    libc::IPPROTO_IPV6,
+                    libc::IPV6_MTU_DISCOVER,
+                    libc::IPV6_PMTUDISC_DO,
+                )?;
+            }
         }
-        options::set_addresses_and_errors(fd, self.family)?;
-        options::size_receive_buffer(fd, RECEIVE_BUFFER_BYTES)?;
-        options::size_send_buffer(fd, SEND_BUFFER_BYTES)?;
-        self.gro = options::set(fd, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        self.size_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER_BYTES)?;
+        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER_BYTES)?;
+        self.gro = self.set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
         self.gso
-            .set(options::set(fd, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());
+            .set(self.set(libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok());
         Ok(())
+    }
+
+    /// FORCE passes net.core.[rw]mem_max but needs CAP_NET_ADMIN; the plain option is clamped to
+    /// it.
+    fn size_buffer(
+        &self,
+        force: libc::c_int,
+        plain: libc::c_int,
+        bytes: libc::c_int,
+    ) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, force, bytes)
+            .or_else(|_| self.set(libc::SOL_SOCKET, plain, bytes))
     }
 
     fn bind_to(&self, address: SocketAddr) -> Result<(), UdpError> {
@@ -255,6 +288,10 @@ impl UdpSocket {
             return Err(classify(address, "bind", io::Error::last_os_error()));
         }
         Ok(())
+    }
+
+    fn set(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        options::set(self.fd.as_raw_fd(), level, name, value)
     }
 }
 
