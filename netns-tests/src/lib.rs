@@ -4,11 +4,11 @@
 //! These tests need root (or `unshare -Urnm cargo test -p wice-netns-tests`) and the programs that
 //! the lab names. A test that cannot run fails and says why.
 
+pub mod interface;
 mod mesh;
 mod random;
 mod table;
 mod want;
-pub mod wireguard;
 
 use std::io;
 use std::path::PathBuf;

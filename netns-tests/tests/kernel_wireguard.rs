@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use wice::lab::{Lab, LabConfig, NatKind};
-use wice_netns_tests::wireguard::{Implementation, Interface};
+use wice_netns_tests::interface::{Implementation, Interface};
 use wice_netns_tests::{lab, wait_for};
 
 const PORT: u16 = 51820;

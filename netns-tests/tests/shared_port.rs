@@ -12,7 +12,7 @@ use wice::io::udp::{
     SendFailures, Source, UdpSocket,
 };
 use wice::lab::{HomeConfig, Ipv6, Lab, LabConfig, NatKind, NetNs};
-use wice_netns_tests::wireguard::{Implementation, Interface};
+use wice_netns_tests::interface::{Implementation, Interface};
 use wice_netns_tests::{SILENCE, drop_capability, lab, wait_for};
 
 const PORT: u16 = 51820;

@@ -12,7 +12,7 @@ use wice_signaling::protocol::{PrivateKey, PublicKey};
 
 use crate::wait_for;
 
-/// Chooses the implementation: `wireguard-go`, which is the default, or `kernel`.
+/// Chooses the implementation: `userspace`, which is the default here, or `kernel`.
 pub const CHOICE: &str = "WICE_TEST_WIREGUARD";
 /// Until wireguard-go has made its device and its socket.
 const START: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ pub enum Implementation {
     /// The kernel's; `make uml` has a kernel with it.
     Kernel,
     /// wireguard-go.
-    WireguardGo,
+    Userspace,
 }
 
 impl Implementation {
@@ -31,8 +31,8 @@ impl Implementation {
     pub fn chosen() -> Result<Self> {
         match std::env::var(CHOICE).as_deref() {
             Ok("kernel") => Ok(Self::Kernel),
-            Ok("wireguard-go" | "") | Err(_) => Ok(Self::WireguardGo),
-            Ok(other) => bail!("{CHOICE} is {other:?}: use kernel or wireguard-go"),
+            Ok("userspace" | "") | Err(_) => Ok(Self::Userspace),
+            Ok(other) => bail!("{CHOICE} is {other:?}: use kernel or userspace"),
         }
     }
 }
@@ -41,7 +41,7 @@ impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
-            Self::WireguardGo => "wireguard-go",
+            Self::Userspace => "userspace",
         })
     }
 }
@@ -81,7 +81,7 @@ impl Interface {
                     format!("{CHOICE}=kernel, and this kernel has no WireGuard: run it by make uml")
                 })?;
             }
-            Implementation::WireguardGo => interface.start_wireguard_go(lab, node)?,
+            Implementation::Userspace => interface.start_wireguard_go(lab, node)?,
         }
         let key_file = lab.directory().join(format!("{node}.{name}.key"));
         std::fs::write(&key_file, base64(interface.key.expose_secret()))?;
