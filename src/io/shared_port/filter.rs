@@ -71,19 +71,24 @@ mod tests {
         loop {
             let i = program.get(at)?;
             at += 1;
-            let loaded = match i.code {
-                LOAD_IP_HEADER_LEN => load(i.k, 1).map(|b| x = 4 * (b & 0xf)),
-                LOAD_X => Some(x = i.k),
-                LOAD_BYTE => load(x + i.k, 1).map(|v| a = v),
-                LOAD_HALF => load(x + i.k, 2).map(|v| a = v),
-                LOAD_WORD => load(x + i.k, 4).map(|v| a = v),
-                JUMP_IF_EQUAL => Some(at += usize::from(if a == i.k { i.jt } else { i.jf })),
-                JUMP_IF_SET => Some(at += usize::from(if a & i.k != 0 { i.jt } else { i.jf })),
+            let from_packet = match i.code {
+                LOAD_IP_HEADER_LEN => load(i.k, 1),
+                LOAD_BYTE => load(x + i.k, 1),
+                LOAD_HALF => load(x + i.k, 2),
+                LOAD_WORD => load(x + i.k, 4),
+                _ => Some(0),
+            };
+            let Some(value) = from_packet else {
+                return Some(false);
+            };
+            match i.code {
+                LOAD_IP_HEADER_LEN => x = 4 * (value & 0xf),
+                LOAD_X => x = i.k,
+                LOAD_BYTE | LOAD_HALF | LOAD_WORD => a = value,
+                JUMP_IF_EQUAL => at += usize::from(if a == i.k { i.jt } else { i.jf }),
+                JUMP_IF_SET => at += usize::from(if a & i.k != 0 { i.jt } else { i.jf }),
                 RETURN => return Some(i.k > 0),
                 _ => return None,
-            };
-            if loaded.is_none() {
-                return Some(false);
             }
         }
     }
@@ -145,8 +150,7 @@ mod tests {
         }
     }
 
-    /// As `tcpdump -dd` has it for `udp dst port 51820 and udp[12:4] == 0x2112a442` on an IP link, but
-    /// for what the raw socket has checked already.
+    /// Written out by hand after linux/filter.h and linux/bpf_common.h.
     #[test]
     fn the_bytes_are_these() {
         let raw = stun_to(Family::V4, 51820).map(|i| (i.code, i.jt, i.jf, i.k));
