@@ -4,11 +4,13 @@
 //! These tests need root (or `unshare -Urnm cargo test -p wice-netns-tests`) and the programs that
 //! the lab names. A test that cannot run fails and says why.
 
+pub mod interface;
 mod mesh;
 mod random;
 mod table;
 mod want;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,4 +74,23 @@ pub fn wait_for<T>(
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Takes a capability, one of the first 32, from this thread (capset(2)).
+pub fn drop_capability(capability: u32) -> io::Result<()> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = [VERSION_3, 0];
+    let mut data = [0u32; 6];
+    // SAFETY: both pointers are to what the call wants: a header, and two sets of three words.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), data.as_mut_ptr()) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    data[0] &= !(1 << capability);
+    // SAFETY: as above.
+    let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

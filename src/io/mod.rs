@@ -7,5 +7,6 @@ pub mod packet_loop;
 pub mod portmap;
 pub mod relay;
 pub mod roots;
+pub mod shared_port;
 pub mod udp;
 pub(crate) mod verify;

@@ -4,13 +4,14 @@ use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 /// A `sockaddr_in` or `sockaddr_in6` and its length, ready for a system call.
-pub(super) struct RawAddress {
+pub struct RawAddress {
     storage: libc::sockaddr_storage,
     len: libc::socklen_t,
 }
 
 impl RawAddress {
-    pub(super) fn new(address: SocketAddr) -> Self {
+    /// The address as the kernel wants it.
+    pub fn new(address: SocketAddr) -> Self {
         let mut raw = Self {
             storage: empty(),
             len: 0,
@@ -55,11 +56,14 @@ impl RawAddress {
         raw
     }
 
-    pub(super) fn as_ptr(&self) -> *const libc::sockaddr {
+    /// Valid for as long as this is.
+    pub fn as_ptr(&self) -> *const libc::sockaddr {
         std::ptr::from_ref(&self.storage).cast()
     }
 
-    pub(super) fn len(&self) -> libc::socklen_t {
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an address is never empty")]
+    pub fn len(&self) -> libc::socklen_t {
         self.len
     }
 }

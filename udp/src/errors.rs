@@ -3,7 +3,7 @@
 
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, RawFd};
 
 use super::address;
 use super::socket::UdpSocket;
@@ -64,61 +64,69 @@ impl UdpSocket {
     /// The next error that waits, oldest first. epoll reports EPOLLERR until all are read.
     pub fn next_error(&self) -> Option<PathError> {
         loop {
-            match self.read_error() {
-                Read::Error(error) => return Some(error),
-                Read::Skip => {}
-                Read::Empty => return None,
+            match read_error(self.as_raw_fd(), self.connected(), &mut []) {
+                ErrorRead::Error(error, _) => return Some(error),
+                ErrorRead::Skip => {}
+                ErrorRead::Empty => return None,
             }
         }
-    }
-
-    fn read_error(&self) -> Read {
-        let mut name = address::empty();
-        let mut control = Control([0; CONTROL_BYTES]);
-        // SAFETY: msghdr is plain data for which all zero is valid.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_name = std::ptr::from_mut(&mut name).cast();
-        header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = CONTROL_BYTES as _;
-        // SAFETY: name and control are writable for the lengths given; no payload is asked for.
-        let read = unsafe {
-            libc::recvmsg(
-                self.as_raw_fd(),
-                &raw mut header,
-                libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
-            )
-        };
-        if read < 0 {
-            return Read::Empty;
-        }
-        let Some(remote) = address::decode(&name).or(self.connected()) else {
-            return Read::Skip;
-        };
-        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within
-        // them.
-        let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-        while !message.is_null() {
-            // SAFETY: not null, so a whole header within the control buffer.
-            let kind = unsafe { ((*message).cmsg_level, (*message).cmsg_type) };
-            if kind == (libc::IPPROTO_IP, libc::IP_RECVERR)
-                || kind == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
-            {
-                // SAFETY: such a message carries one sock_extended_err and the offender's address
-                // behind it.
-                return Read::Error(unsafe { decode(remote, libc::CMSG_DATA(message)) });
-            }
-            // SAFETY: header and message belong together.
-            message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
-        }
-        Read::Skip
     }
 }
 
-enum Read {
-    Error(PathError),
+/// What reading one error of a socket brought.
+pub enum ErrorRead {
+    /// An error, and how many bytes of the datagram came with it.
+    Error(PathError, usize),
+    /// Something that is none.
     Skip,
+    /// Nothing waits.
     Empty,
+}
+
+/// Reads one error off a socket, and into `datagram` as much of what caused it as the kernel has.
+/// `connected` is where it was going if the kernel does not say.
+pub fn read_error(fd: RawFd, connected: Option<SocketAddr>, datagram: &mut [u8]) -> ErrorRead {
+    let mut name = address::empty();
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut iovec = libc::iovec {
+        iov_base: datagram.as_mut_ptr().cast(),
+        iov_len: datagram.len(),
+    };
+    // SAFETY: msghdr is plain data for which all zero is valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_name = std::ptr::from_mut(&mut name).cast();
+    header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    header.msg_iov = &raw mut iovec;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL_BYTES as _;
+    // SAFETY: name, datagram and control are writable for the lengths given.
+    let read =
+        unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+    let Ok(read) = usize::try_from(read) else {
+        return ErrorRead::Empty;
+    };
+    let Some(remote) = address::decode(&name).or(connected) else {
+        return ErrorRead::Skip;
+    };
+    // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within
+    // them.
+    let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !message.is_null() {
+        // SAFETY: not null, so a whole header within the control buffer.
+        let kind = unsafe { ((*message).cmsg_level, (*message).cmsg_type) };
+        if kind == (libc::IPPROTO_IP, libc::IP_RECVERR)
+            || kind == (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+        {
+            // SAFETY: such a message carries one sock_extended_err and the offender's address
+            // behind it.
+            let error = unsafe { decode(remote, libc::CMSG_DATA(message)) };
+            return ErrorRead::Error(error, read);
+        }
+        // SAFETY: header and message belong together.
+        message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
+    }
+    ErrorRead::Skip
 }
 
 #[repr(C, align(8))]

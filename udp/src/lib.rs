@@ -5,6 +5,7 @@
 
 mod address;
 mod errors;
+mod options;
 mod receive;
 mod send;
 mod socket;
@@ -18,3 +19,12 @@ pub use send::{
     SendFailureKind, SendFailures, Source,
 };
 pub use socket::{Counters, Family, UdpError, UdpOptions, UdpSocket};
+
+/// What other sockets that carry UDP are made of: the shared port's raw ones.
+pub mod raw {
+    pub use super::address::RawAddress;
+    pub use super::errors::{ErrorRead, read_error};
+    pub use super::options::set;
+    pub use super::receive::Slot;
+    pub use super::send::Control;
+}

@@ -4,10 +4,10 @@
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd as _, RawFd};
 
 use super::address;
-use super::socket::UdpSocket;
+use super::socket::{Counters, UdpSocket};
 
 /// Slots a system call fills: past 16 the call's own cost is lost in the copying of up to 1 MiB.
 pub const SLOTS: usize = 16;
@@ -107,13 +107,30 @@ impl UdpSocket {
     /// empty, 0 that nothing had arrived. An error here is the socket's, never a datagram's: the
     /// caller may log it and go on.
     pub fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
-        buffers.slots.clear();
+        let mut counters = self.counters.get();
+        let filled = buffers.fill(self.as_raw_fd(), &mut counters, |slot, _| Some(slot));
+        self.counters.set(counters);
+        filled
+    }
+}
+
+impl ReceiveBuffers {
+    /// One recvmmsg on `fd`; its former content is gone. `open` has a slot and its bytes and says
+    /// which of them are payload, and whose; `None` where there is none. Returns how many slots the
+    /// kernel filled.
+    pub fn fill(
+        &mut self,
+        fd: RawFd,
+        counters: &mut Counters,
+        open: impl Fn(Slot, &[u8]) -> Option<Slot>,
+    ) -> io::Result<usize> {
+        self.slots.clear();
         let mut names = [address::empty(); SLOTS];
         // SAFETY: iovec and mmsghdr are plain data for which all zero is valid.
         let mut iovecs: [libc::iovec; SLOTS] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
         let mut messages: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
-        for (index, slot) in buffers.data.chunks_exact_mut(SLOT_BYTES).enumerate() {
+        for (index, slot) in self.data.chunks_exact_mut(SLOT_BYTES).enumerate() {
             iovecs[index] = libc::iovec {
                 iov_base: slot.as_mut_ptr().cast(),
                 iov_len: SLOT_BYTES,
@@ -123,50 +140,52 @@ impl UdpSocket {
             header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
             header.msg_iov = &raw mut iovecs[index];
             header.msg_iovlen = 1;
-            header.msg_control = buffers.controls[index].0.as_mut_ptr().cast();
+            header.msg_control = self.controls[index].0.as_mut_ptr().cast();
             header.msg_controllen = CONTROL_BYTES as _;
         }
-        let Some(filled) = self.receive_messages(&mut messages)? else {
+        let Some(filled) = receive_messages(fd, &mut messages)? else {
             return Ok(0);
         };
         for (index, message) in messages.iter().enumerate().take(filled) {
-            match Slot::parse(index, message, &names[index]) {
+            let slot = Slot::parse(index, message, &names[index])
+                .and_then(|slot| open(slot, &self.data[slot.start..slot.start + slot.len]));
+            match slot {
                 Some(slot) => {
-                    self.count(|c| c.received += slot.len.div_ceil(slot.segment_size) as u64);
-                    buffers.slots.push(slot);
+                    counters.received += slot.len.div_ceil(slot.segment_size) as u64;
+                    self.slots.push(slot);
                 }
-                None => self.count(|c| c.receive_malformed += 1),
+                None => counters.receive_malformed += 1,
             }
         }
         Ok(filled)
     }
+}
 
-    /// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call,
-    /// whatever it belongs to; it is told by [`UdpSocket::next_error`], so the call is made again.
-    fn receive_messages(&self, messages: &mut [libc::mmsghdr; SLOTS]) -> io::Result<Option<usize>> {
-        let mut retried = false;
-        loop {
-            // SAFETY: every header points at a name, an iovec and a control buffer that outlive the
-            // call.
-            let filled = unsafe {
-                libc::recvmmsg(
-                    self.as_raw_fd(),
-                    messages.as_mut_ptr(),
-                    SLOTS as libc::c_uint,
-                    libc::MSG_DONTWAIT as _,
-                    std::ptr::null_mut(),
-                )
-            };
-            if let Ok(filled) = usize::try_from(filled) {
-                return Ok(Some(filled));
-            }
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(None),
-                Some(libc::EINTR) => {}
-                _ if !retried => retried = true,
-                _ => return Err(error),
-            }
+/// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call, whatever
+/// it belongs to; it is told by `next_error`, so the call is made again.
+fn receive_messages(fd: RawFd, messages: &mut [libc::mmsghdr; SLOTS]) -> io::Result<Option<usize>> {
+    let mut retried = false;
+    loop {
+        // SAFETY: every header points at a name, an iovec and a control buffer that outlive the
+        // call.
+        let filled = unsafe {
+            libc::recvmmsg(
+                fd,
+                messages.as_mut_ptr(),
+                SLOTS as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                std::ptr::null_mut(),
+            )
+        };
+        if let Ok(filled) = usize::try_from(filled) {
+            return Ok(Some(filled));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => return Ok(None),
+            Some(libc::EINTR) => {}
+            _ if !retried => retried = true,
+            _ => return Err(error),
         }
     }
 }
@@ -175,11 +194,17 @@ impl UdpSocket {
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
 
-struct Slot {
-    start: usize,
-    len: usize,
-    segment_size: usize,
-    remote: SocketAddr,
+/// Where in the buffers a run lies, and whose it is; see [`Arrival`].
+#[derive(Clone, Copy)]
+pub struct Slot {
+    /// First byte in the buffers.
+    pub start: usize,
+    /// Bytes, at least 1.
+    pub len: usize,
+    /// Bytes a datagram, at least 1.
+    pub segment_size: usize,
+    /// Where they came from.
+    pub remote: SocketAddr,
     local: Option<IpAddr>,
     ifindex: u32,
 }

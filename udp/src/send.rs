@@ -49,6 +49,17 @@ pub enum SendFailureKind {
     Other(i32),
 }
 
+impl SendFailureKind {
+    /// What an error of sendmsg means.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().unwrap_or(libc::EIO) {
+            libc::EMSGSIZE => Self::TooLarge,
+            libc::EAGAIN | libc::ENOBUFS => Self::BufferFull,
+            other => Self::Other(other),
+        }
+    }
+}
+
 /// Datagrams that did not leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendFailure {
@@ -307,20 +318,8 @@ impl UdpSocket {
         failures: &mut SendFailures,
     ) {
         let count = count as u64;
-        let kind = match error.raw_os_error().unwrap_or(libc::EIO) {
-            libc::EMSGSIZE => {
-                self.count(|c| c.send_too_large += count);
-                SendFailureKind::TooLarge
-            }
-            libc::EAGAIN | libc::ENOBUFS => {
-                self.count(|c| c.send_buffer_full += count);
-                SendFailureKind::BufferFull
-            }
-            other => {
-                self.count(|c| c.send_failed += count);
-                SendFailureKind::Other(other)
-            }
-        };
+        let kind = SendFailureKind::of(error);
+        self.count(|c| c.failed(kind, count));
         failures.push(SendFailure {
             remote: self.connected().unwrap_or(to.remote),
             kind,
@@ -346,20 +345,14 @@ impl UdpSocket {
             header.msg_name = name.as_ptr().cast_mut().cast();
             header.msg_namelen = name.len();
         }
-        let mut control = Control {
-            bytes: [0; CONTROL_BYTES],
-            used: 0,
-        };
+        let mut control = Control::new();
         if let Some(source) = to.source {
             control.push_source(&source);
         }
         if segmented {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, run.segment_size as u16);
         }
-        if control.used > 0 {
-            header.msg_control = control.bytes.as_mut_ptr().cast();
-            header.msg_controllen = control.used as _;
-        }
+        control.attach(&mut header);
         let mut retried = false;
         loop {
             // SAFETY: name, iovecs, payloads and control outlive the call.
@@ -384,14 +377,38 @@ impl UdpSocket {
     }
 }
 
+/// Control messages of one sendmsg.
 #[repr(C, align(8))]
-struct Control {
+pub struct Control {
     bytes: [u8; CONTROL_BYTES],
     used: usize,
 }
 
+impl Default for Control {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Control {
-    fn push_source(&mut self, source: &Source) {
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            bytes: [0; CONTROL_BYTES],
+            used: 0,
+        }
+    }
+
+    /// Makes them those of `header`, which must not outlive this.
+    pub fn attach(&mut self, header: &mut libc::msghdr) {
+        if self.used > 0 {
+            header.msg_control = self.bytes.as_mut_ptr().cast();
+            header.msg_controllen = self.used as _;
+        }
+    }
+
+    /// The address and interface that the datagram leaves from.
+    pub fn push_source(&mut self, source: &Source) {
         match source.ip {
             IpAddr::V4(ip) => self.push(
                 libc::IPPROTO_IP,

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{self, RawAddress};
+use super::options;
+use super::send::SendFailureKind;
 
 /// How a socket is set up beyond what every one has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,15 @@ pub enum Family {
     V4,
     /// IPv6 alone (IPV6_V6ONLY): no IPv4-mapped addresses show anywhere.
     V6,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 impl Family {
@@ -104,6 +115,17 @@ pub struct Counters {
     pub send_failed: u64,
     /// Times a GSO send was refused and its datagrams were sent one by one.
     pub gso_refused: u64,
+}
+
+impl Counters {
+    /// Counts datagrams that did not leave.
+    pub fn failed(&mut self, kind: SendFailureKind, datagrams: u64) {
+        match kind {
+            SendFailureKind::TooLarge => self.send_too_large += datagrams,
+            SendFailureKind::BufferFull => self.send_buffer_full += datagrams,
+            SendFailureKind::Other(_) => self.send_failed += datagrams,
+        }
+    }
 }
 
 /// A non-blocking UDP socket of one family. Not `Sync`: the packet loop owns it alone.
@@ -323,20 +345,7 @@ impl UdpSocket {
     }
 
     fn set(&self, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-        // SAFETY: the option value is a c_int that lives for the call.
-        let result = unsafe {
-            libc::setsockopt(
-                self.fd.as_raw_fd(),
-                level,
-                name,
-                std::ptr::from_ref(&value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        options::set(self.fd.as_raw_fd(), level, name, value)
     }
 }
 

@@ -2,7 +2,7 @@
 //! allows (§2B): what [`fold`] returns is stored with `to_ne_bytes`.
 
 /// The checksum of everything summed, complemented only by the caller.
-pub(super) fn fold(mut sum: u64) -> u16 {
+pub(crate) fn fold(mut sum: u64) -> u16 {
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -11,7 +11,7 @@ pub(super) fn fold(mut sum: u64) -> u16 {
 
 /// Sums `bytes`, which must start at an even offset of what is summed; an odd last byte is padded
 /// with zero.
-pub(super) fn sum(bytes: &[u8]) -> u64 {
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if bytes.len() >= AVX2_MIN && std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: AVX2 was just detected.
@@ -22,7 +22,7 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
 
 /// The pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1): `addresses` are source and destination as they
 /// stand in the IP header.
-pub(super) fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u64 {
+pub(crate) fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> u64 {
     sum_words(addresses) + u64::from(u16::from(protocol).to_be()) + u64::from((len as u16).to_be())
 }
 

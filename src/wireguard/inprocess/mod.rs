@@ -3,7 +3,7 @@
 //! locks taken by two, no I/O but through [`Device`] and [`Egress`].
 
 mod allowed_ips;
-mod checksum;
+pub(crate) mod checksum;
 mod coalesce;
 mod device;
 mod inbound;
