@@ -26,7 +26,7 @@ use wice_signaling::protocol::{
 
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::core::overlay::Overlay;
-use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts};
+use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
 use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::inprocess::Tunnels;
@@ -195,9 +195,11 @@ impl Daemon {
         let (notices_sender, notices) = mpsc::channel(NOTICES);
         let (inbox, _thread) = packet_loop::spawn(Parts {
             node,
-            overlay,
-            tunnels,
-            tun,
+            plane: PlaneParts::Managed {
+                overlay,
+                tunnels: Box::new(tunnels),
+                tun,
+            },
             v4: Some(v4),
             v6,
             endpoint: servers.endpoints(),
@@ -343,6 +345,8 @@ impl Daemon {
             }
             Notice::Owned { key, prefixes } => self.route(key, prefixes).await,
             Notice::Path(peer) => log_path(&peer),
+            // There is no such port in managed mode.
+            Notice::PortClosed(_) => {}
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
                     "the interface {} is gone: somebody has removed it; start wice again",
