@@ -13,7 +13,8 @@ mod node;
 #[path = "common/transfer.rs"]
 mod transfer;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
