@@ -1,5 +1,5 @@
 //! The proxy of attached mode against bare forwarders, and wireguard-go through it against
-//! wireguard-go without: `proxybench ROUNDS`, as root. Everything runs in turns in one process, in
+//! wireguard-go without: `proxybench [ROUNDS [tunnels|packets]]`, as root. Everything runs in turns in one process, in
 //! network namespaces of its own; prints Markdown tables of medians.
 
 mod forward;
@@ -7,8 +7,16 @@ mod load;
 #[path = "../../tests/common/namespace.rs"]
 mod namespace;
 mod node;
+mod relay;
 mod rig;
 mod tunnel;
+#[path = "../../tests/simulation/turn_server.rs"]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the simulation needs all of it, and is a test"
+)]
+mod turn_server;
 #[path = "../../tests/common/wireguard_go.rs"]
 mod wireguard_go;
 
@@ -18,7 +26,7 @@ use std::time::Duration;
 use forward::Kind;
 use load::{Pattern, drive};
 use node::Error;
-use rig::{Pair, Relayed, Side, listen_at};
+use rig::{Pair, Relayed, listen_at};
 use tunnel::{Tunnel, median};
 
 /// How long one thing is measured in one round.
@@ -39,8 +47,8 @@ enum Item {
     /// CPU microseconds a packet at the first machine and at the second.
     Proxy(Link, bool, End),
     Bare(Kind, Link, bool, End),
-    /// The client of a relay, towards it.
-    ChannelData,
+    /// The client of a relay, towards it and from it.
+    ChannelData(End),
     Rate(bool),
     WireGuardCpu,
     ProxyCpu,
@@ -61,6 +69,9 @@ fn main() -> Result<(), Error> {
     let rounds = std::env::args()
         .nth(1)
         .map_or(Ok(ROUNDS), |text| text.parse())?;
+    let part = std::env::args().nth(2);
+    let packets = part.as_deref() != Some("tunnels");
+    let tunneled = part.as_deref() != Some("packets");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -71,14 +82,19 @@ fn main() -> Result<(), Error> {
     let mut samples = Samples::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        for link in [Link::Whole, Link::Segmented] {
+        for link in [Link::Whole, Link::Segmented]
+            .into_iter()
+            .filter(|_| packets)
+        {
             pair.segment_on_link(link == Link::Segmented)?;
             for singles in [false, true] {
                 forwarders(&pair, link, singles, &mut samples)?;
             }
         }
-        channel_data(&relayed, &mut samples)?;
-        for (tunnel, proxied) in tunnels.iter().zip([false, true]) {
+        if packets {
+            channel_data(&relayed, &mut samples)?;
+        }
+        for (tunnel, proxied) in tunnels.iter().zip([false, true]).filter(|_| tunneled) {
             let run = tunnel.run(IPERF_SECONDS)?;
             eprintln!("  proxied {proxied}: {run:?}");
             add(&mut samples, Item::Rate(proxied), run.rate);
@@ -146,15 +162,23 @@ fn forwarders(pair: &Pair, link: Link, singles: bool, samples: &mut Samples) -> 
 
 fn channel_data(relayed: &Relayed, samples: &mut Samples) -> Result<(), Error> {
     let Relayed { a, b, .. } = relayed;
-    let cpu = |side: &Side| side.node.cpu();
-    let before = cpu(a)?;
-    let carried = drive(&a.wireguard, b.slot(), Pattern::Segments, &b.sink, STEP);
-    let each = (cpu(a)? - before).as_secs_f64() * 1e6 / carried.packets.max(1) as f64;
-    eprintln!(
-        "  ChannelData {each:.3} µs, {} packets, {} lost, {:.0} a second",
-        carried.packets, carried.lost, carried.rate
-    );
-    add(samples, Item::ChannelData, each);
+    for (from, to, end) in [(a, b, End::Out), (b, a, End::In)] {
+        let before = a.node.cpu()?;
+        let carried = drive(
+            &from.wireguard,
+            to.slot(),
+            Pattern::Segments,
+            &to.sink,
+            STEP,
+        );
+        let cpu = (a.node.cpu()? - before).as_secs_f64();
+        let each = cpu * 1e6 / carried.packets.max(1) as f64;
+        eprintln!(
+            "  ChannelData {end:?} {each:.3} µs, {} packets, {} lost",
+            carried.packets, carried.lost
+        );
+        add(samples, Item::ChannelData(end), each);
+    }
     Ok(())
 }
 
@@ -184,9 +208,11 @@ fn print(rounds: u32, samples: &mut Samples) {
         "≤ 0.65",
         proxy / quinn <= 0.65,
     ));
-    let channel = of(Item::ChannelData);
-    let proxy = of(Item::Proxy(Link::Whole, false, End::Out));
-    let what = "CPU µs a packet, outwards: as ChannelData to a relay, to the peer".to_owned();
+    let channel = of(Item::ChannelData(End::Out)) + of(Item::ChannelData(End::In));
+    let whole = |end| Item::Proxy(Link::Whole, false, end);
+    let proxy = of(whole(End::Out)) + of(whole(End::In));
+    let what =
+        "CPU µs a packet, both ways, link with USO: as ChannelData of a relay's, direct".to_owned();
     rows.push((
         what,
         channel,

@@ -1,7 +1,7 @@
 //! The machines of the measurement: two side by side, and two with a TURN server between them.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use wice::core::node::RelayServer;
@@ -13,14 +13,14 @@ use super::forward::{Forwarder, Kind};
 use super::load::Sink;
 use super::namespace::{Namespace, two_namespaces};
 use super::node::{AttachedNode, Config, Error};
+use super::relay::Relay;
+use super::turn_server::{PASSWORD, USER};
 
 /// What stands for WireGuard's port.
 const WIREGUARD: u16 = 51820;
 /// Where forwarders listen: one of a kind at the first machine, and the next at the second.
 const FORWARDERS: u16 = 7000;
 const TURN: u16 = 3478;
-const USER: &str = "bench";
-const PASSWORD: &str = "bench";
 /// Paths, relays included, are found within this.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -157,7 +157,7 @@ fn introduce(a: &mut Side, b: &mut Side, relayed: bool) -> Result<(), Error> {
 pub(crate) struct Relayed {
     pub(crate) a: Side,
     pub(crate) b: Side,
-    server: Child,
+    _server: Relay,
 }
 
 impl Relayed {
@@ -175,38 +175,9 @@ impl Relayed {
             end.ip("link set v0 up");
             end.ip(&format!("route add default via 198.51.{net}.254"));
         }
-        let server = between.spawn(move || {
-            Command::new("turnserver")
-                .args([
-                    "-n",
-                    "--listening-ip=198.51.2.254",
-                    "--relay-ip=198.51.3.254",
-                ])
-                .args([
-                    "--realm=bench",
-                    "--lt-cred-mech",
-                    "--no-cli",
-                    "--no-tls",
-                    "--no-dtls",
-                ])
-                .arg(format!("--listening-port={TURN}"))
-                .arg(format!("--user={USER}:{PASSWORD}"))
-                .args(["--log-file=/dev/null", "--no-rfc5780", "--relay-threads=1"])
-                .arg(format!(
-                    "--pidfile=/tmp/proxybench-turn-{}.pid",
-                    std::process::id()
-                ))
-                .arg(format!(
-                    "--userdb=/tmp/proxybench-turn-{}.db",
-                    std::process::id()
-                ))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-        });
-        let server = server.join().map_err(|_| "turnserver")?;
-        let server = server.map_err(|error| format!("turnserver: {error}; install coturn"))?;
+        let listen = SocketAddr::from(([198, 51, 2, 254], TURN));
+        let relay = between.spawn(move || Relay::start(listen, [198, 51, 3, 254].into()));
+        let server = relay.join().map_err(|_| "the relay did not start")??;
         let config = |number: u8, net: u8, relay| Config {
             secret: [number; 32],
             addresses: vec![(Ipv4Addr::new(198, 51, net, 1), "v0".to_owned())],
@@ -215,7 +186,7 @@ impl Relayed {
         };
         let relay = RelayServer {
             name: "bench".to_owned(),
-            address: SocketAddr::from(([198, 51, 2, 254], TURN)),
+            address: listen,
             transport: RelayTransport::Udp,
             username: USER.to_owned(),
             password: PASSWORD.to_owned(),
@@ -223,18 +194,10 @@ impl Relayed {
         let mut a = Side::start(&a, runtime, config(3, 2, Some(relay)))?;
         let mut b = Side::start(&b, runtime, config(4, 3, None))?;
         introduce(&mut a, &mut b, true)?;
-        Ok(Self { a, b, server })
-    }
-}
-
-impl Drop for Relayed {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-        for ending in ["pid", "db"] {
-            let file = format!("/tmp/proxybench-turn-{}.{ending}", std::process::id());
-            let _ = std::fs::remove_file(file);
-        }
+        Ok(Self {
+            a,
+            b,
+            _server: server,
+        })
     }
 }
