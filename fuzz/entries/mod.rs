@@ -14,6 +14,7 @@ mod portmap;
 mod records;
 mod relay;
 mod script;
+mod slots;
 mod state;
 mod texts;
 mod wireguard;
@@ -156,5 +157,6 @@ pub const TARGETS: &[Target] = &[
     target("turn_stream", relay::stream, relay::seeds, SCRIPT),
     target("tunnels", wireguard::tunnels, wireguard::seeds, SCRIPT),
     target("gso", wireguard::gso, wireguard::gso_seeds, 4096),
+    target("slots", slots::slots, slots::seeds, SCRIPT),
     target("state", state::state, state::seeds, 4096),
 ];

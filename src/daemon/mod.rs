@@ -30,7 +30,7 @@ use wice_signaling::protocol::{
 
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig};
 use crate::core::overlay::Overlay;
-use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts};
+use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
 use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::inprocess::Tunnels;
@@ -218,9 +218,11 @@ impl Daemon {
         let (notices_sender, notices) = mpsc::channel(NOTICES);
         let (inbox, _thread) = packet_loop::spawn(Parts {
             node,
-            overlay,
-            tunnels,
-            tun,
+            plane: PlaneParts::Managed {
+                overlay,
+                tunnels: Box::new(tunnels),
+                tun,
+            },
             v4: Some(v4),
             v6,
             endpoint: servers.endpoints(),
@@ -384,6 +386,8 @@ impl Daemon {
                 let port = self.ports.v4.unwrap_or(self.settings.port);
                 transition::log_path(&self.inbox, port, *peer).await;
             }
+            // There is no such port in managed mode.
+            Notice::PortClosed(_) => {}
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
                     "the interface {} is gone: somebody has removed it; start wice again",

@@ -8,5 +8,6 @@ pub mod portmap;
 pub mod relay;
 pub mod roots;
 pub mod shared_port;
+pub mod slots;
 pub mod udp;
 pub(crate) mod verify;

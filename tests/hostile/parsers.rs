@@ -51,6 +51,7 @@ targets! {
     turn_stream,
     tunnels,
     gso,
+    slots,
     state,
 }
 

@@ -56,7 +56,7 @@ fn runs_leave_in_few_calls_and_arrive_in_order_with_their_addresses() {
             .map(|i| vec![i; if i == 99 { 7 } else { 1400 }])
             .collect();
         let mut failures = SendFailures::new();
-        let mut out = Coalescer::new(&a, &mut failures);
+        let mut out = Coalescer::new(&a, &failures);
         for payload in &payloads {
             out.push(to(remote), None, payload);
         }
@@ -82,8 +82,8 @@ fn a_longer_datagram_or_another_destination_starts_a_new_run() {
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let c = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let bytes = [7u8; 300];
-    let mut failures = SendFailures::new();
-    let mut out = Coalescer::new(&a, &mut failures);
+    let failures = SendFailures::new();
+    let mut out = Coalescer::new(&a, &failures);
     let (b_addr, c_addr) = (b.local_addr().unwrap(), c.local_addr().unwrap());
     for (remote, len) in [
         (b_addr, 100),
@@ -116,9 +116,9 @@ fn channel_headers_stand_before_every_segment() {
             client.disable_gso();
         }
         let segments: Vec<u8> = (0..10 * 100 + 30).map(|i| i as u8).collect();
-        let mut failures = SendFailures::new();
+        let failures = SendFailures::new();
         let header = |p: &[u8]| Some([0x40, 0x01, (p.len() >> 8) as u8, p.len() as u8]);
-        let mut out = Coalescer::new(&client, &mut failures);
+        let mut out = Coalescer::new(&client, &failures);
         out.push_segments(to(server.local_addr().unwrap()), header, &segments, 100);
         drop(out);
         assert_eq!(client.counters().send_calls, if gso { 1 } else { 11 });
@@ -127,6 +127,40 @@ fn channel_headers_stand_before_every_segment() {
             assert_eq!(payload[..4], [0x40, 0x01, 0, expected.len() as u8]);
             assert_eq!(&payload[4..], expected);
             assert_eq!(*from, client.local_addr().unwrap());
+        }
+    }
+}
+
+/// Many at once are cut where a send is full, take up what was there, and end at the short one.
+#[test]
+fn segments_are_taken_many_at_once_and_come_out_one_by_one() {
+    for gso in [true, false] {
+        let a = UdpSocket::bind(loopback(Family::V4)).unwrap();
+        let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
+        if !gso {
+            a.disable_gso();
+        }
+        let remote = b.local_addr().unwrap();
+        let bytes: Vec<u8> = (0..150 * 700 + 5).map(|i| (i / 700) as u8).collect();
+        let failures = SendFailures::new();
+        let mut out = Coalescer::new(&a, &failures);
+        out.push(to(remote), None, &bytes[..700]);
+        out.push_segments(to(remote), |_| None, &bytes[700..], 700);
+        // Another size; then one that is shorter than said, which its like may follow.
+        out.push_segments(to(remote), |_| None, &bytes[..300], 100);
+        out.push_segments(to(remote), |_| None, &bytes[..50], 1400);
+        out.push_segments(to(remote), |_| None, &bytes[..50], 50);
+        out.flush();
+        drop(out);
+        // 64 + 64 + 23 with the short one, 3 and the first 50, the second 50.
+        assert_eq!(a.counters().send_calls, if gso { 5 } else { 156 });
+        assert_eq!(a.counters().sent, 156);
+        let got = receive_all(&b, 156);
+        let lens: Vec<usize> = got.iter().map(|d| d.3.len()).collect();
+        assert_eq!(lens[..150], [700; 150]);
+        assert_eq!(lens[150..], [5, 100, 100, 100, 50, 50]);
+        for (index, datagram) in got.iter().take(150).enumerate() {
+            assert!(datagram.3.iter().all(|byte| usize::from(*byte) == index));
         }
     }
 }
@@ -141,8 +175,8 @@ fn the_source_address_is_the_one_asked_for() {
     };
     let port = b.local_addr().unwrap().port();
     let remote = SocketAddr::from((Ipv4Addr::new(127, 1, 2, 3), port));
-    let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push(
+    let failures = SendFailures::new();
+    Coalescer::new(&a, &failures).push(
         Destination {
             remote,
             source: Some(source),
@@ -161,7 +195,7 @@ fn oversize_is_reported_and_the_rest_still_leaves() {
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let bytes = vec![0u8; 66_000];
     let mut failures = SendFailures::new();
-    let mut out = Coalescer::new(&a, &mut failures);
+    let mut out = Coalescer::new(&a, &failures);
     out.push(to(b.local_addr().unwrap()), None, &bytes);
     out.push(to(b.local_addr().unwrap()), None, &bytes[..10]);
     drop(out);
@@ -188,7 +222,7 @@ fn a_source_that_is_not_ours_fails_without_giving_up_gso() {
         source: Some(source),
     };
     let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push_segments(to, |_| None, &[1; 300], 100);
+    Coalescer::new(&a, &failures).push_segments(to, |_| None, &[1; 300], 100);
     assert!(a.gso());
     assert_eq!(a.counters().send_failed, 3);
     assert!(
@@ -207,11 +241,11 @@ fn port_unreachable_names_the_destination_and_harms_no_other() {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut failures = SendFailures::new();
-        Coalescer::new(&a, &mut failures).push(to(closed), None, b"anyone?");
+        let failures = SendFailures::new();
+        Coalescer::new(&a, &failures).push(to(closed), None, b"anyone?");
         wait(&a, 0); // POLLERR is always reported.
         // The pending error must not swallow this one.
-        Coalescer::new(&a, &mut failures).push(to(b.local_addr().unwrap()), None, b"hello");
+        Coalescer::new(&a, &failures).push(to(b.local_addr().unwrap()), None, b"hello");
         assert_eq!(receive_all(&b, 1)[0].3, b"hello");
         let error = a.next_error().unwrap();
         assert_eq!((error.remote, error.kind), (closed, PathErrorKind::Refused));
@@ -236,8 +270,8 @@ fn the_kernel_joins_what_arrives_as_one_send() {
     let a = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     assert!(a.gso() && b.gro());
-    let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push_segments(
+    let failures = SendFailures::new();
+    Coalescer::new(&a, &failures).push_segments(
         to(b.local_addr().unwrap()),
         |_| None,
         &[1; 4 * 1000 + 1],

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::scheduler::AgentRef;
 use super::{Arrival, Inbound, Node, PeerId, Via};
 use crate::core::credentials::{End, derive, parse_ufrag};
-use crate::core::ice::{BaseId, Reply};
+use crate::core::ice::{BaseId, PairKey, Reply};
 use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun, quoted_id};
 use wice_signaling::protocol::Session;
 
@@ -98,6 +98,7 @@ impl Node {
                 self.note_heard(id);
                 self.counters.checks_answered += 1;
                 self.send_from(base, from, reply);
+                self.note_spoken(id, PairKey { base, remote: from });
                 self.prepare_channel(id, base, from);
             }
             Reply::Ignore => self.counters.unauthentic += 1,
@@ -150,6 +151,7 @@ impl Node {
         if engine.handle_response(base, from, response, now) {
             self.budget.note_answer(from.ip());
             self.note_heard(agent.peer);
+            self.note_spoken(agent.peer, PairKey { base, remote: from });
         } else {
             self.counters.unauthentic += 1;
         }
