@@ -124,6 +124,7 @@ impl AttachedNode {
                         }
                     }
                     Notice::Accepted(_)
+                    | Notice::AcceptedRoutes(_)
                     | Notice::Owned { .. }
                     | Notice::Path(_)
                     | Notice::DeviceLost(_) => {}

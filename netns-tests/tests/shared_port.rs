@@ -278,8 +278,8 @@ fn a_run_of_stun_comes_as_single_messages() -> Result<()> {
             SocketAddr::new(address(&lab, "home-a-2", family)?, 0),
         )?;
         let message = stun(1, 80);
-        let mut failures = SendFailures::new();
-        let mut out = Coalescer::new(&other, &mut failures);
+        let failures = SendFailures::new();
+        let mut out = Coalescer::new(&other, &failures);
         for _ in 0..20 {
             let to = Destination {
                 remote,
@@ -330,7 +330,7 @@ fn send(from: &UdpSocket, remote: SocketAddr, payload: &[u8]) -> Result<()> {
         remote,
         source: None,
     };
-    Coalescer::new(from, &mut failures).push(to, None, payload);
+    Coalescer::new(from, &failures).push(to, None, payload);
     ensure!(failures.drain().next().is_none(), "not sent to {remote}");
     Ok(())
 }

@@ -156,7 +156,7 @@ impl UdpSocket {
     /// says whether the kernel sees to that: before Linux 5.7 it takes CAP_NET_RAW, and without it the
     /// owner has to look at every datagram's interface.
     pub fn bind_on(address: SocketAddr, ifindex: u32) -> Result<(Self, bool), UdpError> {
-        let socket = Self::open(address)?;
+        let socket = Self::open(address, &UdpOptions::default())?;
         let bound = socket.set_interface(ifindex).is_ok();
         socket.bind_to(address)?;
         Ok((socket, bound))

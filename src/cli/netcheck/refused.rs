@@ -36,12 +36,12 @@ fn ask(server: SocketAddr) -> Option<UdpSocket> {
     let socket = UdpSocket::connect(SocketAddr::new(local, 0), server, None).ok()?;
     let id = crate::cli::random::random().ok()?;
     let request = encode_binding(TransactionId::from(u128::from_be_bytes(id)));
-    let mut failures = SendFailures::new();
+    let failures = SendFailures::new();
     let destination = Destination {
         remote: server,
         source: None,
     };
-    let mut run = Coalescer::new(&socket, &mut failures);
+    let mut run = Coalescer::new(&socket, &failures);
     run.push(destination, None, &request);
     run.flush();
     drop(run);

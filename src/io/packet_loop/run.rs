@@ -54,7 +54,7 @@ impl PacketLoop {
                 // Looking for errors is a system call: only where there are some.
                 let flags = event.flags;
                 if flags.contains(epoll::EventFlags::ERR) {
-                    self.take_errors(event.data.u64());
+                    self.take_errors(event.data.u64(), now);
                 }
                 match event.data.u64() {
                     TOKEN_INBOX => self.take_commands(now),
