@@ -68,10 +68,10 @@ fn data(tunn: &mut Tunn) -> Vec<u8> {
 }
 
 fn sent(result: TunnResult<'_>) -> Vec<u8> {
-    match result {
-        TunnResult::WriteToNetwork(bytes) => bytes.to_vec(),
-        other => panic!("not sent: {other:?}"),
-    }
+    let TunnResult::WriteToNetwork(bytes) = result else {
+        panic!("not sent: {result:?}");
+    };
+    bytes.to_vec()
 }
 
 fn outbound(slots: &mut Slots, slot: Ipv4Addr, datagram: &[u8], now: Instant) -> Vec<PeerId> {
