@@ -60,8 +60,8 @@ bench: setup-test ## the figures of BENCHMARKS.md, on this machine
 bench-wireguard: setup-bench-wireguard ## in-process WireGuard against wireguard-go and gotatun; builds releases
 	WIREGUARD_GO=$(CURDIR)/$(TOOLS)/bin/wireguard GOTATUN=$(CURDIR)/$(TOOLS)/bin/gotatun ./benches/run wireguard
 
-bench-proxy: setup-test ## attached mode's proxy against bare forwarders; builds a release
-	./benches/run proxy
+bench-proxy: setup-test setup-bench-wireguard ## attached mode's proxy against bare forwarders; builds a release
+	WIREGUARD_GO=$(CURDIR)/$(TOOLS)/bin/wireguard ./benches/run proxy
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check
