@@ -1,8 +1,11 @@
 //! WireGuard backends: in-process (boringtun on a TUN device), kernel, userspace by its UAPI.
 
+pub mod backend;
 pub mod inprocess;
+pub mod kernel;
 mod mask;
 pub mod netlink;
 pub mod tun;
+pub mod uapi;
 
 pub use wice_signaling::protocol::IpPrefix;
