@@ -11,7 +11,7 @@ use super::state::{NetworkState, State, StateError};
 pub enum JoinError {
     /// Neither a token nor a network from before.
     #[error(
-        "this node has not joined a network yet\n  give it a token once: wice up TOKEN (made by `wice invite` on the machine with the network's admin key)"
+        "this node has not joined a network yet\n  give it a token once: wice up TOKEN, or wice attach INTERFACE TOKEN (made by `wice invite` on the machine with the network's admin key)"
     )]
     NoToken,
     /// The token is for another network than the node is in.
@@ -23,6 +23,14 @@ pub enum JoinError {
         present: String,
         /// The token's.
         other: String,
+    },
+    /// The interface has another key than the one that joined.
+    #[error(
+        "{interface} has a new key since this node joined, and the token that it joined with is gone\n  give a token again: wice attach {interface} TOKEN"
+    )]
+    OtherKey {
+        /// The interface.
+        interface: String,
     },
     /// What was kept does not parse.
     #[error(
@@ -73,9 +81,49 @@ pub(super) fn membership(
             .sign_member(&token.network, &key.public_key())
             .encode(),
         receipt: None,
+        key: None,
+        token: None,
     };
     state.set_network(&joined)?;
     from_state(&joined)
+}
+
+/// As [`membership`], for a key that is another program's and may change: a new one joins with the
+/// token that was kept. A token that is given again changes nothing for a key that is in.
+pub(super) fn membership_of_interface(
+    state: &State,
+    token: Option<&Token>,
+    key: &PrivateKey,
+    interface: &str,
+) -> Result<Membership, JoinError> {
+    let name = key.public_key().to_string();
+    let kept = state.network()?;
+    if let Some(kept) = &kept {
+        let in_already = kept.key.as_ref() == Some(&name);
+        let same = token.is_none_or(|token| token.network.0 == kept.network);
+        let confirmed = kept.receipt.is_some() || token.is_none();
+        if in_already && same && confirmed {
+            return from_state(kept);
+        }
+    }
+    let kept_token = kept.as_ref().and_then(|kept| kept.token.as_deref());
+    let token = match (token, kept_token) {
+        (Some(token), _) => token.clone(),
+        (None, Some(text)) => text.parse().map_err(|_| JoinError::Damaged("token"))?,
+        (None, None) if kept.is_some() => {
+            let interface = interface.to_owned();
+            return Err(JoinError::OtherKey { interface });
+        }
+        (None, None) => return Err(JoinError::NoToken),
+    };
+    let text = token.encode().map_err(|_| JoinError::Damaged("token"))?;
+    let joined = membership(state, Some(&token), key)?;
+    if let Some(mut network) = state.network()? {
+        network.key = Some(name);
+        network.token = Some(text.to_string());
+        state.set_network(&network)?;
+    }
+    Ok(joined)
 }
 
 /// Keeps what the service gave at the first join.

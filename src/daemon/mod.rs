@@ -1,7 +1,9 @@
-//! The daemon of managed mode: it owns the WireGuard interface, keeps state, talks to signaling, and
-//! tells the packet loop what it learns.
+//! The daemon: it keeps state, talks to signaling, and tells the packet loop what it learns. In managed
+//! mode it owns the WireGuard interface, in attached mode ([`attach`]) another program does.
 
 mod answers;
+mod attached;
+mod base;
 pub mod control;
 mod interfaces;
 mod join;
@@ -12,42 +14,28 @@ mod state;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use wice_signaling::protocol::{
-    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PrivateKey, PublicKey, RecordKind, Routes, ServerAddress,
-    Token,
+    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PublicKey, RecordKind, Routes, ServerAddress, Token,
 };
 
-use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
+use crate::core::node::Admission;
 use crate::core::overlay::Overlay;
-use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts};
-use crate::io::udp::UdpSocket;
-use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+use crate::io::packet_loop::{Command, Notice, PlaneParts};
 use crate::wireguard::inprocess::Tunnels;
-use crate::wireguard::netlink::{Netlink, Watch};
+use crate::wireguard::netlink::Netlink;
 use crate::wireguard::tun::Tun;
-use answers::{Answers, Shared};
-use control::ControlListener;
-use interfaces::{Ports, host_addresses};
-use join::Membership;
-use servers::Servers;
-use state::{NodeState, ServerState, State};
+use answers::View;
+use base::{Base, Left, Prepared, Record, log_path};
+use state::{NodeState, State};
 
+pub use attached::{AttachError, Detached, attach, detach};
 pub use join::JoinError;
 pub use state::StateError;
 
-/// Notices of the packet loop that may wait.
-const NOTICES: usize = 4096;
-/// Adverts of peers are written to the state folder at most this often.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// Changes of addresses come in bursts; they are read once after this.
-const SETTLE: Duration = Duration::from_millis(50);
 /// The default MTU: 1,500 less IPv6, UDP, WireGuard and, for a relayed path, ChannelData, and less
 /// eight bytes for PPPoE on the way, rounded down to a multiple of 16 as WireGuard pads.
 pub const DEFAULT_MTU: u32 = 1392;
@@ -59,7 +47,7 @@ pub const DEFAULT_PORT: u16 = 51821;
 pub struct Settings {
     /// The network to join; none to go on with the one of the state folder.
     pub token: Option<Token>,
-    /// The interface to make.
+    /// The interface to make, or to attach to.
     pub interface: String,
     /// The node's name for people.
     pub name: String,
@@ -85,6 +73,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// Where Prometheus metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Attached mode: the interface's private key, where WireGuard does not tell it.
+    pub private_key_file: Option<PathBuf>,
 }
 
 /// A TURN server with credentials that do not come from signaling.
@@ -98,23 +88,9 @@ pub struct StaticRelay {
     pub password: String,
 }
 
-/// A running daemon.
+/// The daemon of managed mode.
 struct Daemon {
-    settings: Settings,
-    state: State,
-    node_state: NodeState,
-    key: PrivateKey,
-    membership: Membership,
-    inbox: Inbox,
-    netlink: Netlink,
-    index: u32,
-    ports: Ports,
-    addresses: Vec<HostAddress>,
-    signaling: Signaling,
-    shared: Arc<Shared>,
-    servers: Servers,
-    adverts: BTreeMap<String, String>,
-    adverts_changed: bool,
+    base: Base,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
     routes_published: bool,
 }
@@ -123,9 +99,7 @@ struct Daemon {
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (mut daemon, mut notices) = Daemon::start(settings).await?;
     let ended = daemon.serve(&mut notices).await;
-    // Nobody is left to hear of a loop that has ended already.
-    let _ = daemon.inbox.send(Command::Stop);
-    daemon.keep_adverts();
+    daemon.base.stop().await;
     ended
 }
 
@@ -136,12 +110,7 @@ impl Daemon {
         let membership = join::membership(&state, settings.token.as_ref(), &key)?;
         let node_state = match state.node()? {
             Some(node) => node,
-            None => NodeState {
-                session: random()?,
-                sequence: 0,
-                routes_sequence: 0,
-                overlay_counter: 0,
-            },
+            None => NodeState::new(random()?),
         };
         state.set_node(&node_state)?;
 
@@ -167,43 +136,8 @@ impl Daemon {
         }
         netlink.set_up(index).await?;
 
-        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)))?;
-        // A machine without IPv6 is no error.
-        let v6 = UdpSocket::bind(SocketAddr::from(([0u16; 8], settings.port))).ok();
-        let port = |socket: &UdpSocket| socket.local_addr().ok().map(|address| address.port());
-        let ports = Ports {
-            v4: port(&v4),
-            v6: v6.as_ref().and_then(port),
-        };
-
         let mtu = usize::try_from(settings.mtu).unwrap_or(usize::MAX);
-        let now = std::time::Instant::now();
-        let tunnels = Tunnels::new(*key.expose_secret(), mtu, now);
-        let node = Node::new(
-            NodeConfig {
-                key: PrivateKey::from_bytes(*key.expose_secret()),
-                session: node_state.session(),
-                sequence: node_state.sequence,
-                name: settings.name.clone(),
-                admission: Admission::Members(membership.network),
-                membership: membership.proof.clone(),
-                seed: random()?,
-            },
-            now,
-        );
-        let servers = Servers::new(&settings)?;
-        let (notices_sender, notices) = mpsc::channel(NOTICES);
-        let (inbox, _thread) = packet_loop::spawn(Parts {
-            node,
-            overlay,
-            tunnels,
-            tun,
-            v4: Some(v4),
-            v6,
-            endpoint: servers.endpoints(),
-            notices: notices_sender,
-            runtime: tokio::runtime::Handle::current(),
-        })?;
+        let tunnels = Tunnels::new(*key.expose_secret(), mtu, std::time::Instant::now());
         tracing::info!(
             event = "started",
             interface = settings.interface,
@@ -213,112 +147,52 @@ impl Daemon {
             ipv4 = %v4_address,
             ipv6 = %v6_address,
         );
-
-        let signaling = Signaling::start(WebSocketBackend::new(WebSocketConfig {
-            url: membership.url.clone(),
-            pin: membership.pin,
-            network: membership.network,
-            key: PrivateKey::from_bytes(*key.expose_secret()),
-            membership: membership.proof.clone(),
-            receipt: membership.receipt,
-            proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
-            ca_file: settings.ca_file.clone(),
-            socket_hook: None,
-        }));
-        let shared = Arc::new(Shared::new(membership.url.to_string()));
-        let socket = settings
-            .run_dir
-            .join(format!("{}.sock", settings.interface));
-        let control = ControlListener::bind(&socket)?;
-        let answers = Answers {
-            interface: settings.interface.clone(),
-            port: ports.v4.unwrap_or(settings.port),
-            started: now,
-            inbox: inbox.clone(),
-            shared: Arc::clone(&shared),
-        };
-        let answers = Arc::new(answers);
-        tokio::spawn(control::serve(control, Arc::clone(&answers)));
-        if let Some(address) = settings.metrics {
-            metrics::serve(address, answers).await?;
-        }
-        let adverts = state.adverts();
-        let mut daemon = Self {
+        let admission = Admission::Members(membership.network);
+        let prepared = Prepared {
             settings,
             state,
             node_state,
             key,
             membership,
-            inbox,
             netlink,
             index,
-            ports,
-            addresses: Vec::new(),
-            signaling,
-            shared,
-            servers,
-            adverts,
-            adverts_changed: false,
+            admission,
+            socket_hook: None,
+            view: View::Managed,
+        };
+        let plane = PlaneParts::Managed {
+            overlay,
+            tunnels: Box::new(tunnels),
+            tun,
+        };
+        let (base, notices) = Base::start(prepared, plane).await?;
+        for record in base.adverts.values() {
+            if let Ok(record) = hex::decode(record) {
+                base.inbox.send(Command::Advert(record))?;
+            }
+        }
+        let daemon = Self {
+            base,
             routed: BTreeMap::new(),
             routes_published: false,
         };
-        daemon.restore().await?;
         Ok((daemon, notices))
     }
 
-    /// What was known before the start: addresses, servers, adverts.
-    async fn restore(&mut self) -> anyhow::Result<()> {
-        self.read_addresses().await?;
-        let known = self.state.servers();
-        self.servers.restore(known, &self.membership.url);
-        for record in self.adverts.values() {
-            if let Ok(record) = hex::decode(record) {
-                self.inbox.send(Command::Advert(record))?;
-            }
-        }
-        Ok(())
-    }
-
     async fn serve(&mut self, notices: &mut mpsc::Receiver<Notice>) -> anyhow::Result<()> {
-        let mut watch = Watch::start()?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut keep = tokio::time::interval(KEEP_EVERY);
-        let mut settle: Option<Instant> = None;
-        let stop = Arc::clone(&self.shared);
+        let mut signals = Signals::new()?;
         loop {
-            let settled = async {
-                match settle {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 notice = notices.recv() => match notice {
                     Some(notice) => self.handle_notice(notice).await?,
-                    None => anyhow::bail!("the packet loop has ended: see the log above"),
+                    None => anyhow::bail!(LOOP_ENDED),
                 },
-                event = self.signaling.next() => match event {
-                    Some(event) => self.handle_signaling(event)?,
-                    None => anyhow::bail!("the signaling client has ended: see the log above"),
+                happened = self.base.next() => match self.base.handle(happened?).await? {
+                    Left::Record(record) => self.handle_record(record)?,
+                    Left::Stop => return Ok(()),
+                    Left::Interfaces(_) | Left::Nothing => {}
                 },
-                update = self.servers.next() => {
-                    self.shared.serves(&update.stun, &update.relays);
-                    self.inbox.send(Command::StunServers(update.stun))?;
-                    self.inbox.send(Command::RelayServers(update.relays))?;
-                }
-                changed = watch.changed() => {
-                    changed?;
-                    settle.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
-                () = settled => {
-                    settle = None;
-                    self.read_addresses().await?;
-                }
-                _ = keep.tick() => self.keep_adverts(),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                () = stop.stop.notified() => return Ok(()),
+                () = signals.stop() => return Ok(()),
             }
         }
     }
@@ -326,9 +200,7 @@ impl Daemon {
     async fn handle_notice(&mut self, notice: Notice) -> anyhow::Result<()> {
         match notice {
             Notice::Publish { advert, sequence } => {
-                self.node_state.sequence = sequence;
-                self.state.set_node(&self.node_state)?;
-                self.publish(RecordKind::Advert, &advert)?;
+                self.base.publish_advert(&advert, sequence)?;
                 // After the first advert: peers take routes from nodes that they know.
                 if !std::mem::replace(&mut self.routes_published, true) {
                     self.publish_routes()?;
@@ -337,128 +209,49 @@ impl Daemon {
             Notice::Accepted(record) => {
                 // The key stands after the version (see the advert's layout).
                 if let Some(key) = record.get(1..33) {
-                    self.adverts.insert(hex::encode(key), hex::encode(&record));
-                    self.adverts_changed = true;
+                    let (key, record) = (hex::encode(key), hex::encode(&record));
+                    self.base.adverts.insert(key, record);
+                    self.base.adverts_changed = true;
                 }
             }
             Notice::Owned { key, prefixes } => self.route(key, prefixes).await,
             Notice::Path(peer) => log_path(&peer),
+            // There is no such port in managed mode.
+            Notice::PortClosed(_) => {}
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
                     "the interface {} is gone: somebody has removed it; start wice again",
-                    self.settings.interface
+                    self.base.settings.interface
                 ));
             }
         }
         Ok(())
     }
 
-    fn handle_signaling(&mut self, event: Event) -> anyhow::Result<()> {
-        match event {
-            Event::Connected => {
-                tracing::info!(event = "signaling-connected", url = %self.membership.url);
-                self.shared.connected();
-            }
-            Event::Disconnected { reason, retry_in } => {
-                tracing::warn!(event = "signaling-lost", %reason, ?retry_in);
-                self.shared.disconnected(reason);
-            }
-            Event::Refused { code, text } => {
-                // Who has never been in has nothing to keep; who has keeps its paths.
-                let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
-                if newcomer && !code.is_temporary() {
-                    anyhow::bail!(
-                        "the signaling service refuses this node ({}): {text}",
-                        code.as_str()
-                    );
-                }
-                tracing::error!(event = "signaling-refused", reason = code.as_str(), %text);
-            }
-            Event::Record {
-                key,
-                kind,
-                sealed,
-                last_seen,
-            } => {
-                self.shared.seen(key, last_seen);
-                let Membership {
-                    network,
-                    network_key,
-                    ..
-                } = &self.membership;
-                match network_key.open(network, &key, kind, &sealed) {
-                    Ok(record) => self.inbox.send(match kind {
-                        RecordKind::Advert => Command::Advert(record),
-                        RecordKind::Routes => Command::Routes(record),
-                    })?,
-                    Err(error) => tracing::debug!(event = "record-refused", %key, %error),
-                }
-            }
-            Event::Servers(servers) => {
-                if servers.credentials.is_some() {
-                    let known = ServerState {
-                        addresses: servers.addresses.iter().map(ToString::to_string).collect(),
-                        credentials: servers
-                            .credentials
-                            .as_ref()
-                            .map(|c| (c.username.clone(), c.password.clone())),
-                    };
-                    self.state.set_servers(&known)?;
-                }
-                self.servers.told(servers);
-            }
-            Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
-            Event::Receipt(receipt) => join::keep_receipt(&self.state, receipt)?,
-        }
-        Ok(())
-    }
-
-    fn publish(&mut self, kind: RecordKind, record: &[u8]) -> anyhow::Result<()> {
-        let Membership {
-            network,
-            network_key,
-            ..
-        } = &self.membership;
-        let key = self.key.public_key();
-        let sealed = network_key.seal(network, &key, kind, &random()?, record)?;
-        self.signaling.publish(kind, sealed);
-        Ok(())
+    fn handle_record(&mut self, record: Record) -> anyhow::Result<()> {
+        Ok(self.base.inbox.send(match record.kind {
+            RecordKind::Advert => Command::Advert(record.bytes),
+            RecordKind::Routes => Command::Routes(record.bytes),
+        })?)
     }
 
     fn publish_routes(&mut self) -> anyhow::Result<()> {
-        if self.settings.advertise_routes.is_empty() && self.node_state.routes_sequence == 0 {
+        if self.base.settings.advertise_routes.is_empty() && self.base.node_state.routes_sequence == 0 {
             return Ok(());
         }
-        self.node_state.routes_sequence += 1;
-        self.state.set_node(&self.node_state)?;
-        let mut prefixes = self.settings.advertise_routes.clone();
+        self.base.node_state.routes_sequence += 1;
+        self.base.state.set_node(&self.base.node_state)?;
+        let mut prefixes = self.base.settings.advertise_routes.clone();
         prefixes.sort();
         prefixes.dedup();
         let routes = Routes {
-            key: self.key.public_key(),
-            sequence: self.node_state.routes_sequence,
-            overlay_counter: self.node_state.overlay_counter,
+            key: self.base.key.public_key(),
+            sequence: self.base.node_state.routes_sequence,
+            overlay_counter: self.base.node_state.overlay_counter,
             prefixes,
         };
-        let record = routes.encode_signed(&self.key, &random()?)?;
-        self.publish(RecordKind::Routes, &record)
-    }
-
-    async fn read_addresses(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.netlink.interfaces().await?;
-        let routes = self.netlink.default_routes().await?;
-        let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
-        if addresses == self.addresses {
-            return Ok(());
-        }
-        let changed = !self.addresses.is_empty();
-        tracing::debug!(event = "addresses", ?addresses);
-        self.addresses.clone_from(&addresses);
-        self.inbox.send(Command::Addresses { addresses, changed })?;
-        if changed {
-            self.signaling.network_changed();
-        }
-        Ok(())
+        let record = routes.encode_signed(&self.base.key, &random()?)?;
+        self.base.publish(RecordKind::Routes, &record)
     }
 
     /// The kernel's routes follow what peers own beyond the overlay's ranges.
@@ -470,12 +263,12 @@ impl Daemon {
             .insert(key, prefixes.clone())
             .unwrap_or_default();
         for gone in before.iter().filter(|prefix| !prefixes.contains(prefix)) {
-            if let Err(error) = self.netlink.delete_route(*gone, self.index).await {
+            if let Err(error) = self.base.netlink.delete_route(*gone, self.base.index).await {
                 tracing::warn!(event = "route-stays", prefix = %gone, %error);
             }
         }
         for new in prefixes.iter().filter(|prefix| !before.contains(prefix)) {
-            if let Err(error) = self.netlink.add_route(*new, self.index).await {
+            if let Err(error) = self.base.netlink.add_route(*new, self.base.index).await {
                 tracing::warn!(event = "route-refused", prefix = %new, %error);
             }
         }
@@ -483,30 +276,31 @@ impl Daemon {
             self.routed.remove(&key);
         }
     }
-
-    fn keep_adverts(&mut self) {
-        if !std::mem::take(&mut self.adverts_changed) {
-            return;
-        }
-        if let Err(error) = self.state.set_adverts(&self.adverts) {
-            tracing::warn!(event = "state-not-kept", %error);
-        }
-    }
 }
 
-fn log_path(peer: &PeerSnapshot) {
-    let name = peer.name.as_deref().unwrap_or("?");
-    match &peer.path {
-        Some(path) => tracing::info!(
-            event = "path",
-            peer = name,
-            kind = if path.pair.relays == 0 { "direct" } else { "relayed" },
-            local = ?path.pair.local_kind,
-            remote = %path.pair.remote,
-            remote_kind = ?path.pair.remote_kind,
-            rtt_ms = path.pair.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
-        ),
-        None => tracing::info!(event = "path", peer = name, kind = "none"),
+/// Why a daemon ends whose packet loop has.
+const LOOP_ENDED: &str = "the packet loop has ended: see the log above";
+
+/// What tells the process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for either; cancel-safe.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use wice_signaling::protocol::{PrivateKey, Session};
+use wice_signaling::protocol::{PrivateKey, PublicKey, Session};
 
 /// Nothing that is kept here is larger: 4,096 adverts of 2 KiB.
 const MAX_FILE: u64 = 16 << 20;
@@ -18,6 +19,7 @@ const NODE: &str = "node.json";
 const NETWORK: &str = "network.json";
 const ADVERTS: &str = "adverts.json";
 const SERVERS: &str = "servers.json";
+const ENDPOINTS: &str = "endpoints.json";
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +61,23 @@ pub(super) struct NodeState {
     pub routes_sequence: u64,
     /// Which of the node's possible overlay IPv4 addresses it uses.
     pub overlay_counter: u8,
+    /// Whose session it is, in base64: attached mode alone has keys that change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 impl NodeState {
+    /// Of a node that starts afresh.
+    pub(super) fn new(session: [u8; 16]) -> Self {
+        Self {
+            session,
+            sequence: 0,
+            routes_sequence: 0,
+            overlay_counter: 0,
+            key: None,
+        }
+    }
+
     /// The session.
     pub(super) fn session(&self) -> Session {
         Session(self.session)
@@ -88,6 +104,12 @@ pub(super) struct NetworkState {
     pub membership: Vec<u8>,
     /// What lets the node in after its invite has expired.
     pub receipt: Option<String>,
+    /// Whose membership it is, in base64: attached mode alone has keys that change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The token, in attached mode: a new key joins with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// A server as it was told last.
@@ -197,6 +219,26 @@ impl State {
         self.write_json(SERVERS, servers)
     }
 
+    /// What peers' endpoints were before they were ours, by key. Damaged ones are as good as none.
+    pub(super) fn endpoints(&self) -> BTreeMap<PublicKey, SocketAddr> {
+        let kept: Option<BTreeMap<String, SocketAddr>> = self.read_json(ENDPOINTS).ok().flatten();
+        let kept = kept.unwrap_or_default().into_iter();
+        kept.filter_map(|(key, endpoint)| Some((key.parse().ok()?, endpoint)))
+            .collect()
+    }
+
+    /// Keeps them.
+    pub(super) fn set_endpoints(
+        &self,
+        endpoints: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<(), StateError> {
+        let endpoints: BTreeMap<String, &SocketAddr> = endpoints
+            .iter()
+            .map(|(key, endpoint)| (key.to_string(), endpoint))
+            .collect();
+        self.write_json(ENDPOINTS, &endpoints)
+    }
+
     fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(bytes) = self.read(name)? else {
             return Ok(None);
@@ -280,10 +322,9 @@ mod tests {
         assert_eq!(state.key([8; 32]).unwrap().public_key(), key);
         assert_eq!(state.node().unwrap(), None);
         let node = NodeState {
-            session: [3; 16],
             sequence: 9,
             routes_sequence: 1,
-            overlay_counter: 0,
+            ..NodeState::new([3; 16])
         };
         state.set_node(&node).unwrap();
         assert!(matches!(State::open(&folder), Err(StateError::InUse(_))));
