@@ -127,7 +127,7 @@ impl Egress for Out<'_> {
             remote,
             source: None,
         };
-        Coalescer::new(self.socket, &mut self.failures).push_segments(
+        Coalescer::new(self.socket, &self.failures).push_segments(
             to,
             |_| None,
             segments,
@@ -141,7 +141,7 @@ impl Egress for Out<'_> {
             remote,
             source: None,
         };
-        Coalescer::new(self.socket, &mut self.failures).push(to, None, packet);
+        Coalescer::new(self.socket, &self.failures).push(to, None, packet);
     }
 }
 

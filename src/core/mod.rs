@@ -8,6 +8,7 @@ pub mod node;
 pub mod overlay;
 pub mod policy;
 pub mod reason;
+pub mod slots;
 pub mod stun;
 pub mod timing;
 pub mod turn;

@@ -11,7 +11,7 @@ use wice_signaling::protocol::{PublicKey, RelayTransport};
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
 use crate::io::echo::echo;
-use crate::io::packet_loop::{Command, Inbox};
+use crate::io::packet_loop::{Command, Inbox, PlaneView};
 use crate::report::{Inputs, PathKind, PeerInputs, PingEvent, SCHEMA, Signaling, Status, Why};
 
 /// The packet loop answers within this, or something is very wrong.
@@ -98,14 +98,17 @@ impl Answers {
     async fn look(&self) -> Result<Seen, ControlError> {
         let (sender, receiver) = oneshot::channel();
         let inspect = Command::Inspect(Box::new(move |view| {
+            let PlaneView::Managed { tunnels, overlay } = &view.plane else {
+                return;
+            };
             let node = view.node.snapshot(view.now);
             let peers: BTreeMap<PublicKey, PeerInputs> = node
                 .peers
                 .iter()
                 .map(|peer| {
-                    let tunnel = view.tunnels.find(&peer.key);
-                    let stats = tunnel.and_then(|id| view.tunnels.stats(id, view.now));
-                    let owned = view.overlay.owned(&peer.key).cloned().unwrap_or_default();
+                    let tunnel = tunnels.find(&peer.key);
+                    let stats = tunnel.and_then(|id| tunnels.stats(id, view.now));
+                    let owned = overlay.owned(&peer.key).cloned().unwrap_or_default();
                     let hosts = owned.prefixes.first().map(|prefix| prefix.address());
                     let inputs = PeerInputs {
                         addresses: owned
@@ -121,7 +124,7 @@ impl Answers {
                     (peer.key, inputs)
                 })
                 .collect();
-            let (v4, v6) = view.overlay.own_addresses();
+            let (v4, v6) = overlay.own_addresses();
             // Fails only when the client has given up.
             let _ = sender.send((node, peers, vec![IpAddr::V4(v4), IpAddr::V6(v6)]));
         }));

@@ -3,5 +3,6 @@
 pub mod echo;
 pub mod packet_loop;
 pub mod relay;
+pub mod slots;
 pub mod udp;
 pub(crate) mod verify;

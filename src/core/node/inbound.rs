@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::scheduler::AgentRef;
 use super::{Arrival, Inbound, Node, PeerId, Via};
 use crate::core::credentials::{End, derive, parse_ufrag};
-use crate::core::ice::{BaseId, Reply};
+use crate::core::ice::{BaseId, PairKey, Reply};
 use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun, quoted_id};
 use wice_signaling::protocol::Session;
 
@@ -88,6 +88,7 @@ impl Node {
             Reply::Send(reply) => {
                 self.counters.checks_answered += 1;
                 self.send_from(base, from, reply);
+                self.note_spoken(id, PairKey { base, remote: from });
                 self.prepare_channel(id, base, from);
             }
             Reply::Ignore => self.counters.unauthentic += 1,
@@ -139,6 +140,7 @@ impl Node {
         };
         if engine.handle_response(base, from, response, now) {
             self.budget.note_answer(from.ip());
+            self.note_spoken(agent.peer, PairKey { base, remote: from });
         } else {
             self.counters.unauthentic += 1;
         }

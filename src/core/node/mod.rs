@@ -1,6 +1,7 @@
 //! The whole node without its sockets: bases, gathering, relays, peers with their agents and paths,
 //! and the advert that says it all. `handle_*` in; transmits, events and timeouts out.
 
+mod addresses;
 mod adverts;
 mod bases;
 mod budget;
@@ -27,6 +28,7 @@ use super::gather::Gatherer;
 use super::ice::AgentEvent;
 use super::stun::TransactionId;
 use super::timing::{RTO_MIN, TA_NODE};
+use addresses::Addresses;
 use bases::Bases;
 use budget::Budget;
 use peer::Peer;
@@ -55,6 +57,7 @@ pub struct Node {
     membership: Vec<u8>,
     revoked: Option<RevocationList>,
     bases: Bases,
+    addresses: Addresses,
     gatherer: Gatherer,
     stun_servers: Vec<StunServer>,
     looked_again: Option<Instant>,
@@ -90,6 +93,7 @@ impl Node {
             membership: config.membership,
             revoked: None,
             bases: Bases::default(),
+            addresses: Addresses::default(),
             gatherer: Gatherer::default(),
             stun_servers: Vec::new(),
             looked_again: None,

@@ -5,13 +5,11 @@ use std::time::Instant;
 
 use wice_signaling::protocol::{Membership, PublicKey, RelayTransport};
 
-use super::{
-    Arrival, Command, Event, Notice, PacketLoop, PeerId, RelayConnection, RelayEvent, RelayId,
-    RelayLink, RelayServer, TOKEN_RELAYS, UdpSocket, View,
-};
-use crate::core::node::RecordOutcome;
-use crate::core::overlay::Owned;
-use crate::wireguard::inprocess::PeerConfig;
+use super::links::RelayLink;
+use super::{AttachedView, Command, Notice, PacketLoop, Plane, PlaneView, TOKEN_RELAYS, View};
+use crate::core::node::{Arrival, Event, PeerId, RecordOutcome, RelayId, RelayServer};
+use crate::io::relay::{RelayConnection, RelayEvent};
+use crate::io::udp::UdpSocket;
 
 impl PacketLoop {
     pub(super) fn take_commands(&mut self, now: Instant) {
@@ -46,37 +44,58 @@ impl PacketLoop {
                 self.node.handle_revocations(list, now);
             }
             Command::Relay(id, event) => self.take_relay_event(id, event, now),
-            Command::Inspect(look) => look(&View {
-                node: &self.node,
-                tunnels: &self.tunnels,
-                overlay: &self.overlay,
-                now,
-            }),
+            Command::AddPeer(key) => {
+                if let Err(refusal) = self.node.add_peer(key, now) {
+                    tracing::warn!(event = "peer-refused", %refusal);
+                }
+            }
+            Command::RemovePeer(key) => self.node.remove_peer(&key, now),
+            Command::WireGuardPort(port) => match &mut self.plane {
+                Plane::Attached(attached) => attached.port = port,
+                Plane::Managed(_) => {}
+            },
+            Command::Inspect(look) => look(&self.view(now)),
             Command::Stop => self.stopped = true,
         }
     }
 
+    fn view(&self, now: Instant) -> View<'_> {
+        let plane = match &self.plane {
+            Plane::Managed(managed) => PlaneView::Managed {
+                tunnels: &managed.tunnels,
+                overlay: &managed.overlay,
+            },
+            Plane::Attached(attached) => PlaneView::Attached(AttachedView {
+                slots: &attached.slots,
+                socket: &attached.socket,
+                port: attached.port,
+            }),
+        };
+        View {
+            node: &self.node,
+            plane,
+            now,
+        }
+    }
+
     fn take_routes(&mut self, record: &[u8]) {
-        let Self { node, overlay, .. } = self;
-        let outcome = overlay.handle_routes(record, |key| {
+        let Self { node, plane, .. } = self;
+        let Plane::Managed(managed) = plane else {
+            // The interface's allowed IPs are its owner's.
+            return;
+        };
+        let outcome = managed.overlay.handle_routes(record, |key| {
             let advert = node.advert_of(node.peer_of(key)?)?;
             Membership::decode_verified(&advert.membership, &node.network()?, key).ok()
         });
         match outcome {
-            Ok((key, owned)) => self.give(key, &owned),
+            Ok((key, owned)) => {
+                managed.give(&key, &owned);
+                let prefixes = owned.prefixes;
+                self.notify(Notice::Owned { key, prefixes });
+            }
             Err(refusal) => tracing::debug!(event = "routes-refused", %refusal),
         }
-    }
-
-    /// WireGuard takes these inner addresses as the peer's.
-    fn give(&mut self, key: PublicKey, owned: &Owned) {
-        if let Some(tunnel) = self.tunnels.find(&key) {
-            self.tunnels.set_allowed_ips(tunnel, owned.allowed_ips());
-        }
-        self.notify(Notice::Owned {
-            key,
-            prefixes: owned.prefixes.clone(),
-        });
     }
 
     pub(super) fn handle_event(&mut self, event: Event, now: Instant) {
@@ -87,28 +106,31 @@ impl PacketLoop {
                 self.notify(Notice::Publish { advert, sequence });
             }
             Event::PeerAdded { peer, key } => self.add_peer(peer, key),
-            Event::PeerRemoved { peer, key } => {
-                self.overlay.leave(&key);
-                if let Some(tunnel) = self.numbers.remove(&peer) {
-                    self.tunnels.remove_peer(tunnel);
-                    self.ways.routes.remove(&tunnel);
+            Event::PeerRemoved { peer, key } => match &mut self.plane {
+                Plane::Managed(managed) => {
+                    managed.remove_peer(peer, &key);
+                    let prefixes = Vec::new();
+                    self.notify(Notice::Owned { key, prefixes });
                 }
-                self.notify(Notice::Owned {
-                    key,
-                    prefixes: Vec::new(),
-                });
-            }
+                Plane::Attached(attached) => attached.remove_peer(peer),
+            },
             Event::Bind {
                 peer,
                 routes,
                 handshake,
             } => {
-                let Some(tunnel) = self.numbers.get(&peer).copied() else {
-                    return;
-                };
-                self.ways.routes.insert(tunnel, (peer, routes));
-                if handshake {
-                    self.tunnels.start_handshake(tunnel, now, &mut self.ways);
+                let Self {
+                    plane,
+                    links,
+                    notes,
+                    ..
+                } = self;
+                match plane {
+                    Plane::Managed(managed) => {
+                        managed.bind(peer, routes, handshake, links, notes, now);
+                    }
+                    // Its handshakes are WireGuard's own.
+                    Plane::Attached(attached) => attached.bind(peer, routes, links, notes, now),
                 }
             }
             Event::PathChanged { peer, .. } => {
@@ -120,23 +142,14 @@ impl PacketLoop {
     }
 
     fn add_peer(&mut self, peer: PeerId, key: PublicKey) {
-        let owned = self.overlay.join(key);
-        let config = PeerConfig {
-            public_key: key,
-            preshared_key: None,
-            allowed_ips: owned.allowed_ips(),
-            persistent_keepalive: None,
-        };
-        match self.tunnels.add_peer(config) {
-            Ok(tunnel) => {
-                self.numbers.insert(peer, tunnel);
-                self.ways.routes.insert(tunnel, (peer, Vec::new()));
-                self.notify(Notice::Owned {
-                    key,
-                    prefixes: owned.prefixes,
-                });
+        match &mut self.plane {
+            Plane::Managed(managed) => {
+                if let Some(owned) = managed.add_peer(peer, key) {
+                    let prefixes = owned.prefixes;
+                    self.notify(Notice::Owned { key, prefixes });
+                }
             }
-            Err(error) => tracing::warn!(event = "peer-refused", %error),
+            Plane::Attached(attached) => attached.add_peer(peer, &key),
         }
     }
 
@@ -144,7 +157,7 @@ impl PacketLoop {
         match server.transport {
             RelayTransport::Udp => match self.open_udp(relay, server.address) {
                 Ok(socket) => {
-                    self.ways.relays.insert(relay, RelayLink::Udp(socket));
+                    self.links.relays.insert(relay, RelayLink::Udp(socket));
                     self.node.handle_relay_connected(relay, now);
                 }
                 Err(error) => {
@@ -159,7 +172,7 @@ impl PacketLoop {
                 let _runtime = self.runtime.enter();
                 let id = u64::from(relay.0);
                 let connection = RelayConnection::open(id, endpoint, self.relay_events.clone());
-                self.ways
+                self.links
                     .relays
                     .insert(relay, RelayLink::Stream(connection));
             }
@@ -181,9 +194,9 @@ impl PacketLoop {
     /// The farewell of an allocation over a stream is still flushed.
     fn close_relay(&mut self, relay: RelayId) {
         self.transmit();
-        if let Some(RelayLink::Stream(connection)) = self.ways.relays.remove(&relay) {
+        if let Some(RelayLink::Stream(connection)) = self.links.relays.remove(&relay) {
             connection.close();
-            self.ways
+            self.links
                 .relays
                 .insert(relay, RelayLink::Closing { connection });
         }
@@ -199,14 +212,31 @@ impl PacketLoop {
                     .handle_relay_stream(relay, &bytes, now, |from, payload| {
                         data.push((from, payload.to_vec()));
                     });
-                for (from, payload) in data {
-                    self.wireguard(Arrival::Relay { relay, from }, &payload, now);
+                let Self {
+                    node,
+                    plane,
+                    links,
+                    notes,
+                    ..
+                } = self;
+                for (from, payload) in &data {
+                    let arrival = Arrival::Relay { relay, from: *from };
+                    match plane {
+                        Plane::Managed(managed) => {
+                            managed.handle_datagram(arrival, payload, links, notes, now);
+                        }
+                        Plane::Attached(attached) => {
+                            attached.take_relayed(arrival, payload, node, notes, now);
+                        }
+                    }
                 }
-                self.tunnels.flush(&mut self.tun);
+                if let Plane::Managed(managed) = plane {
+                    managed.flush();
+                }
             }
             RelayEvent::Closed(reason) => {
                 tracing::debug!(event = "relay-closed", relay = id, %reason);
-                self.ways.relays.remove(&relay);
+                self.links.relays.remove(&relay);
                 self.node.handle_relay_closed(relay, now);
             }
         }

@@ -1,6 +1,7 @@
 //! Sending: runs of equal size to one destination leave in one system call (UDP_SEGMENT), gathered
 //! from where they lie, each behind a ChannelData header if it goes through a TURN channel.
 
+use std::cell::RefCell;
 use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, SocketAddr};
@@ -62,22 +63,23 @@ pub struct SendFailure {
 
 /// Failures that wait to be read; at most 32, later ones only count in the socket's counters.
 #[derive(Debug)]
-pub struct SendFailures(Vec<SendFailure>);
+pub struct SendFailures(RefCell<Vec<SendFailure>>);
 
 impl SendFailures {
     /// None yet.
     pub fn new() -> Self {
-        Self(Vec::with_capacity(MAX_FAILURES))
+        Self(RefCell::new(Vec::with_capacity(MAX_FAILURES)))
     }
 
     /// Takes those that wait.
     pub fn drain(&mut self) -> impl Iterator<Item = SendFailure> {
-        self.0.drain(..)
+        self.0.get_mut().drain(..)
     }
 
-    fn push(&mut self, failure: SendFailure) {
-        if self.0.len() < MAX_FAILURES {
-            self.0.push(failure);
+    fn push(&self, failure: SendFailure) {
+        let mut waiting = self.0.borrow_mut();
+        if waiting.len() < MAX_FAILURES {
+            waiting.push(failure);
         }
     }
 }
@@ -92,13 +94,13 @@ impl Default for SendFailures {
 /// copied. Dropping it sends what is left.
 pub struct Coalescer<'s, 'p> {
     socket: &'s UdpSocket,
-    failures: &'s mut SendFailures,
+    failures: &'s SendFailures,
     run: Run<'p>,
 }
 
 impl<'s, 'p> Coalescer<'s, 'p> {
     /// An empty one.
-    pub fn new(socket: &'s UdpSocket, failures: &'s mut SendFailures) -> Self {
+    pub fn new(socket: &'s UdpSocket, failures: &'s SendFailures) -> Self {
         Self {
             socket,
             failures,
@@ -247,7 +249,7 @@ impl<'p> Run<'p> {
 }
 
 impl UdpSocket {
-    fn send_run(&self, destination: &Destination, run: &Run<'_>, failures: &mut SendFailures) {
+    fn send_run(&self, destination: &Destination, run: &Run<'_>, failures: &SendFailures) {
         if run.count > 1 && self.gso() {
             match self.send_segments(destination, run, 0..run.count) {
                 Ok(()) => return self.count(|c| c.sent += run.count as u64),
@@ -283,7 +285,7 @@ impl UdpSocket {
         &self,
         destination: &Destination,
         run: &Run<'_>,
-        failures: &mut SendFailures,
+        failures: &SendFailures,
     ) -> bool {
         let mut all_left = true;
         for index in 0..run.count {
@@ -304,7 +306,7 @@ impl UdpSocket {
         bytes: usize,
         count: usize,
         error: &io::Error,
-        failures: &mut SendFailures,
+        failures: &SendFailures,
     ) {
         let count = count as u64;
         let kind = match error.raw_os_error().unwrap_or(libc::EIO) {

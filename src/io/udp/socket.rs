@@ -101,6 +101,16 @@ impl UdpSocket {
         Ok(socket)
     }
 
+    /// As [`Self::bind`], for what comes and goes by the interface `ifindex` alone. The second value
+    /// says whether the kernel sees to that: before Linux 5.7 it takes CAP_NET_RAW, and without it the
+    /// owner has to look at every datagram's interface.
+    pub fn bind_on(address: SocketAddr, ifindex: u32) -> Result<(Self, bool), UdpError> {
+        let socket = Self::open(address)?;
+        let bound = socket.set_interface(ifindex).is_ok();
+        socket.bind_to(address)?;
+        Ok((socket, bound))
+    }
+
     /// A socket for one server, from `local` (a wildcard leaves the choice to the route), leaving
     /// by the interface `ifindex` alone if it is given.
     pub fn connect(
@@ -111,11 +121,7 @@ impl UdpSocket {
         let mut socket = Self::open(local)?;
         if let Some(ifindex) = ifindex {
             socket
-                .set(
-                    libc::SOL_SOCKET,
-                    libc::SO_BINDTOIFINDEX,
-                    ifindex as libc::c_int,
-                )
+                .set_interface(ifindex)
                 .map_err(|e| classify(local, "bind to the interface", e))?;
         }
         socket.bind_to(local)?;
@@ -256,6 +262,14 @@ impl UdpSocket {
     ) -> io::Result<()> {
         self.set(libc::SOL_SOCKET, force, bytes)
             .or_else(|_| self.set(libc::SOL_SOCKET, plain, bytes))
+    }
+
+    fn set_interface(&self, ifindex: u32) -> io::Result<()> {
+        self.set(
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            ifindex as libc::c_int,
+        )
     }
 
     fn bind_to(&self, address: SocketAddr) -> Result<(), UdpError> {

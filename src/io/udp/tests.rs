@@ -56,7 +56,7 @@ fn runs_leave_in_few_calls_and_arrive_in_order_with_their_addresses() {
             .map(|i| vec![i; if i == 99 { 7 } else { 1400 }])
             .collect();
         let mut failures = SendFailures::new();
-        let mut out = Coalescer::new(&a, &mut failures);
+        let mut out = Coalescer::new(&a, &failures);
         for payload in &payloads {
             out.push(to(remote), None, payload);
         }
@@ -82,8 +82,8 @@ fn a_longer_datagram_or_another_destination_starts_a_new_run() {
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let c = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let bytes = [7u8; 300];
-    let mut failures = SendFailures::new();
-    let mut out = Coalescer::new(&a, &mut failures);
+    let failures = SendFailures::new();
+    let mut out = Coalescer::new(&a, &failures);
     let (b_addr, c_addr) = (b.local_addr().unwrap(), c.local_addr().unwrap());
     for (remote, len) in [
         (b_addr, 100),
@@ -116,9 +116,9 @@ fn channel_headers_stand_before_every_segment() {
             client.disable_gso();
         }
         let segments: Vec<u8> = (0..10 * 100 + 30).map(|i| i as u8).collect();
-        let mut failures = SendFailures::new();
+        let failures = SendFailures::new();
         let header = |p: &[u8]| Some([0x40, 0x01, (p.len() >> 8) as u8, p.len() as u8]);
-        let mut out = Coalescer::new(&client, &mut failures);
+        let mut out = Coalescer::new(&client, &failures);
         out.push_segments(to(server.local_addr().unwrap()), header, &segments, 100);
         drop(out);
         assert_eq!(client.counters().send_calls, if gso { 1 } else { 11 });
@@ -141,8 +141,8 @@ fn the_source_address_is_the_one_asked_for() {
     };
     let port = b.local_addr().unwrap().port();
     let remote = SocketAddr::from((Ipv4Addr::new(127, 1, 2, 3), port));
-    let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push(
+    let failures = SendFailures::new();
+    Coalescer::new(&a, &failures).push(
         Destination {
             remote,
             source: Some(source),
@@ -161,7 +161,7 @@ fn oversize_is_reported_and_the_rest_still_leaves() {
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let bytes = vec![0u8; 66_000];
     let mut failures = SendFailures::new();
-    let mut out = Coalescer::new(&a, &mut failures);
+    let mut out = Coalescer::new(&a, &failures);
     out.push(to(b.local_addr().unwrap()), None, &bytes);
     out.push(to(b.local_addr().unwrap()), None, &bytes[..10]);
     drop(out);
@@ -188,7 +188,7 @@ fn a_source_that_is_not_ours_fails_without_giving_up_gso() {
         source: Some(source),
     };
     let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push_segments(to, |_| None, &[1; 300], 100);
+    Coalescer::new(&a, &failures).push_segments(to, |_| None, &[1; 300], 100);
     assert!(a.gso());
     assert_eq!(a.counters().send_failed, 3);
     assert!(
@@ -207,11 +207,11 @@ fn port_unreachable_names_the_destination_and_harms_no_other() {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut failures = SendFailures::new();
-        Coalescer::new(&a, &mut failures).push(to(closed), None, b"anyone?");
+        let failures = SendFailures::new();
+        Coalescer::new(&a, &failures).push(to(closed), None, b"anyone?");
         wait(&a, 0); // POLLERR is always reported.
         // The pending error must not swallow this one.
-        Coalescer::new(&a, &mut failures).push(to(b.local_addr().unwrap()), None, b"hello");
+        Coalescer::new(&a, &failures).push(to(b.local_addr().unwrap()), None, b"hello");
         assert_eq!(receive_all(&b, 1)[0].3, b"hello");
         let error = a.next_error().unwrap();
         assert_eq!((error.remote, error.kind), (closed, PathErrorKind::Refused));
@@ -236,8 +236,8 @@ fn the_kernel_joins_what_arrives_as_one_send() {
     let a = UdpSocket::bind(loopback(Family::V4)).unwrap();
     let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
     assert!(a.gso() && b.gro());
-    let mut failures = SendFailures::new();
-    Coalescer::new(&a, &mut failures).push_segments(
+    let failures = SendFailures::new();
+    Coalescer::new(&a, &failures).push_segments(
         to(b.local_addr().unwrap()),
         |_| None,
         &[1; 4 * 1000 + 1],

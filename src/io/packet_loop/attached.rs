@@ -1,0 +1,371 @@
+//! The data plane of attached mode: between the slots, where another program's WireGuard finds its
+//! peers, and the routes. It forwards runs whole, copies nothing, and decides nothing by itself.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use wice_signaling::protocol::PublicKey;
+
+use super::links::{Batch, Links};
+use super::notes::Notes;
+use crate::core::node::{Arrival, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket};
+use crate::core::slots::{Message, Recipients, Sender, Slots, spans};
+use crate::io::slots::SlotSocket;
+use crate::io::udp::{Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
+
+/// The slots, their socket, and every peer's routes.
+pub(super) struct Attached {
+    pub(super) slots: Slots,
+    pub(super) socket: SlotSocket,
+    /// The port that WireGuard has bound; without it nothing is forwarded.
+    pub(super) port: Option<u16>,
+    routes: BTreeMap<PeerId, Vec<Route>>,
+    failures: SendFailures,
+}
+
+impl Attached {
+    pub(super) fn new(socket: SlotSocket) -> Self {
+        Self {
+            slots: Slots::default(),
+            socket,
+            port: None,
+            routes: BTreeMap::new(),
+            failures: SendFailures::new(),
+        }
+    }
+
+    pub(super) fn add_peer(&mut self, peer: PeerId, key: &PublicKey) {
+        self.slots.add(peer, key);
+        self.routes.entry(peer).or_default();
+    }
+
+    pub(super) fn remove_peer(&mut self, peer: PeerId) {
+        self.slots.remove(peer);
+        self.routes.remove(&peer);
+    }
+
+    /// Takes a peer's routes. The handshake that waited for them leaves at once.
+    pub(super) fn bind(
+        &mut self,
+        peer: PeerId,
+        routes: Vec<Route>,
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let Some(known) = self.routes.get_mut(&peer) else {
+            return;
+        };
+        *known = routes;
+        if known.is_empty() {
+            return;
+        }
+        let Some(initiation) = self.slots.take_held(peer, now) else {
+            return;
+        };
+        let mut batch = links.batch();
+        for route in &*known {
+            batch.push(route, &initiation[..], initiation.len());
+        }
+        notes.sent(peer, WireGuardPacket::HandshakeInitiation);
+    }
+
+    /// What ICMP says of WireGuard: whether its port has been closed under us.
+    pub(super) fn take_errors(&mut self) -> Option<u16> {
+        let mut closed = None;
+        while let Some(error) = self.socket.next_error() {
+            let refused = error.kind == PathErrorKind::Refused;
+            if refused && self.port == Some(error.remote.port()) {
+                closed = self.port.take();
+            }
+        }
+        closed
+    }
+
+    /// What WireGuard has sent, on its way to the peers.
+    pub(super) fn take_slots(
+        &mut self,
+        buffers: &ReceiveBuffers,
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let mut batch = links.batch();
+        for run in buffers.arrivals() {
+            let datagrams = run.bytes.len().div_ceil(run.segment_size) as u64;
+            let Some(port) = self.port else {
+                self.slots.counters.no_port += datagrams;
+                continue;
+            };
+            let Some(slot) = self.socket.slot(&run, port) else {
+                self.slots.counters.wrong_source += datagrams;
+                continue;
+            };
+            for span in spans(run.bytes, run.segment_size) {
+                let Some(message) = span.message else {
+                    self.slots.counters.malformed_out += 1;
+                    continue;
+                };
+                let mut out = Outbound {
+                    batch: &mut batch,
+                    notes,
+                    now,
+                };
+                // What is for nobody is counted.
+                match self.slots.recipients(slot, message, span.bytes, now) {
+                    Ok(Recipients::One(peer)) => {
+                        self.forward(peer, message, span.bytes, run.segment_size, &mut out);
+                    }
+                    Ok(Recipients::All(peers)) => {
+                        for peer in peers {
+                            self.forward(peer, message, span.bytes, run.segment_size, &mut out);
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// What came in at a shared socket: STUN is the core's, the rest is for WireGuard.
+    pub(super) fn take_host(
+        &mut self,
+        buffers: &ReceiveBuffers,
+        node: &mut Node,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let (mut inward, slots) = self.inward(notes, now);
+        for run in buffers.arrivals() {
+            let Some(local) = run.local else { continue };
+            let arrival = Arrival::Host {
+                local,
+                interface: run.ifindex,
+                from: run.remote,
+            };
+            for span in spans(run.bytes, run.segment_size) {
+                match span.message {
+                    Some(message) => {
+                        inward.deliver(slots, arrival, message, span.bytes, run.segment_size, node);
+                    }
+                    None => {
+                        if node.handle_datagram(arrival, span.bytes, now) == Inbound::Data {
+                            slots.counters.malformed_in += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What came from a TURN server over UDP.
+    pub(super) fn take_relay(
+        &mut self,
+        relay: RelayId,
+        buffers: &ReceiveBuffers,
+        node: &mut Node,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let (mut inward, slots) = self.inward(notes, now);
+        for datagram in buffers.datagrams() {
+            let data = node.handle_relay_datagram(relay, datagram.payload, now);
+            if let Some((from, payload)) = data {
+                let arrival = Arrival::Relay { relay, from };
+                inward.deliver_one(slots, arrival, payload, node);
+            }
+        }
+    }
+
+    /// One payload that came through a relay over TCP or TLS.
+    pub(super) fn take_relayed(
+        &mut self,
+        arrival: Arrival,
+        payload: &[u8],
+        node: &Node,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let (mut inward, slots) = self.inward(notes, now);
+        inward.deliver_one(slots, arrival, payload, node);
+    }
+
+    fn forward<'p>(
+        &mut self,
+        peer: PeerId,
+        message: Message,
+        bytes: &'p [u8],
+        segment_size: usize,
+        out: &mut Outbound<'_, '_, 'p>,
+    ) {
+        let now = out.now;
+        let answered = match message {
+            Message::Response { .. } | Message::Cookie { .. } => self.slots.take_asked(peer, now),
+            Message::Initiation { .. } | Message::Data { .. } => None,
+        };
+        let routes = self.routes.get(&peer).map_or(&[][..], Vec::as_slice);
+        let carried = answered.is_some() || !routes.is_empty();
+        match answered {
+            Some(arrival) => out.answer(arrival, bytes),
+            None => {
+                for route in routes {
+                    out.batch.push(route, bytes, segment_size);
+                }
+            }
+        }
+        if !carried {
+            self.slots.counters.no_path += bytes.len().div_ceil(segment_size) as u64;
+            if let Message::Initiation { .. } = message {
+                self.slots.hold(peer, bytes, now);
+            }
+        }
+        self.slots.note_sent(peer, bytes.len(), carried, now);
+        if let Some(packet) = message.packet() {
+            out.notes.sent(peer, packet);
+        }
+    }
+
+    fn inward<'s, 'p>(
+        &'s mut self,
+        notes: &'s mut Notes,
+        now: Instant,
+    ) -> (Inward<'s, 'p>, &'s mut Slots) {
+        let Self {
+            slots,
+            socket,
+            port,
+            failures,
+            ..
+        } = self;
+        let inward = Inward {
+            out: socket.coalescer(failures),
+            port: *port,
+            notes,
+            now,
+            last: None,
+        };
+        (inward, slots)
+    }
+}
+
+/// From the slots to the peers.
+struct Outbound<'a, 's, 'p> {
+    batch: &'a mut Batch<'s, 'p>,
+    notes: &'a mut Notes,
+    now: Instant,
+}
+
+impl<'p> Outbound<'_, '_, 'p> {
+    /// Back to where the initiation came from, by which there may be no route yet.
+    fn answer(&mut self, arrival: Arrival, bytes: &'p [u8]) {
+        match arrival {
+            Arrival::Host {
+                local,
+                interface,
+                from,
+            } => {
+                let back = Route::Host {
+                    local,
+                    interface,
+                    remote: from,
+                };
+                self.batch.push(&back, bytes, bytes.len());
+            }
+            Arrival::Relay { relay, from } => {
+                let reply = (relay, from, bytes.to_vec());
+                self.notes.relay_replies.push(reply);
+            }
+        }
+    }
+}
+
+/// From the network to WireGuard.
+struct Inward<'s, 'p> {
+    out: Coalescer<'s, 'p>,
+    port: Option<u16>,
+    notes: &'s mut Notes,
+    now: Instant,
+    /// The last data's arrival, receiver index and sender: it comes in runs.
+    last: Option<(Arrival, u32, Sender)>,
+}
+
+impl<'p> Inward<'_, 'p> {
+    fn deliver_one(&mut self, slots: &mut Slots, arrival: Arrival, payload: &'p [u8], node: &Node) {
+        match Message::parse(payload) {
+            Some(message) => {
+                self.deliver(slots, arrival, message, payload, payload.len(), node);
+            }
+            None => slots.counters.malformed_in += 1,
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        slots: &mut Slots,
+        arrival: Arrival,
+        message: Message,
+        bytes: &'p [u8],
+        segment_size: usize,
+        node: &Node,
+    ) {
+        let Some(sender) = self.sender(slots, arrival, message, node) else {
+            return;
+        };
+        let Some(port) = self.port else {
+            slots.counters.no_port += bytes.len().div_ceil(segment_size) as u64;
+            return;
+        };
+        if let Message::Initiation { .. } = message {
+            slots.note_asked(sender.peer, arrival, self.now);
+        }
+        let towards = SlotSocket::towards(port, sender.slot);
+        self.out
+            .push_segments(towards, |_| None, bytes, segment_size);
+        slots.note_received(sender.peer, bytes.len(), self.now);
+        if let Some(packet) = message.packet().filter(|_| sender.in_session) {
+            self.notes.received(sender.peer, arrival, packet);
+        }
+    }
+
+    fn sender(
+        &mut self,
+        slots: &mut Slots,
+        arrival: Arrival,
+        message: Message,
+        node: &Node,
+    ) -> Option<Sender> {
+        if let Message::Data { receiver, .. } = message
+            && let Some((from, index, sender)) = self.last
+            && from == arrival
+            && index == receiver
+        {
+            return Some(sender);
+        }
+        let sender = slots
+            .sender(node.peer_at(&arrival), message, self.now)
+            .ok()?;
+        self.last = match message {
+            Message::Data { receiver, .. } => Some((arrival, receiver, sender)),
+            Message::Initiation { .. } | Message::Response { .. } | Message::Cookie { .. } => None,
+        };
+        Some(sender)
+    }
+}
+
+/// What an inspection sees of attached mode.
+pub struct AttachedView<'a> {
+    /// Which peer stands where, what it has carried, and what was dropped.
+    pub slots: &'a Slots,
+    /// The slots' socket.
+    pub socket: &'a SlotSocket,
+    /// WireGuard's port; `None` while nothing is forwarded.
+    pub port: Option<u16>,
+}
+
+impl AttachedView<'_> {
+    /// The slot of a key on the interface.
+    pub fn slot(&self, peer: PeerId) -> Option<Ipv4Addr> {
+        self.slots.slot(peer)
+    }
+}

@@ -1,0 +1,173 @@
+//! The ways out: the shared sockets and the relays, and batches of WireGuard's packets over them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::core::node::{RelayId, Route};
+use crate::core::turn::channel_data_header;
+use crate::io::relay::RelayConnection;
+use crate::io::udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
+
+/// Over a stream ChannelData is padded to four bytes (RFC 8656 §12.5).
+const STREAM_ALIGNMENT: usize = 4;
+
+/// The connection to a TURN server.
+pub(super) enum RelayLink {
+    /// A connected socket of the loop's own.
+    Udp(UdpSocket),
+    /// TCP or TLS, served by a task of the runtime.
+    Stream(RelayConnection),
+    /// Flushing its last requests; it ends when it is dropped.
+    Closing {
+        #[expect(dead_code, reason = "held until it has flushed")]
+        connection: RelayConnection,
+    },
+}
+
+/// The shared sockets and the relays.
+pub(super) struct Links {
+    pub(super) v4: Option<UdpSocket>,
+    pub(super) v6: Option<UdpSocket>,
+    pub(super) relays: BTreeMap<RelayId, RelayLink>,
+    /// Each is one lost packet or more; the sockets count them.
+    pub(super) failures: SendFailures,
+}
+
+impl Links {
+    pub(super) fn new(v4: Option<UdpSocket>, v6: Option<UdpSocket>) -> Self {
+        Self {
+            v4,
+            v6,
+            relays: BTreeMap::new(),
+            failures: SendFailures::new(),
+        }
+    }
+
+    /// Sends one datagram from a shared socket.
+    pub(super) fn send_host(&self, destination: Destination, payload: &[u8]) {
+        if let Some(socket) = self.shared(destination.remote) {
+            Coalescer::new(socket, &self.failures).push(destination, None, payload);
+        }
+    }
+
+    /// Sends a message of TURN to a server.
+    pub(super) fn send_relay(&self, relay: RelayId, message: Vec<u8>, droppable: bool) {
+        match self.relays.get(&relay) {
+            Some(RelayLink::Udp(socket)) => {
+                if let Some(destination) = server(socket) {
+                    Coalescer::new(socket, &self.failures).push(destination, None, &message);
+                }
+            }
+            Some(RelayLink::Stream(connection)) => {
+                connection.send(message, droppable);
+            }
+            Some(RelayLink::Closing { .. }) | None => {}
+        }
+    }
+
+    /// Nothing gathered yet.
+    pub(super) fn batch<'p>(&self) -> Batch<'_, 'p> {
+        Batch {
+            links: self,
+            open: None,
+        }
+    }
+
+    fn shared(&self, remote: SocketAddr) -> Option<&UdpSocket> {
+        match remote {
+            SocketAddr::V4(_) => self.v4.as_ref(),
+            SocketAddr::V6(_) => self.v6.as_ref(),
+        }
+    }
+}
+
+/// Which socket a batch is gathering for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    V4,
+    V6,
+    Relay(RelayId),
+}
+
+/// WireGuard's packets on their way out, gathered from where they lie. What goes by one route one
+/// after the other leaves together; what is left leaves when the batch is dropped.
+pub(super) struct Batch<'s, 'p> {
+    links: &'s Links,
+    open: Option<(Way, Coalescer<'s, 'p>)>,
+}
+
+impl<'s, 'p> Batch<'s, 'p> {
+    /// Adds `segments`, all `segment_size` bytes long but the last, which may be shorter.
+    pub(super) fn push(&mut self, route: &Route, segments: &'p [u8], segment_size: usize) {
+        match route {
+            Route::Host {
+                local,
+                interface,
+                remote,
+            } => {
+                let source = Some(Source {
+                    ip: *local,
+                    ifindex: *interface,
+                });
+                let way = if remote.is_ipv4() { Way::V4 } else { Way::V6 };
+                let Some(socket) = self.links.shared(*remote) else {
+                    return;
+                };
+                let destination = Destination {
+                    remote: *remote,
+                    source,
+                };
+                self.over(way, socket)
+                    .push_segments(destination, |_| None, segments, segment_size);
+            }
+            Route::Relayed { relay, channel } => {
+                let header = |payload: &[u8]| channel_data_header(*channel, payload.len() as u16);
+                match self.links.relays.get(relay) {
+                    Some(RelayLink::Udp(socket)) => {
+                        let Some(destination) = server(socket) else {
+                            return;
+                        };
+                        self.over(Way::Relay(*relay), socket).push_segments(
+                            destination,
+                            |payload| Some(header(payload)),
+                            segments,
+                            segment_size,
+                        );
+                    }
+                    Some(RelayLink::Stream(connection)) => {
+                        for payload in segments.chunks(segment_size.max(1)) {
+                            let header = header(payload);
+                            let len =
+                                (header.len() + payload.len()).next_multiple_of(STREAM_ALIGNMENT);
+                            let mut frame = Vec::with_capacity(len);
+                            frame.extend_from_slice(&header);
+                            frame.extend_from_slice(payload);
+                            frame.resize(len, 0);
+                            connection.send(frame, true);
+                        }
+                    }
+                    Some(RelayLink::Closing { .. }) | None => {}
+                }
+            }
+        }
+    }
+
+    /// The coalescer of this socket; another's sends what it has.
+    fn over(&mut self, way: Way, socket: &'s UdpSocket) -> &mut Coalescer<'s, 'p> {
+        if self.open.as_ref().is_some_and(|(open, _)| *open != way) {
+            self.open = None;
+        }
+        let links = self.links;
+        let (_, coalescer) = self
+            .open
+            .get_or_insert_with(|| (way, Coalescer::new(socket, &links.failures)));
+        coalescer
+    }
+}
+
+fn server(socket: &UdpSocket) -> Option<Destination> {
+    Some(Destination {
+        remote: socket.connected()?,
+        source: None,
+    })
+}

@@ -1,0 +1,227 @@
+//! The data plane of managed mode: in-process WireGuard between a TUN device and the routes.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use wice_signaling::protocol::PublicKey;
+
+use super::links::Links;
+use super::notes::Notes;
+use crate::core::node::{Arrival, PeerId, Route, WireGuardPacket};
+use crate::core::overlay::{Overlay, Owned};
+use crate::core::slots::Message;
+use crate::io::udp::{Destination, Source};
+use crate::wireguard::inprocess::{
+    self, Egress, MessageKind, PeerConfig, TunRead, Tunnels, Verdict,
+};
+use crate::wireguard::tun::Tun;
+
+/// Every peer's routes.
+type Routes = BTreeMap<inprocess::PeerId, (PeerId, Vec<Route>)>;
+
+/// WireGuard, its device, and whose inner addresses are whose.
+pub(super) struct Managed {
+    pub(super) overlay: Overlay,
+    pub(super) tunnels: Tunnels,
+    pub(super) tun: Tun,
+    numbers: BTreeMap<PeerId, inprocess::PeerId>,
+    routes: Routes,
+    /// Packets of peers without a route.
+    unrouted: u64,
+}
+
+/// Sealed packets on their way out: each peer's routes, over the shared sockets, a channel, or both
+/// during a switch.
+struct Out<'a> {
+    links: &'a Links,
+    notes: &'a mut Notes,
+    routes: &'a Routes,
+    unrouted: &'a mut u64,
+    /// Where the datagram came from that is being handled.
+    arrival: Option<Arrival>,
+}
+
+impl Managed {
+    pub(super) fn new(overlay: Overlay, tunnels: Tunnels, tun: Tun) -> Self {
+        Self {
+            overlay,
+            tunnels,
+            tun,
+            numbers: BTreeMap::new(),
+            routes: Routes::new(),
+            unrouted: 0,
+        }
+    }
+
+    /// Adds a peer; what it owns, if WireGuard takes it.
+    pub(super) fn add_peer(&mut self, peer: PeerId, key: PublicKey) -> Option<Owned> {
+        let owned = self.overlay.join(key);
+        let config = PeerConfig {
+            public_key: key,
+            preshared_key: None,
+            allowed_ips: owned.allowed_ips(),
+            persistent_keepalive: None,
+        };
+        match self.tunnels.add_peer(config) {
+            Ok(tunnel) => {
+                self.numbers.insert(peer, tunnel);
+                self.routes.insert(tunnel, (peer, Vec::new()));
+                Some(owned)
+            }
+            Err(error) => {
+                tracing::warn!(event = "peer-refused", %error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn remove_peer(&mut self, peer: PeerId, key: &PublicKey) {
+        self.overlay.leave(key);
+        if let Some(tunnel) = self.numbers.remove(&peer) {
+            self.tunnels.remove_peer(tunnel);
+            self.routes.remove(&tunnel);
+        }
+    }
+
+    /// WireGuard takes these inner addresses as the peer's.
+    pub(super) fn give(&mut self, key: &PublicKey, owned: &Owned) {
+        if let Some(tunnel) = self.tunnels.find(key) {
+            self.tunnels.set_allowed_ips(tunnel, owned.allowed_ips());
+        }
+    }
+
+    /// Takes a peer's routes, and starts a handshake on them if it is wanted.
+    pub(super) fn bind(
+        &mut self,
+        peer: PeerId,
+        routes: Vec<Route>,
+        handshake: bool,
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let Some(tunnel) = self.numbers.get(&peer).copied() else {
+            return;
+        };
+        self.routes.insert(tunnel, (peer, routes));
+        if handshake {
+            let (tunnels, _, mut out) = self.parts(links, notes, None);
+            tunnels.start_handshake(tunnel, now, &mut out);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.tunnels.poll_timeout()
+    }
+
+    pub(super) fn handle_timeout(&mut self, links: &Links, notes: &mut Notes, now: Instant) {
+        self.flush();
+        let (tunnels, _, mut out) = self.parts(links, notes, None);
+        tunnels.handle_timeout(now, &mut out);
+    }
+
+    /// What was decrypted goes to the device.
+    pub(super) fn flush(&mut self) {
+        self.tunnels.flush(&mut self.tun);
+    }
+
+    /// Reads the device.
+    pub(super) fn take_device(&mut self, links: &Links, notes: &mut Notes) -> TunRead {
+        let (tunnels, tun, mut out) = self.parts(links, notes, None);
+        tunnels.handle_device(tun, &mut out)
+    }
+
+    /// A datagram that is not STUN.
+    pub(super) fn handle_datagram(
+        &mut self,
+        arrival: Arrival,
+        datagram: &[u8],
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let source = match arrival {
+            Arrival::Host { from, .. } | Arrival::Relay { from, .. } => from.ip(),
+        };
+        let (tunnels, tun, mut out) = self.parts(links, notes, Some(arrival));
+        let verdict = tunnels.handle_datagram(source, datagram, now, tun, &mut out);
+        let Verdict::Authenticated { peer, kind } = verdict else {
+            return;
+        };
+        let Some((id, _)) = self.routes.get(&peer) else {
+            return;
+        };
+        let packet = match kind {
+            MessageKind::Initiation => WireGuardPacket::HandshakeInitiation,
+            MessageKind::Response => WireGuardPacket::HandshakeResponse,
+            MessageKind::Keepalive => WireGuardPacket::Keepalive,
+            MessageKind::Data => WireGuardPacket::Data,
+        };
+        notes.received(*id, arrival, packet);
+    }
+
+    fn parts<'a>(
+        &'a mut self,
+        links: &'a Links,
+        notes: &'a mut Notes,
+        arrival: Option<Arrival>,
+    ) -> (&'a mut Tunnels, &'a mut Tun, Out<'a>) {
+        let Self {
+            tunnels,
+            tun,
+            routes,
+            unrouted,
+            ..
+        } = self;
+        let out = Out {
+            links,
+            notes,
+            routes,
+            unrouted,
+            arrival,
+        };
+        (tunnels, tun, out)
+    }
+}
+
+impl Egress for Out<'_> {
+    fn send(&mut self, peer: inprocess::PeerId, segments: &[u8], segment_size: usize) {
+        let Some((id, routes)) = self.routes.get(&peer) else {
+            return;
+        };
+        *self.unrouted += u64::from(routes.is_empty());
+        let first = segments.get(..segment_size.min(segments.len()));
+        if let Some(packet) = first.and_then(Message::parse).and_then(|m| m.packet()) {
+            self.notes.sent(*id, packet);
+        }
+        let mut batch = self.links.batch();
+        for route in routes {
+            batch.push(route, segments, segment_size);
+        }
+    }
+
+    fn reply(&mut self, packet: &[u8]) {
+        match self.arrival {
+            Some(Arrival::Host {
+                local,
+                interface,
+                from,
+            }) => {
+                let source = Some(Source {
+                    ip: local,
+                    ifindex: interface,
+                });
+                let destination = Destination {
+                    remote: from,
+                    source,
+                };
+                self.links.send_host(destination, packet);
+            }
+            Some(Arrival::Relay { relay, from }) => {
+                let reply = (relay, from, packet.to_vec());
+                self.notes.relay_replies.push(reply);
+            }
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! The loop itself: what is ready is taken, then everything that follows from it is done.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+
+use super::links::RelayLink;
+use super::{
+    Notice, PacketLoop, Plane, TOKEN_INBOX, TOKEN_RELAYS, TOKEN_SLOTS, TOKEN_TUN, TOKEN_V4,
+    TOKEN_V6,
+};
+use crate::core::node::{Arrival, Inbound, RelayId, Via};
+use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source};
+use crate::wireguard::inprocess::TunRead;
+
+/// Events of one wake-up; more wait for the next.
+const MAX_EVENTS: usize = 64;
+/// Receive calls to one socket before the others have their turn.
+const MAX_RECEIVES: usize = 4;
+/// Waiting never lasts longer, so that a clock that was set does not matter.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+impl PacketLoop {
+    pub(super) fn run(mut self) {
+        let mut buffers = ReceiveBuffers::new();
+        let mut events = Vec::with_capacity(MAX_EVENTS);
+        let mut tun_waits = false;
+        while !self.stopped {
+            self.settle(Instant::now());
+            events.clear();
+            let wait = if tun_waits {
+                Duration::ZERO
+            } else {
+                self.wait(Instant::now())
+            };
+            let timeout = rustix::event::Timespec {
+                tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(wait.subsec_nanos()),
+            };
+            let waited = epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&timeout),
+            );
+            if let Err(error) = waited
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(event = "loop-failed", %error, "cannot wait for packets");
+                return;
+            }
+            let now = Instant::now();
+            for event in &events {
+                match event.data.u64() {
+                    TOKEN_INBOX => self.take_commands(now),
+                    TOKEN_TUN => tun_waits = true,
+                    token @ (TOKEN_V4 | TOKEN_V6) => self.receive(token, &mut buffers, now),
+                    TOKEN_SLOTS => self.receive_slots(&mut buffers, now),
+                    relay => self.receive_relay(relay, &mut buffers, now),
+                }
+            }
+            if tun_waits {
+                tun_waits = self.take_device();
+            }
+        }
+    }
+
+    /// Everything that follows from what has happened: timers, transmits, events, notes.
+    pub(super) fn settle(&mut self, now: Instant) {
+        self.node.handle_timeout(now);
+        let Self {
+            plane,
+            links,
+            notes,
+            ..
+        } = self;
+        match plane {
+            Plane::Managed(managed) => managed.handle_timeout(links, notes, now),
+            Plane::Attached(_) => {}
+        }
+        // What is sent can cause events and the other way round; both end by themselves.
+        loop {
+            self.tell_core(now);
+            self.transmit();
+            let Some(event) = self.node.poll_event() else {
+                break;
+            };
+            self.handle_event(event, now);
+        }
+    }
+
+    fn wait(&self, now: Instant) -> Duration {
+        let core = self.node.poll_timeout().map(|(at, _)| at);
+        let plane = match &self.plane {
+            Plane::Managed(managed) => managed.poll_timeout(),
+            Plane::Attached(_) => None,
+        };
+        let next = [core, plane].into_iter().flatten().min();
+        next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now))
+            .min(MAX_WAIT)
+    }
+
+    pub(super) fn transmit(&mut self) {
+        while let Some(transmit) = self.node.poll_transmit() {
+            match transmit.via {
+                Via::Host {
+                    local,
+                    interface,
+                    remote,
+                } => {
+                    let source = Some(Source {
+                        ip: local,
+                        ifindex: interface,
+                    });
+                    self.links
+                        .send_host(Destination { remote, source }, &transmit.payload);
+                }
+                Via::Relay { relay, droppable } => {
+                    self.links.send_relay(relay, transmit.payload, droppable);
+                }
+            }
+        }
+        // Each failure is one lost packet; the sockets count them.
+        for failure in self.links.failures.drain() {
+            tracing::trace!(?failure, "not sent");
+        }
+    }
+
+    /// What WireGuard has sent and received, for the choice of paths.
+    fn tell_core(&mut self, now: Instant) {
+        for (peer, packet) in self.notes.sent.drain(..) {
+            self.node.note_sent(peer, packet, now);
+        }
+        for (peer, arrival, packet) in self.notes.received.drain(..) {
+            self.node.note_received(peer, arrival, packet, now);
+        }
+        for (relay, to, packet) in self.notes.relay_replies.drain(..) {
+            self.node.reply_relayed(relay, to, &packet, now);
+        }
+    }
+
+    fn receive(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
+        for _ in 0..MAX_RECEIVES {
+            let socket = if token == TOKEN_V4 {
+                &self.links.v4
+            } else {
+                &self.links.v6
+            };
+            let Some(socket) = socket else { return };
+            while let Some(error) = socket.next_error() {
+                tracing::trace!(?error, "path error");
+            }
+            let slots = socket.receive(buffers).unwrap_or(0);
+            let Self {
+                node,
+                plane,
+                links,
+                notes,
+                ..
+            } = self;
+            match plane {
+                Plane::Managed(managed) => {
+                    for run in buffers.arrivals() {
+                        let Some(local) = run.local else { continue };
+                        let arrival = Arrival::Host {
+                            local,
+                            interface: run.ifindex,
+                            from: run.remote,
+                        };
+                        for datagram in run.datagrams() {
+                            let payload = datagram.payload;
+                            match node.handle_datagram(arrival, payload, now) {
+                                Inbound::Consumed => {}
+                                Inbound::Data => {
+                                    managed.handle_datagram(arrival, payload, links, notes, now);
+                                }
+                            }
+                        }
+                    }
+                    managed.flush();
+                }
+                Plane::Attached(attached) => attached.take_host(buffers, node, notes, now),
+            }
+            if slots < SLOTS {
+                return;
+            }
+        }
+    }
+
+    fn receive_relay(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
+        let Some(number) = token.checked_sub(TOKEN_RELAYS) else {
+            return;
+        };
+        let relay = RelayId(u32::try_from(number).unwrap_or(u32::MAX));
+        for _ in 0..MAX_RECEIVES {
+            let Some(RelayLink::Udp(socket)) = self.links.relays.get(&relay) else {
+                return;
+            };
+            while let Some(error) = socket.next_error() {
+                tracing::trace!(?error, "relay path error");
+            }
+            let slots = socket.receive(buffers).unwrap_or(0);
+            let Self {
+                node,
+                plane,
+                links,
+                notes,
+                ..
+            } = self;
+            match plane {
+                Plane::Managed(managed) => {
+                    for datagram in buffers.datagrams() {
+                        let data = node.handle_relay_datagram(relay, datagram.payload, now);
+                        if let Some((from, payload)) = data {
+                            let arrival = Arrival::Relay { relay, from };
+                            managed.handle_datagram(arrival, payload, links, notes, now);
+                        }
+                    }
+                    managed.flush();
+                }
+                Plane::Attached(attached) => attached.take_relay(relay, buffers, node, notes, now),
+            }
+            if slots < SLOTS {
+                return;
+            }
+        }
+    }
+
+    /// What WireGuard has sent in attached mode.
+    fn receive_slots(&mut self, buffers: &mut ReceiveBuffers, now: Instant) {
+        let Self {
+            plane,
+            links,
+            notes,
+            ..
+        } = self;
+        let Plane::Attached(attached) = plane else {
+            return;
+        };
+        let closed = attached.take_errors();
+        for _ in 0..MAX_RECEIVES {
+            let slots = attached.socket.receive(buffers).unwrap_or(0);
+            attached.take_slots(buffers, links, notes, now);
+            if slots < SLOTS {
+                break;
+            }
+        }
+        if let Some(port) = closed {
+            self.notify(Notice::PortClosed(port));
+        }
+    }
+
+    /// Reads the device; whether more waits.
+    fn take_device(&mut self) -> bool {
+        let Self {
+            plane,
+            links,
+            notes,
+            ..
+        } = self;
+        let Plane::Managed(managed) = plane else {
+            return false;
+        };
+        match managed.take_device(links, notes) {
+            TunRead::Drained => false,
+            TunRead::More => true,
+            TunRead::Failed(error) => {
+                self.stopped = true;
+                self.notify(Notice::DeviceLost(error));
+                false
+            }
+        }
+    }
+
+    pub(super) fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    pub(super) fn notify(&mut self, notice: Notice) {
+        if self.notices.try_send(notice).is_err() {
+            self.notices_dropped += 1;
+        }
+    }
+}
