@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand. It parses, calls and prints; it decides nothing.
 
+mod attach;
 mod daemon;
+mod detach;
 mod diagnose;
 pub mod lab;
 mod netcheck;
@@ -40,6 +42,7 @@ A mesh of two, in four lines:
   admin$   wice network new lab --signal wss://SERVER:8443 && wice invite
   node-a#  wice up TOKEN
   node-b#  wice up TOKEN
+With WireGuard interfaces that are there already: wice attach wg0 TOKEN
 
 Exit codes: 0 well, 1 works but degraded, 2 does not work, 64 wrong usage."
 )]
@@ -51,6 +54,8 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Up(Box<up::UpArgs>),
+    Attach(Box<attach::AttachArgs>),
+    Detach(detach::DetachArgs),
     Down(daemon::DownArgs),
     Status(diagnose::StatusArgs),
     Why(diagnose::WhyArgs),
@@ -98,6 +103,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Lab(args) => return lab::run_lab(&args),
         Command::Up(args) => up::up(*args),
+        Command::Attach(args) => attach::attach(*args),
+        Command::Detach(args) => detach::detach(&args),
         Command::Down(args) => daemon::down(&args),
         Command::Status(args) => diagnose::status(&args),
         Command::Why(args) => diagnose::why(&args),

@@ -3,7 +3,7 @@
 use toml::Table;
 
 /// Keys at the top.
-const TOP: [&str; 16] = [
+const TOP: [&str; 17] = [
     "token_file",
     "interface",
     "name",
@@ -20,6 +20,7 @@ const TOP: [&str; 16] = [
     "log_level",
     "log_format",
     "metrics",
+    "private_key_file",
 ];
 /// Keys of a `[[turn]]`.
 const TURN: [&str; 3] = ["url", "username", "password_file"];

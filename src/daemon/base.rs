@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use wice_signaling::protocol::{NetworkId, PrivateKey, PublicKey, RecordKind};
+use wice_signaling::protocol::{PrivateKey, PublicKey, RecordKind};
 
 use super::answers::{Answers, Shared, View};
 use super::control::{self, ControlListener};
@@ -21,9 +21,7 @@ use super::{Settings, metrics, random};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
-use crate::signaling::{
-    Event, Signaling, SocketHook, WebSocketBackend, WebSocketConfig,
-};
+use crate::signaling::{Event, Signaling, SocketHook, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::netlink::{Interface, Netlink, Watch};
 
 /// Notices of the packet loop that may wait.
@@ -273,11 +271,6 @@ impl Base {
         let sealed = network_key.seal(network, &key, kind, &random()?, record)?;
         self.signaling.publish(kind, sealed);
         Ok(())
-    }
-
-    /// The network that the node is in.
-    pub(super) fn network(&self) -> NetworkId {
-        self.membership.network
     }
 
     /// Ends all of it; what was begun is flushed.

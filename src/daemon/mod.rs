@@ -236,7 +236,9 @@ impl Daemon {
     }
 
     fn publish_routes(&mut self) -> anyhow::Result<()> {
-        if self.base.settings.advertise_routes.is_empty() && self.base.node_state.routes_sequence == 0 {
+        if self.base.settings.advertise_routes.is_empty()
+            && self.base.node_state.routes_sequence == 0
+        {
             return Ok(());
         }
         self.base.node_state.routes_sequence += 1;

@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
-pub(crate) use build::{milliseconds, nat as nat_of};
+pub(crate) use build::{milliseconds, name_of, nat as nat_of};
 pub use netcheck::{
     MappingObservation, Netcheck, NetcheckFamily, PortMapping, RelayCheck, TransportCheck, Udp,
 };
@@ -52,6 +52,9 @@ pub struct Status {
     pub nat: Nat,
     /// The signaling connection.
     pub signaling: Signaling,
+    /// Why the interface cannot be used, where another program owns it.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
     /// Its own candidates.
@@ -148,6 +151,9 @@ pub struct Peer {
     pub last_seen_s: Option<u64>,
     /// How often its path has changed.
     pub path_changes: u64,
+    /// How often another program has reset its endpoint on the interface.
+    #[serde(default)]
+    pub endpoint_resets: u64,
 }
 
 /// What carries a peer's packets.
@@ -326,7 +332,8 @@ impl Status {
             .filter(|peer| !peer.is_away())
             .map(Peer::health)
             .collect();
-        if !present.is_empty() && present.iter().all(|health| *health == Health::Broken) {
+        let broken = |health: &Health| *health == Health::Broken;
+        if self.problem.is_some() || !present.is_empty() && present.iter().all(broken) {
             return Health::Broken;
         }
         if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {

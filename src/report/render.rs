@@ -29,8 +29,11 @@ impl Status {
             false => format!("  {}", addresses.join("  ")),
         };
         let interface = style.paint(&self.interface, Paint::Heading);
+        let problem = self.problem.as_ref().map_or_else(String::new, |problem| {
+            format!("{}\n", style.paint(problem, Paint::Bad))
+        });
         format!(
-            "{interface}  {}{addresses}   {}\nNAT    {}\nsignal {}     relay {}\n",
+            "{interface}  {}{addresses}   {}\n{problem}NAT    {}\nsignal {}     relay {}\n",
             self.name,
             self.summary(),
             nat_line(&self.nat),
@@ -224,6 +227,12 @@ fn says_itself(peer: &Peer) -> bool {
 
 /// What stands below a peer that is not as well as it could be.
 fn note(peer: &Peer) -> Option<String> {
+    if peer.endpoint_resets > 0 {
+        return Some(format!(
+            "another program has reset its endpoint {} times (see the daemon's log)",
+            peer.endpoint_resets
+        ));
+    }
     if peer.hint.is_empty() || peer.is_away() {
         return None;
     }

@@ -371,7 +371,7 @@ fn colour_changes_no_column() {
 fn ping_lines() {
     let node = node();
     let pong = |index: usize, rtt| {
-        let path = path_of(&node.peers[index], None);
+        let path = path_of(&node.peers[index], None, false);
         PingEvent::pong("lab-b", 1, Duration::from_millis(rtt), path).line()
     };
     assert_eq!(

@@ -64,6 +64,8 @@ pub enum Standing {
         endpoint: SocketAddr,
         /// Something has come from the peer, and what was sent since is not unanswered for long.
         works: bool,
+        /// Nothing is unanswered.
+        idle: bool,
     },
 }
 

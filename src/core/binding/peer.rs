@@ -113,6 +113,7 @@ impl Peer {
             Some(endpoint) => Standing::Theirs {
                 endpoint,
                 works: self.heard && self.unanswered_for(self.looked) < NATIVE_DEAD,
+                idle: self.unanswered.is_none(),
             },
         }
     }

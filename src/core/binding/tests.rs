@@ -160,6 +160,7 @@ fn a_native_endpoint_that_works_is_left_alone() {
     let works = Standing::Theirs {
         endpoint: native(),
         works: true,
+        idle: true,
     };
     assert_eq!(interface.binder.standing(&KEY), Some(works));
 }

@@ -46,14 +46,6 @@ impl Adverts {
     pub(super) fn of(&self, key: &PublicKey) -> Option<&[u8]> {
         self.known.get(key).map(|(_, record)| record.as_slice())
     }
-
-    /// As the state folder keeps them: key and record in hex.
-    pub(super) fn to_keep(&self) -> BTreeMap<String, String> {
-        let of = |(key, (_, record)): (&PublicKey, &(u64, Vec<u8>))| {
-            (hex::encode(key.0), hex::encode(record))
-        };
-        self.known.iter().map(of).collect()
-    }
 }
 
 #[cfg(test)]
@@ -88,8 +80,8 @@ mod tests {
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(adverts.take(Some(key), forged), None);
         assert_eq!(adverts.of(&key), Some(record(1, 5).as_slice()));
-        let kept = adverts.to_keep();
-        let restored = Adverts::restore(kept.values());
+        let kept = [hex::encode(record(1, 5)), "zz".to_owned()];
+        let restored = Adverts::restore(kept.iter());
         assert_eq!(restored.of(&key), adverts.of(&key));
     }
 

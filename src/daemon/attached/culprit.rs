@@ -14,7 +14,10 @@ const KNOWN: [(&str, &str); 6] = [
         "Kilo (kg) applies its own endpoints: persistent-keepalive is missing on the peer's node",
     ),
     ("cunicu", "cunicu sets endpoints too: run one of the two"),
-    ("netclient", "Netmaker's netclient sets endpoints: run one of the two"),
+    (
+        "netclient",
+        "Netmaker's netclient sets endpoints: run one of the two",
+    ),
     ("innernet", "innernet sets endpoints: run one of the two"),
     ("wgsd-client", "wgsd-client sets endpoints: stop it"),
     (

@@ -29,8 +29,7 @@ fn holds(line: &str, port: u16, own: u32) -> bool {
         return false;
     };
     let user = columns.nth(USER - LOCAL - 1).and_then(|c| c.parse().ok());
-    let reachable =
-        address.bytes().all(|digit| digit == b'0') || address == local_host();
+    let reachable = address.bytes().all(|digit| digit == b'0') || address == local_host();
     let ours = user.is_some_and(|user: u32| user == 0 || user == own);
     reachable && ours && u16::from_str_radix(found, 16) == Ok(port)
 }

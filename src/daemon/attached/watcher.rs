@@ -155,4 +155,3 @@ impl Asker {
         backend.device().await
     }
 }
-
