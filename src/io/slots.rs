@@ -84,3 +84,31 @@ impl AsFd for SlotSocket {
         self.udp.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel keeps other interfaces away where it lets us ask for it; where it does not, this
+    /// check alone does.
+    #[test]
+    fn a_source_that_fits_is_refused_from_another_interface() {
+        let socket = SlotSocket::open(0).unwrap();
+        let slot = Ipv4Addr::new(127, 1, 2, 3);
+        let run = Arrival {
+            remote: "127.0.0.1:51820".parse().unwrap(),
+            local: Some(slot.into()),
+            ifindex: LOOPBACK,
+            segment_size: 1,
+            bytes: &[1],
+        };
+        assert_eq!(socket.slot(&run, 51820), Some(slot));
+        assert_eq!(socket.slot(&run, 51821), None);
+        let by_ethernet = Arrival { ifindex: 2, ..run };
+        assert_eq!(socket.slot(&by_ethernet, 51820), None);
+        let unsaid = Arrival { local: None, ..run };
+        assert_eq!(socket.slot(&unsaid, 51820), None);
+        let remote = "127.0.0.2:51820".parse().unwrap();
+        assert_eq!(socket.slot(&Arrival { remote, ..run }, 51820), None);
+    }
+}

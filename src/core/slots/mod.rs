@@ -153,7 +153,21 @@ struct Entry {
 impl Slots {
     /// A peer of the interface; known already, it stays as it is.
     pub fn add(&mut self, peer: PeerId, key: &PublicKey) {
-        self.add_at(peer, key, slot_of(key));
+        if self.peers.contains_key(&peer) {
+            return;
+        }
+        let slot = slot_of(key);
+        let entry = Entry {
+            slot,
+            mac1: Mac1Key::of(key),
+            local: Indices::default(),
+            remote: Indices::default(),
+            stats: SlotStats::default(),
+            held: None,
+            asked: None,
+        };
+        self.peers.insert(peer, entry);
+        self.by_slot.entry(slot).or_default().push(peer);
     }
 
     /// The peer is gone, and its sessions with it.
@@ -307,23 +321,6 @@ impl Slots {
     pub fn take_asked(&mut self, peer: PeerId, now: Instant) -> Option<Arrival> {
         let (arrival, until) = self.peers.get_mut(&peer)?.asked.take()?;
         (now < until).then_some(arrival)
-    }
-
-    fn add_at(&mut self, peer: PeerId, key: &PublicKey, slot: Ipv4Addr) {
-        if self.peers.contains_key(&peer) {
-            return;
-        }
-        let entry = Entry {
-            slot,
-            mac1: Mac1Key::of(key),
-            local: Indices::default(),
-            remote: Indices::default(),
-            stats: SlotStats::default(),
-            held: None,
-            asked: None,
-        };
-        self.peers.insert(peer, entry);
-        self.by_slot.entry(slot).or_default().push(peer);
     }
 
     /// What our WireGuard says of its sessions is true: it alone can send here.

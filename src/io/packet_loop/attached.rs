@@ -369,3 +369,7 @@ impl AttachedView<'_> {
         self.slots.slot(peer)
     }
 }
+
+#[cfg(test)]
+#[path = "attached_tests.rs"]
+mod tests;
