@@ -95,9 +95,39 @@ impl WireGuards {
         self.start(node, None, &[])
     }
 
+    /// Starts it with the token and with CAP_NET_ADMIN alone.
+    pub fn attach_without_capabilities(&mut self, node: &str) -> Result<()> {
+        let binary = self.mesh.lab.binary()?;
+        let machine = self.mesh.lab.node(node)?;
+        let authority = self.mesh.lab.authority();
+        let daemon = self.mesh.lab.start(node, node, |ns| {
+            let mut command = ns.command("setpriv");
+            command.args(["--bounding-set", "-all,+net_admin"]);
+            command.args(["--inh-caps", "-all,+net_admin", "--no-new-privs"]);
+            command.arg(binary).args(["attach", WG, self.mesh.token()]);
+            command.args(["--name", node]);
+            command.arg("--state-dir").arg(machine.state_dir());
+            command.arg("--run-dir").arg(machine.run_dir());
+            command.env("WICE_CA_FILE", authority);
+            command
+        })?;
+        self.mesh.take(node, daemon);
+        Ok(())
+    }
+
     fn start(&mut self, node: &str, token: Option<&str>, more: &[&str]) -> Result<()> {
         let daemon = self.mesh.lab.start_attached(node, WG, token, more)?;
         self.mesh.take(node, daemon);
+        Ok(())
+    }
+
+    /// Waits until a peer's endpoint is its slot.
+    pub fn wait_slot(&self, node: &str, peer: &str) -> Result<()> {
+        let slot = wait_for(crate::PATIENCE, || {
+            let shown = self.shown(node, peer, "endpoints")?;
+            Ok(shown.filter(|shown| shown.starts_with("127.")))
+        })?;
+        ensure!(slot.is_some(), "{}", self.evidence(node, peer));
         Ok(())
     }
 
