@@ -72,15 +72,15 @@ pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<Health> {
 
 /// Ends the daemon, if it is one of `wice attach`.
 async fn end(mut client: Client, interface: &str) -> anyhow::Result<()> {
-    match client.call(&Request::Status).await? {
-        Reply::Status(status) if status.mode == "managed" => {
-            let text = format!(
-                "{interface} is wice's own interface: there is nothing to give back\n  to stop it: wice down --interface {interface}"
-            );
-            Err(Usage(text).into())
-        }
-        _ => Ok(client.down().await?),
+    let reply = client.call(&Request::Status).await?;
+    let managed = matches!(&reply, Reply::Status(status) if status.mode == "managed");
+    if managed {
+        let text = format!(
+            "{interface} is wice's own interface: there is nothing to give back\n  to stop it: wice down --interface {interface}"
+        );
+        return Err(Usage(text).into());
     }
+    Ok(client.down().await?)
 }
 
 fn text(interface: &str, done: &Detached) -> String {

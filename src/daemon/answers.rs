@@ -225,11 +225,17 @@ impl Handler for Answers {
             let snapshot = inputs.find(peer).map_err(no_peer)?;
             let to = seen.peers.get(&snapshot.key);
             let to = to.and_then(|peer| peer.addresses.first()).copied();
+            let by_checks = snapshot.path.as_ref().and_then(|path| path.pair.rtt);
             let rtt = match (to, &self.view) {
-                (Some(to), _) => self.echo(to, identifier, sequence as u16).await?,
+                (Some(to), View::Managed) => self.echo(to, identifier, sequence as u16).await?,
+                // Without the right to ping there is still what checks say.
+                (Some(to), View::Attached(_)) => {
+                    let answer = self.echo(to, identifier, sequence as u16).await;
+                    answer.unwrap_or(by_checks)
+                }
                 // What the interface lets through to it is a network: its nodes' addresses are not
                 // known, but the path's own round trip is.
-                (None, View::Attached(_)) => snapshot.path.as_ref().and_then(|path| path.pair.rtt),
+                (None, View::Attached(_)) => by_checks,
                 (None, View::Managed) => {
                     return Err(no_peer(format!("{peer} has no address in the overlay")));
                 }

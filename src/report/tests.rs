@@ -175,6 +175,8 @@ fn peer_inputs() -> BTreeMap<PublicKey, PeerInputs> {
         last_seen: Some(Duration::from_secs(last_seen)),
         checking_for: Some(Duration::from_secs(100)),
         native: None,
+        native_works: false,
+        endpoint_resets: 0,
     };
     let s = |seconds| Some(Duration::from_secs(seconds));
     BTreeMap::from([
@@ -216,6 +218,7 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         listen_port: 51821,
         uptime: Duration::from_secs(9),
         relay_only: false,
+        problem: None,
         node,
         signaling: &signaling(),
         peers: &peer_inputs(),
@@ -456,4 +459,37 @@ relay        turn.lab.example  udp 18 ms, tls fails, credentials work
 ";
     assert_eq!(netcheck.text(Style::PLAIN), expected);
     assert_eq!(netcheck.health(), Health::Well);
+}
+
+/// An interface that another program owns: what has gone wrong with it stands first, and who is reached
+/// by WireGuard's own endpoint, or has had it reset, is said.
+#[test]
+fn an_attached_interface_is_told() {
+    let mut peers = peer_inputs();
+    let native = "203.0.113.7:51820".parse().unwrap();
+    if let Some(peer) = peers.get_mut(&PublicKey([1; 32])) {
+        peer.native = Some(native);
+        peer.native_works = true;
+        peer.endpoint_resets = 4;
+    }
+    let status = with_inputs(&node(), |inputs| {
+        let inputs = Inputs {
+            managed: false,
+            problem: Some("wg0 is down"),
+            peers: &peers,
+            ..inputs
+        };
+        inputs.status()
+    });
+    let text = status.text(Style::PLAIN);
+    assert_eq!(text.lines().nth(1), Some("wg0 is down"));
+    assert!(text.contains("native  203.0.113.7:51820"), "{text}");
+    assert!(text.contains("has reset its endpoint 4 times"), "{text}");
+    assert_eq!(status.mode, "attached");
+    assert_eq!(status.health(), Health::Broken);
+    let json = serde_json::to_value(&status).unwrap();
+    let peer = &json["peers"][0];
+    assert_eq!(peer["path"]["kind"], "native");
+    assert_eq!(peer["path"]["up"], true);
+    assert_eq!(peer["endpoint_resets"], 4);
 }

@@ -164,7 +164,7 @@ impl Kernel {
                         return Err(Failure::Refused(-done.code));
                     }
                     NetlinkPayload::Done(_) => return Ok((answers, torn)),
-                    _ => {}
+                    NetlinkPayload::Noop | NetlinkPayload::Overrun(_) | _ => {}
                 }
             }
         }
@@ -282,7 +282,11 @@ fn merge(messages: impl Iterator<Item = WireguardMessage>) -> Device {
                     take_peer(&mut device.peers, found);
                 }
             }
-            _ => {}
+            WireguardAttribute::IfIndex(_)
+            | WireguardAttribute::IfName(_)
+            | WireguardAttribute::Flags(_)
+            | WireguardAttribute::Other(_)
+            | _ => {}
         }
     }
     device
@@ -322,7 +326,11 @@ fn take_peer(peers: &mut Vec<DevicePeer>, found: WireguardPeer) {
                 peer.allowed_ips.extend(prefixes.take(room));
             }
             WireguardPeerAttribute::PresharedKey(mut secret) => secret.zeroize(),
-            _ => {}
+            WireguardPeerAttribute::PublicKey(_)
+            | WireguardPeerAttribute::ProtocolVersion(_)
+            | WireguardPeerAttribute::Flags(_)
+            | WireguardPeerAttribute::Other(_)
+            | _ => {}
         }
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Peer {
     rx_bytes: u64,
     tx_bytes: u64,
     handshake: Option<Duration>,
+    /// When that was, by our clock.
+    handshaken: Option<Instant>,
     looked: Instant,
     resets: u64,
     reset_at: VecDeque<Instant>,
@@ -92,6 +94,7 @@ impl Peer {
             rx_bytes: sighting.rx_bytes,
             tx_bytes: sighting.tx_bytes,
             handshake: sighting.handshake,
+            handshaken: sighting.handshake_age.and_then(|age| now.checked_sub(age)),
             looked: now,
             resets: 0,
             reset_at: VecDeque::new(),
@@ -135,7 +138,16 @@ impl Peer {
         // Counters that go back are those of a peer that was put there anew, without a session.
         let anew = sighting.rx_bytes < self.rx_bytes || sighting.tx_bytes < self.tx_bytes;
         let handshaken = sighting.handshake.is_some() && sighting.handshake != self.handshake;
-        let heard = !anew && (sighting.rx_bytes > self.rx_bytes || handshaken);
+        if handshaken {
+            self.handshaken = Some(now);
+        }
+        // Without a session what comes are handshakes: they show that the peer reaches us, not that we
+        // reach it.
+        let in_session = !anew && self.handshaken.is_some_and(|at| now < at + SESSION);
+        let heard = in_session && (sighting.rx_bytes > self.rx_bytes || handshaken);
+        if anew && !handshaken {
+            self.handshaken = None;
+        }
         let sent = sighting.tx_bytes.saturating_sub(self.tx_bytes);
         let asked = if anew {
             sighting.tx_bytes > 0

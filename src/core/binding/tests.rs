@@ -30,6 +30,7 @@ struct Interface {
     peer: Sighting,
     told: Vec<Event>,
     deaf: bool,
+    handshaken: Option<Instant>,
 }
 
 impl Interface {
@@ -55,7 +56,9 @@ impl Interface {
             },
             told: Vec::new(),
             deaf: false,
+            handshaken: None,
         };
+        interface.handshaken = handshake_age.map(|_| interface.now);
         interface.look();
         interface
     }
@@ -117,14 +120,20 @@ impl Interface {
         self.peer.tx_bytes += bytes;
     }
 
+    /// In a session, which WireGuard renews every 120 s (paper §6.1) while there is traffic.
     fn receive(&mut self, bytes: u64) {
+        let old = |at: Instant| self.now >= at + SECOND * 60;
+        if self.handshaken.is_some_and(old) {
+            self.handshake();
+        }
         self.peer.rx_bytes += bytes;
     }
 
     fn handshake(&mut self) {
         let at = self.peer.handshake.unwrap_or_default() + SECOND;
         self.peer.handshake = Some(at);
-        self.receive(92);
+        self.peer.rx_bytes += 92;
+        self.handshaken = Some(self.now);
     }
 
     /// Another program removes the peer and puts it there again.
@@ -221,6 +230,19 @@ fn a_native_endpoint_that_stops_working_is_replaced_when_wireguard_gives_it_up()
     interface.sending(DATA, 14);
     assert_eq!(interface.causes(), []);
     interface.sending(DATA, 2);
+    assert_eq!(interface.causes(), [Cause::Failed]);
+}
+
+/// The peer's handshakes come in, and our answers are lost: the way there is closed.
+#[test]
+fn handshakes_that_come_in_are_no_sign_that_an_endpoint_works() {
+    let mut interface = Interface::new(Some(native()));
+    interface.path(true);
+    for _ in 0..2 {
+        interface.peer.rx_bytes += INITIATION;
+        interface.sending(INITIATION + 92, 1);
+        interface.sending(0, 4);
+    }
     assert_eq!(interface.causes(), [Cause::Failed]);
 }
 

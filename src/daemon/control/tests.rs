@@ -42,6 +42,7 @@ fn status() -> Status {
             since_s: 1,
             error: None,
         },
+        problem: None,
         relays: Vec::new(),
         candidates: Vec::new(),
         observations: Vec::new(),
