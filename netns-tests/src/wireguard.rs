@@ -240,6 +240,26 @@ impl WireGuards {
         }
     }
 
+    /// Moves a userspace interface to another node's namespace while `look` looks, and makes it anew
+    /// afterwards. `None` for the kernel's: nothing of it stays behind.
+    pub fn while_elsewhere<T>(
+        &mut self,
+        node: &str,
+        other: &str,
+        look: impl FnOnce(&Self) -> Result<T>,
+    ) -> Result<Option<T>> {
+        if self.interface(node)?.process.is_none() {
+            return Ok(None);
+        }
+        let there = self.mesh.lab.node(other)?.ns().path();
+        let there = there.display().to_string();
+        self.ip(node, &format!("link set {WG} netns {there}"))?;
+        let seen = look(self);
+        self.remove_interface(node)?;
+        self.add_interface(node)?;
+        seen.map(Some)
+    }
+
     /// Makes the interface, with the node's key if it had one before.
     pub fn add_interface(&mut self, node: &str) -> Result<()> {
         let process = match wanted_kind()?.as_str() {

@@ -431,7 +431,8 @@ fn everything_but_net_admin_is_dropped() -> Result<()> {
 #[test]
 fn what_cannot_be_attached_to_is_said() -> Result<()> {
     let _alone = alone();
-    let mut all = WireGuards::build(config(&[NatKind::Public]), &["home-a"])?;
+    let mut all = WireGuards::build(config(&[NatKind::Public; 2]), &["home-a", "home-b"])?;
+    all.remove_interface("home-b")?;
     let token = all.mesh.token().to_owned();
     let says = |all: &WireGuards, arguments: &[&str]| -> Result<String> {
         let output = all.mesh.lab.wice("home-a", arguments)?;
@@ -458,6 +459,12 @@ fn what_cannot_be_attached_to_is_said() -> Result<()> {
     );
     let text = says(&all, &["attach", "wg0", &token, "--listen-port", "51820"])?;
     ensure!(text.contains("51820"), "{text}");
+    // WireGuard's process here, its interface elsewhere.
+    if let Some(text) = all.while_elsewhere("home-a", "home-b", |all| {
+        says(all, &["attach", "wg0", &token])
+    })? {
+        ensure!(text.contains("is not in this network namespace"), "{text}");
+    }
     let text = says(&all, &["detach", "wg0", "--state-dir", "/nonexistent"])?;
     ensure!(text.contains("never attached"), "{text}");
     all.attach("home-a", &[])?;

@@ -64,26 +64,7 @@ pub(super) fn membership(
     let Some(token) = token else {
         return from_state(&kept.ok_or(JoinError::NoToken)?);
     };
-    if let Some(kept) = kept.as_ref().filter(|kept| kept.network != token.network.0) {
-        return Err(JoinError::OtherNetwork {
-            present: kept.name.clone(),
-            other: token.network_name.clone(),
-        });
-    }
-    let joined = NetworkState {
-        name: token.network_name.clone(),
-        url: token.url.to_string(),
-        pin: token.pin.map(|pin| hex::encode(pin.0)),
-        network: token.network.0,
-        network_key: *token.network_key.expose_secret(),
-        membership: token
-            .invite
-            .sign_member(&token.network, &key.public_key())
-            .encode(),
-        receipt: None,
-        key: None,
-        token: None,
-    };
+    let joined = join(kept.as_ref(), token, key)?;
     state.set_network(&joined)?;
     from_state(&joined)
 }
@@ -117,13 +98,41 @@ pub(super) fn membership_of_interface(
         (None, None) => return Err(JoinError::NoToken),
     };
     let text = token.encode().map_err(|_| JoinError::Damaged("token"))?;
-    let joined = membership(state, Some(&token), key)?;
-    if let Some(mut network) = state.network()? {
-        network.key = Some(name);
-        network.token = Some(text.to_string());
-        state.set_network(&network)?;
+    let joined = NetworkState {
+        key: Some(name),
+        token: Some(text.to_string()),
+        ..join(kept.as_ref(), &token, key)?
+    };
+    state.set_network(&joined)?;
+    from_state(&joined)
+}
+
+/// What a token makes of a key, unless the node is in another network.
+fn join(
+    kept: Option<&NetworkState>,
+    token: &Token,
+    key: &PrivateKey,
+) -> Result<NetworkState, JoinError> {
+    if let Some(kept) = kept.filter(|kept| kept.network != token.network.0) {
+        return Err(JoinError::OtherNetwork {
+            present: kept.name.clone(),
+            other: token.network_name.clone(),
+        });
     }
-    Ok(joined)
+    Ok(NetworkState {
+        name: token.network_name.clone(),
+        url: token.url.to_string(),
+        pin: token.pin.map(|pin| hex::encode(pin.0)),
+        network: token.network.0,
+        network_key: *token.network_key.expose_secret(),
+        membership: token
+            .invite
+            .sign_member(&token.network, &key.public_key())
+            .encode(),
+        receipt: None,
+        key: None,
+        token: None,
+    })
 }
 
 /// Keeps what the service gave at the first join.
@@ -161,4 +170,49 @@ fn from_state(kept: &NetworkState) -> Result<Membership, JoinError> {
             .transpose()?
             .map(JoinReceipt),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use wice_signaling::protocol::{AdminKey, Invite, Membership as Proof};
+
+    use super::*;
+
+    fn token(admin: u8) -> Token {
+        let admin = AdminKey::from_seed(&[admin; 32]);
+        Token {
+            url: "wss://sig.example".parse().unwrap(),
+            pin: None,
+            network: admin.network_id(),
+            network_key: NetworkKey::from_bytes([4; 32]),
+            network_name: "lab".into(),
+            invite: Invite::new(&admin, &[5; 32], 0, "lab", &[]).unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_key_that_changes_joins_again_with_the_token_that_was_kept() {
+        let folder = std::env::temp_dir().join(format!("wice-join-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        let state = State::open(&folder).unwrap();
+        let keys = [1u8, 2].map(|byte| PrivateKey::from_bytes([byte; 32]));
+        let by = |token: Option<&Token>, key: &PrivateKey| {
+            membership_of_interface(&state, token, key, "wg0")
+        };
+        let proves = |joined: &Membership, key: &PrivateKey| {
+            Proof::decode_verified(&joined.proof, &joined.network, &key.public_key()).is_ok()
+        };
+        assert!(matches!(by(None, &keys[0]), Err(JoinError::NoToken)));
+        assert!(proves(&by(Some(&token(1)), &keys[0]).unwrap(), &keys[0]));
+        keep_receipt(&state, JoinReceipt([7; 32])).unwrap();
+        // Given again or not, who is in stays in, with what lets it in after the invite has expired.
+        for given in [None, Some(&token(1))] {
+            assert!(by(given, &keys[0]).unwrap().receipt.is_some());
+        }
+        let renewed = by(None, &keys[1]).unwrap();
+        assert!(proves(&renewed, &keys[1]) && renewed.receipt.is_none());
+        let other = by(Some(&token(2)), &keys[1]);
+        assert!(matches!(other, Err(JoinError::OtherNetwork { .. })));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -172,7 +172,7 @@ impl AnyBackend {
     /// The same, with another folder of sockets.
     pub async fn open_in(interface: &str, folder: &Path) -> Result<Self, BackendError> {
         let path = folder.join(format!("{interface}.sock"));
-        if Uapi::is_there(&path) {
+        if Uapi::is_there(&path).await {
             return Ok(Self::Uapi(Uapi::new(interface, path)));
         }
         match Kernel::open(interface) {

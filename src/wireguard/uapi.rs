@@ -55,10 +55,11 @@ impl Uapi {
     }
 
     /// Whether a socket is there that somebody listens at: a killed process leaves its file.
-    pub fn is_there(path: &Path) -> bool {
+    pub async fn is_there(path: &Path) -> bool {
         let is_socket = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
         let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-        is_socket && !std::os::unix::net::UnixStream::connect(path).is_err_and(refused)
+        let connected = tokio::time::timeout(TIMEOUT, UnixStream::connect(path));
+        is_socket && !connected.await.is_ok_and(|done| done.is_err_and(refused))
     }
 
     async fn read(&mut self) -> Result<Device, BackendError> {
@@ -200,6 +201,9 @@ impl Backend for Uapi {
         key: PublicKey,
         endpoint: SocketAddr,
     ) -> Result<(), BackendError> {
+        if self.fragile {
+            return Err(BackendError::CannotUpdate(self.interface.clone()));
+        }
         if self.update_only == Some(false) {
             return self.set_and_read_back(key, endpoint).await;
         }
