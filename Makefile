@@ -3,12 +3,12 @@
 CARGO ?= cargo
 # What the lab and the tests run beside Rust; Debian's names.
 LAB_PACKAGES := nftables coturn iproute2 iputils-ping
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux
+TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux ethtool
 LAB_TOOLS := nft turnserver ip ping
-TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter
+TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns interop bench bench-wireguard lint docs setup-lab setup-test setup-interop
+.PHONY: help demo test unit netns interop bench bench-wireguard bench-proxy lint docs setup-lab setup-test setup-interop
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench: setup-test ## the figures of BENCHMARKS.md, on this machine
 
 bench-wireguard: setup-test ## in-process WireGuard against wireguard-go; builds a release
 	./benches/run wireguard
+
+bench-proxy: setup-test ## attached mode's proxy against bare forwarders; builds a release
+	./benches/run proxy
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check

@@ -6,103 +6,26 @@
     reason = "helpers of tests are not tests to clippy"
 )]
 
+#[path = "common/namespace.rs"]
+mod namespace;
 #[path = "../examples/wgbench/node.rs"]
 mod node;
+#[path = "common/transfer.rs"]
+mod transfer;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
 use wice::wireguard::inprocess::Tunnels;
 use wice::wireguard::netlink::{LinkKind, Netlink, NetlinkError, Watch};
 use wice::wireguard::tun::{Tun, TunError};
 
-const MEGABYTE: usize = 1 << 20;
-const PORT: u16 = 7000;
-
-/// A network namespace; it goes with the last descriptor.
-#[derive(Clone)]
-struct Namespace(Arc<File>);
-
-impl Namespace {
-    /// `None` without the right to make one, which is said, and is a failure in CI.
-    fn new() -> Option<Self> {
-        let made = std::thread::spawn(|| {
-            // SAFETY: no pointers; this thread alone changes its namespace, and ends.
-            (unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0)
-                .then(|| File::open("/proc/thread-self/ns/net").unwrap())
-        });
-        let made = made.join().unwrap();
-        if made.is_none() || !std::path::Path::new("/dev/net/tun").exists() {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "needs root and /dev/net/tun"
-            );
-            eprintln!("NOT RUN: needs root (network namespaces) and /dev/net/tun");
-            return None;
-        }
-        let namespace = Self(Arc::new(made?));
-        namespace.ip("link set lo up");
-        Some(namespace)
-    }
-
-    fn spawn<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-        let file = Arc::clone(&self.0);
-        std::thread::spawn(move || {
-            // SAFETY: a descriptor of a namespace; this thread alone moves.
-            assert_eq!(
-                unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) },
-                0
-            );
-            run()
-        })
-    }
-
-    fn ip(&self, arguments: &str) {
-        self.run("ip", arguments);
-    }
-
-    fn run(&self, program: &'static str, arguments: &str) {
-        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
-        let ran = self.spawn(move || {
-            (
-                Command::new(program).args(&arguments).output().unwrap(),
-                arguments,
-            )
-        });
-        let (output, arguments) = ran.join().unwrap();
-        assert!(
-            output.status.success(),
-            "{program} {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-
-    fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
-    }
-}
-
-fn two_namespaces() -> Option<[Namespace; 2]> {
-    let (a, b) = (Namespace::new()?, Namespace::new()?);
-    a.ip(&format!(
-        "link add veth-a type veth peer name veth-b netns {}",
-        b.path()
-    ));
-    for (namespace, name, host) in [(&a, "veth-a", 1), (&b, "veth-b", 2)] {
-        namespace.ip(&format!("address add 192.0.2.{host}/24 dev {name}"));
-        namespace.ip(&format!("address add 2001:db8::{host}/64 dev {name} nodad"));
-        namespace.ip(&format!("link set {name} up"));
-    }
-    Some([a, b])
-}
+use namespace::{Namespace, two_namespaces};
+use transfer::{ping, transfer};
 
 struct Running {
     stop: Arc<AtomicBool>,
@@ -158,120 +81,6 @@ fn finish(running: [Running; 2]) -> [node::Report; 2] {
         .iter()
         .for_each(|r| r.stop.store(true, Ordering::Relaxed));
     running.map(|r| r.node.join().unwrap())
-}
-
-/// The node sets its addresses up meanwhile.
-fn bind_when_set_up(ip: IpAddr, port: u16) -> UdpSocket {
-    let tried = (0..200).find_map(|_| {
-        let bound = UdpSocket::bind((ip, port)).ok();
-        if bound.is_none() {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        bound
-    });
-    tried.unwrap()
-}
-
-/// Sends a datagram through the tunnel until it comes back; returns how long the fastest took.
-fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duration {
-    let (from, to) = (
-        from.parse::<IpAddr>().unwrap(),
-        to.parse::<IpAddr>().unwrap(),
-    );
-    let echo = namespaces[1].spawn(move || {
-        let socket = bind_when_set_up(to, PORT);
-        socket
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
-        let mut buffer = [0; 64];
-        loop {
-            let (len, client) = socket.recv_from(&mut buffer).unwrap();
-            if buffer[..len] == *b"end" {
-                return;
-            }
-            socket.send_to(&buffer[..len], client).unwrap();
-        }
-    });
-    let client = namespaces[0].spawn(move || {
-        let socket = bind_when_set_up(from, 0);
-        socket
-            .set_read_timeout(Some(Duration::from_millis(200)))
-            .unwrap();
-        let mut fastest = Duration::MAX;
-        let mut answers = 0;
-        for n in 0..100u32 {
-            let start = Instant::now();
-            if socket.send_to(&n.to_be_bytes(), (to, PORT)).is_err() {
-                std::thread::sleep(Duration::from_millis(20));
-                continue;
-            }
-            let mut answer = [0; 4];
-            // An answer to an earlier one is no measure of this one.
-            while socket.recv(&mut answer).is_ok() {
-                if answer == n.to_be_bytes() {
-                    fastest = fastest.min(start.elapsed());
-                    answers += 1;
-                    break;
-                }
-            }
-            if answers == 20 {
-                break;
-            }
-        }
-        socket.send_to(b"end", (to, PORT)).unwrap();
-        fastest
-    });
-    let fastest = client.join().unwrap();
-    echo.join().unwrap();
-    assert!(fastest < Duration::MAX, "no answer from {to}");
-    fastest
-}
-
-/// Sends megabytes that no two of are alike one way, and compares the hashes of both ends. Returns
-/// Mbit/s.
-fn transfer(namespaces: &[Namespace; 2], to: &str, megabytes: usize) -> f64 {
-    let to = SocketAddr::new(to.parse().unwrap(), PORT);
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    let server = namespaces[1].spawn(move || {
-        let listener = TcpListener::bind(to).unwrap();
-        ready.send(()).unwrap();
-        let (mut stream, _) = listener.accept().unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let (mut hash, mut buffer, mut total) = (Sha256::new(), vec![0; 256 << 10], 0);
-        loop {
-            let len = stream.read(&mut buffer).unwrap();
-            if len == 0 {
-                return (hash.finalize(), total);
-            }
-            hash.update(&buffer[..len]);
-            total += len;
-        }
-    });
-    is_ready.recv().unwrap();
-    let start = Instant::now();
-    let client = namespaces[0].spawn(move || {
-        let mut stream = TcpStream::connect(to).unwrap();
-        stream
-            .set_write_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        let (mut hash, mut block) = (Sha256::new(), vec![0u8; MEGABYTE]);
-        for n in 0..megabytes {
-            for (i, word) in block.chunks_exact_mut(8).enumerate() {
-                let value = ((n * MEGABYTE + i) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                word.copy_from_slice(&value.to_le_bytes());
-            }
-            hash.update(&block);
-            stream.write_all(&block).unwrap();
-        }
-        hash.finalize()
-    });
-    let sent = client.join().unwrap();
-    let (received, total) = server.join().unwrap();
-    assert_eq!(total, megabytes * MEGABYTE);
-    assert_eq!(sent, received);
-    (total * 8) as f64 / start.elapsed().as_secs_f64() / 1e6
 }
 
 #[test]

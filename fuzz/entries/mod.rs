@@ -13,6 +13,7 @@ mod node;
 mod records;
 mod relay;
 mod script;
+mod slots;
 mod texts;
 mod wireguard;
 mod world;
@@ -147,4 +148,5 @@ pub const TARGETS: &[Target] = &[
     target("turn_stream", relay::stream, relay::seeds, SCRIPT),
     target("tunnels", wireguard::tunnels, wireguard::seeds, SCRIPT),
     target("gso", wireguard::gso, wireguard::gso_seeds, 4096),
+    target("slots", slots::slots, slots::seeds, SCRIPT),
 ];

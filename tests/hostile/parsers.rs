@@ -49,6 +49,7 @@ targets! {
     turn_stream,
     tunnels,
     gso,
+    slots,
 }
 
 fn fuzz(name: &str) {

@@ -130,6 +130,23 @@ pub struct SlotCounters {
     pub unknown_sender: u64,
 }
 
+impl SlotCounters {
+    /// All of them: a stable name, and the count. `to_all` is not among them, for nothing was lost.
+    pub fn dropped(&self) -> [(&'static str, u64); 9] {
+        [
+            ("wrong-source", self.wrong_source),
+            ("no-port", self.no_port),
+            ("malformed-out", self.malformed_out),
+            ("unknown-slot", self.unknown_slot),
+            ("unknown-recipient", self.unknown_recipient),
+            ("no-path", self.no_path),
+            ("malformed-in", self.malformed_in),
+            ("unknown-initiation", self.unknown_initiation),
+            ("unknown-sender", self.unknown_sender),
+        ]
+    }
+}
+
 /// Which peers stand behind which slots, and the sessions that tell them apart.
 #[derive(Debug, Default)]
 pub struct Slots {

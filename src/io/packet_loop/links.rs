@@ -65,6 +65,14 @@ impl Links {
         }
     }
 
+    /// The loop's own socket to a server.
+    pub(super) fn udp_relay(&self, relay: RelayId) -> Option<&UdpSocket> {
+        match self.relays.get(&relay)? {
+            RelayLink::Udp(socket) => Some(socket),
+            RelayLink::Stream(_) | RelayLink::Closing { .. } => None,
+        }
+    }
+
     /// Nothing gathered yet.
     pub(super) fn batch<'p>(&self) -> Batch<'_, 'p> {
         Batch {

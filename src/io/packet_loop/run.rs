@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 
-use super::links::RelayLink;
 use super::{
     Notice, PacketLoop, Plane, TOKEN_INBOX, TOKEN_RELAYS, TOKEN_SLOTS, TOKEN_TUN, TOKEN_V4,
     TOKEN_V6,
 };
 use crate::core::node::{Arrival, Inbound, RelayId, Via};
-use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source};
+use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source, UdpSocket};
 use crate::wireguard::inprocess::TunRead;
 
 /// Events of one wake-up; more wait for the next.
@@ -52,6 +51,11 @@ impl PacketLoop {
             }
             let now = Instant::now();
             for event in &events {
+                // Looking for errors is a system call: only where there are some.
+                let flags = event.flags;
+                if flags.contains(epoll::EventFlags::ERR) {
+                    self.take_errors(event.data.u64());
+                }
                 match event.data.u64() {
                     TOKEN_INBOX => self.take_commands(now),
                     TOKEN_TUN => tun_waits = true,
@@ -148,9 +152,6 @@ impl PacketLoop {
                 &self.links.v6
             };
             let Some(socket) = socket else { return };
-            while let Some(error) = socket.next_error() {
-                tracing::trace!(?error, "path error");
-            }
             let slots = socket.receive(buffers).unwrap_or(0);
             let Self {
                 node,
@@ -189,17 +190,11 @@ impl PacketLoop {
     }
 
     fn receive_relay(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
-        let Some(number) = token.checked_sub(TOKEN_RELAYS) else {
-            return;
-        };
-        let relay = RelayId(u32::try_from(number).unwrap_or(u32::MAX));
+        let relay = relay_of(token);
         for _ in 0..MAX_RECEIVES {
-            let Some(RelayLink::Udp(socket)) = self.links.relays.get(&relay) else {
+            let Some(socket) = self.links.udp_relay(relay) else {
                 return;
             };
-            while let Some(error) = socket.next_error() {
-                tracing::trace!(?error, "relay path error");
-            }
             let slots = socket.receive(buffers).unwrap_or(0);
             let Self {
                 node,
@@ -238,7 +233,6 @@ impl PacketLoop {
         let Plane::Attached(attached) = plane else {
             return;
         };
-        let closed = attached.take_errors();
         for _ in 0..MAX_RECEIVES {
             let slots = attached.socket.receive(buffers).unwrap_or(0);
             attached.take_slots(buffers, links, notes, now);
@@ -246,8 +240,26 @@ impl PacketLoop {
                 break;
             }
         }
-        if let Some(port) = closed {
-            self.notify(Notice::PortClosed(port));
+    }
+
+    /// What ICMP says of what was sent: hints that anybody can forge, but for what comes of `lo`.
+    fn take_errors(&mut self, token: u64) {
+        let Self { plane, links, .. } = self;
+        let socket = match token {
+            TOKEN_V4 => links.v4.as_ref(),
+            TOKEN_V6 => links.v6.as_ref(),
+            TOKEN_SLOTS => {
+                if let Plane::Attached(attached) = plane
+                    && let Some(port) = attached.take_errors()
+                {
+                    self.notify(Notice::PortClosed(port));
+                }
+                return;
+            }
+            relay => links.udp_relay(relay_of(relay)),
+        };
+        while let Some(error) = socket.and_then(UdpSocket::next_error) {
+            tracing::trace!(?error, "path error");
         }
     }
 
@@ -283,4 +295,11 @@ impl PacketLoop {
             self.notices_dropped += 1;
         }
     }
+}
+
+/// The relay connection that a token stands for; of one that stands for none, one that is never there.
+fn relay_of(token: u64) -> RelayId {
+    let number = token.checked_sub(TOKEN_RELAYS);
+    let number = number.and_then(|number| u32::try_from(number).ok());
+    RelayId(number.unwrap_or(u32::MAX))
 }

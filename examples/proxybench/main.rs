@@ -1,0 +1,297 @@
+//! The proxy of attached mode against bare forwarders, and wireguard-go through it against
+//! wireguard-go without: `proxybench [ROUNDS [tunnels|packets]]`, as root. Everything runs in turns in one process, in
+//! network namespaces of its own; prints Markdown tables of medians.
+
+mod forward;
+mod load;
+#[path = "../../tests/common/namespace.rs"]
+mod namespace;
+mod node;
+mod relay;
+mod rig;
+mod tunnel;
+#[path = "../../tests/simulation/turn_server.rs"]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the simulation needs all of it, and is a test"
+)]
+mod turn_server;
+#[path = "../../tests/common/wireguard_go.rs"]
+mod wireguard_go;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use forward::Kind;
+use load::{Pattern, drive};
+use node::Error;
+use rig::{Pair, Relayed, listen_at};
+use tunnel::{Tunnel, median};
+
+/// How long one thing is measured in one round.
+const STEP: Duration = Duration::from_millis(1500);
+const IPERF_SECONDS: u32 = 5;
+const ROUNDS: u32 = 5;
+
+/// What the link does with many packets in one send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Link {
+    Whole,
+    Segmented,
+}
+
+/// A median in the making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    /// CPU microseconds a packet at the first machine and at the second.
+    Proxy(Link, bool, End),
+    Bare(Kind, Link, bool, End),
+    /// The client of a relay, towards it and from it.
+    ChannelData(End),
+    Rate(bool),
+    WireGuardCpu,
+    ProxyCpu,
+    Rtt(bool),
+    /// Packets lost, per cent.
+    Lost,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Out,
+    In,
+}
+
+type Samples = BTreeMap<Item, Vec<f64>>;
+
+fn main() -> Result<(), Error> {
+    let rounds = std::env::args()
+        .nth(1)
+        .map_or(Ok(ROUNDS), |text| text.parse())?;
+    let part = std::env::args().nth(2);
+    let packets = part.as_deref() != Some("tunnels");
+    let tunneled = part.as_deref() != Some("packets");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let pair = Pair::new(&runtime)?;
+    let relayed = Relayed::new(&runtime)?;
+    let tunnels = [Tunnel::new(&runtime, false)?, Tunnel::new(&runtime, true)?];
+    let mut samples = Samples::new();
+    for round in 1..=rounds {
+        eprintln!("round {round} of {rounds}");
+        for link in [Link::Whole, Link::Segmented]
+            .into_iter()
+            .filter(|_| packets)
+        {
+            pair.segment_on_link(link == Link::Segmented)?;
+            for singles in [false, true] {
+                forwarders(&pair, link, singles, &mut samples)?;
+            }
+        }
+        if packets {
+            channel_data(&relayed, &mut samples)?;
+        }
+        for (tunnel, proxied) in tunnels.iter().zip([false, true]).filter(|_| tunneled) {
+            let run = tunnel.run(IPERF_SECONDS)?;
+            eprintln!("  proxied {proxied}: {run:?}");
+            add(&mut samples, Item::Rate(proxied), run.rate);
+            add(&mut samples, Item::Rtt(proxied), run.rtt);
+            if proxied {
+                add(&mut samples, Item::WireGuardCpu, run.wireguard);
+                add(&mut samples, Item::ProxyCpu, run.proxy);
+            }
+        }
+    }
+    print(rounds, &mut samples);
+    Ok(())
+}
+
+fn add(samples: &mut Samples, item: Item, value: f64) {
+    samples.entry(item).or_default().push(value);
+}
+
+/// The proxy and every bare forwarder, from the first machine to the second.
+fn forwarders(pair: &Pair, link: Link, singles: bool, samples: &mut Samples) -> Result<(), Error> {
+    let pattern = if singles {
+        Pattern::Singles
+    } else {
+        Pattern::Segments
+    };
+    let (a, b) = (&pair.a, &pair.b);
+    let before = (a.node.cpu()?, b.node.cpu()?);
+    let carried = drive(&a.wireguard, b.slot(), pattern, &b.sink, STEP);
+    let after = (a.node.cpu()?, b.node.cpu()?);
+    let each = |before: Duration, after: Duration, packets: u64| {
+        (after - before).as_secs_f64() * 1e6 / packets.max(1) as f64
+    };
+    let (out, inward) = (
+        each(before.0, after.0, carried.packets),
+        each(before.1, after.1, carried.packets),
+    );
+    add(samples, Item::Proxy(link, singles, End::Out), out);
+    add(samples, Item::Proxy(link, singles, End::In), inward);
+    let sent = (carried.packets + carried.lost).max(1);
+    add(
+        samples,
+        Item::Lost,
+        carried.lost as f64 * 100.0 / sent as f64,
+    );
+    eprintln!(
+        "  {link:?} singles {singles} proxy {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second",
+        carried.packets, carried.lost, carried.rate
+    );
+    for (kind, first, second) in &pair.forwarders {
+        let before = (first.cpu(), second.cpu());
+        let carried = drive(&a.plain, listen_at(*kind), pattern, &b.sink, STEP);
+        let (out, inward) = (
+            each(before.0, first.cpu(), carried.packets),
+            each(before.1, second.cpu(), carried.packets),
+        );
+        add(samples, Item::Bare(*kind, link, singles, End::Out), out);
+        add(samples, Item::Bare(*kind, link, singles, End::In), inward);
+        eprintln!(
+            "  {link:?} singles {singles} {kind:?} {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second",
+            carried.packets, carried.lost, carried.rate
+        );
+    }
+    Ok(())
+}
+
+fn channel_data(relayed: &Relayed, samples: &mut Samples) -> Result<(), Error> {
+    let Relayed { a, b, .. } = relayed;
+    for (from, to, end) in [(a, b, End::Out), (b, a, End::In)] {
+        let before = a.node.cpu()?;
+        let carried = drive(
+            &from.wireguard,
+            to.slot(),
+            Pattern::Segments,
+            &to.sink,
+            STEP,
+        );
+        let cpu = (a.node.cpu()? - before).as_secs_f64();
+        let each = cpu * 1e6 / carried.packets.max(1) as f64;
+        eprintln!(
+            "  ChannelData {end:?} {each:.3} µs, {} packets, {} lost",
+            carried.packets, carried.lost
+        );
+        add(samples, Item::ChannelData(end), each);
+    }
+    Ok(())
+}
+
+fn print(rounds: u32, samples: &mut Samples) {
+    let mut of = |item: Item| median(samples.entry(item).or_default());
+    let mut rows: Vec<(String, f64, f64, f64, &str, bool)> = Vec::new();
+    for (link, name) in [
+        (Link::Whole, "link with USO"),
+        (Link::Segmented, "link without USO, GRO at the receiver"),
+    ] {
+        let mut both = |item: &dyn Fn(End) -> Item| of(item(End::Out)) + of(item(End::In));
+        let proxy = both(&|end| Item::Proxy(link, false, end));
+        let bare = both(&|end| Item::Bare(Kind::GroGso, link, false, end));
+        let what = format!("CPU µs a packet, both ways, {name}: proxy, bare GRO and GSO forwarder");
+        let ratio = proxy / bare;
+        rows.push((what, proxy, bare, ratio, "≤ 1.15", ratio <= 1.15));
+    }
+    let link = Link::Segmented;
+    let proxy = of(Item::Proxy(link, true, End::Out));
+    let quinn = of(Item::Bare(Kind::Quinn, link, true, End::Out));
+    let what = "CPU µs a packet, loopback in, one packet a send: proxy, quinn-udp".to_owned();
+    rows.push((
+        what,
+        proxy,
+        quinn,
+        proxy / quinn,
+        "≤ 0.65",
+        proxy / quinn <= 0.65,
+    ));
+    let channel = of(Item::ChannelData(End::Out)) + of(Item::ChannelData(End::In));
+    let whole = |end| Item::Proxy(Link::Whole, false, end);
+    let proxy = of(whole(End::Out)) + of(whole(End::In));
+    let what =
+        "CPU µs a packet, both ways, link with USO: as ChannelData of a relay's, direct".to_owned();
+    rows.push((
+        what,
+        channel,
+        proxy,
+        channel / proxy,
+        "≤ 1.25",
+        channel / proxy <= 1.25,
+    ));
+    let (through, direct) = (of(Item::Rate(true)), of(Item::Rate(false)));
+    let what = "wireguard-go, TCP, Mbit/s: through the proxy, direct".to_owned();
+    rows.push((
+        what,
+        through,
+        direct,
+        through / direct,
+        "≥ 0.90",
+        through / direct >= 0.9,
+    ));
+    let (proxy, wireguard) = (of(Item::ProxyCpu), of(Item::WireGuardCpu));
+    let what = "the same, CPU s/GB of both ends: the proxy's, wireguard-go's".to_owned();
+    rows.push((
+        what,
+        proxy,
+        wireguard,
+        proxy / wireguard,
+        "≤ 0.30",
+        proxy / wireguard <= 0.3,
+    ));
+    let (through, direct) = (of(Item::Rtt(true)), of(Item::Rtt(false)));
+    let what = "the same, ping at rest, ms: through the proxy, direct".to_owned();
+    rows.push((
+        what,
+        through,
+        direct,
+        through / direct,
+        "≤ 1.8",
+        through / direct <= 1.8,
+    ));
+    println!("| {rounds} rounds in turns, medians | first | second | ratio | target | verdict |");
+    println!("|---|--:|--:|--:|---|---|");
+    for (what, first, second, ratio, target, reached) in rows {
+        let verdict = if reached { "reached" } else { "**missed**" };
+        println!("| {what} | {first:.3} | {second:.3} | {ratio:.2} | {target} | {verdict} |");
+    }
+    println!();
+    println!(
+        "| CPU µs a packet of 1400 bytes, out + in | link with USO | without | one packet a send, with USO | without |"
+    );
+    println!("|---|--:|--:|--:|--:|");
+    let columns = [
+        (Link::Whole, false),
+        (Link::Segmented, false),
+        (Link::Whole, true),
+        (Link::Segmented, true),
+    ];
+    let mut line = |name: &str, item: &dyn Fn(Link, bool, End) -> Item| {
+        let cells: Vec<String> = columns
+            .iter()
+            .map(|(link, singles)| {
+                let out = of(item(*link, *singles, End::Out));
+                let inward = of(item(*link, *singles, End::In));
+                format!("{out:.2} + {inward:.2}")
+            })
+            .collect();
+        println!("| {name} | {} |", cells.join(" | "));
+    };
+    line("wice's proxy", &Item::Proxy);
+    for (kind, name) in [
+        (Kind::GroGso, "bare: recvmmsg, GRO, gathered UDP_SEGMENT"),
+        (Kind::Quinn, "bare: quinn-udp, as received"),
+        (Kind::Tokio, "bare: tokio, recv and send"),
+    ] {
+        line(name, &|link, singles, end| {
+            Item::Bare(kind, link, singles, end)
+        });
+    }
+    println!();
+    println!(
+        "The proxy lost {:.2} % of the packets in the median run.",
+        of(Item::Lost)
+    );
+}
