@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns interop bench bench-wireguard bench-proxy lint docs setup-lab setup-test setup-interop
+.PHONY: help demo test unit netns interop bench bench-wireguard bench-proxy lint docs setup-lab setup-test setup-interop setup-bench-wireguard
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,8 @@ interop: setup-interop ## the check engine against other ICE stacks
 bench: setup-test ## the figures of BENCHMARKS.md, on this machine
 	./benches/run
 
-bench-wireguard: setup-test ## in-process WireGuard against wireguard-go; builds a release
-	./benches/run wireguard
+bench-wireguard: setup-bench-wireguard ## in-process WireGuard against wireguard-go and gotatun; builds releases
+	WIREGUARD_GO=$(CURDIR)/$(TOOLS)/bin/wireguard GOTATUN=$(CURDIR)/$(TOOLS)/bin/gotatun ./benches/run wireguard
 
 bench-proxy: setup-test ## attached mode's proxy against bare forwarders; builds a release
 	./benches/run proxy
@@ -70,6 +70,16 @@ setup-lab:
 
 setup-test:
 	$(call ensure,$(TEST_TOOLS),$(TEST_PACKAGES))
+
+# What in-process WireGuard is measured against: the first wireguard-go with all offloads, and gotatun.
+TOOLS := target/tools
+WIREGUARD_GO_VERSION := v0.0.0-20231211153847-12269c276173
+GOTATUN_VERSION := 0.10.2
+
+setup-bench-wireguard: setup-test
+	$(call ensure,go,golang-go)
+	[ -x $(TOOLS)/bin/wireguard ] || GOBIN=$(CURDIR)/$(TOOLS)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO_VERSION)
+	[ -x $(TOOLS)/bin/gotatun ] || $(CARGO) install --quiet --locked gotatun-cli --version $(GOTATUN_VERSION) --root $(TOOLS)
 
 INTEROP_PACKAGES := python3-venv libnice-dev gcc pkg-config golang-go golang-github-pion-ice.v2-dev
 

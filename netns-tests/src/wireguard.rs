@@ -76,6 +76,23 @@ impl WireGuards {
         self.wg(node, &arguments).map(drop)
     }
 
+    /// Adds so many peers that nobody is.
+    pub fn add_strangers(&self, node: &str, count: usize) -> Result<()> {
+        let mut text = String::new();
+        for number in 0..count {
+            let mut secret = [0; 32];
+            secret[8..16].copy_from_slice(&(number as u64 + 1).to_be_bytes());
+            let key = PrivateKey::from_bytes(secret).public_key();
+            let (high, low) = (number / 250, number % 250 + 1);
+            text.push_str(&format!(
+                "[Peer]\nPublicKey = {key}\nAllowedIPs = 10.67.{high}.{low}/32\n"
+            ));
+            text.push_str(&format!("Endpoint = 203.0.113.200:{}\n", 10_000 + number));
+        }
+        self.wg_with(node, &["addconf", WG, "/dev/stdin"], &text)
+            .map(drop)
+    }
+
     /// Points a peer elsewhere, as another program would.
     pub fn set_endpoint(&self, node: &str, peer: &str, endpoint: SocketAddr) -> Result<()> {
         let key = self.key(peer)?.to_string();

@@ -126,6 +126,11 @@ fn native_endpoints_are_left_while_they_work() -> Result<()> {
     all.mesh
         .settle(&[("home-a", "home-b", Want::of(nat, nat))], start)?;
     table.row("port-restricted twice, dead endpoints", "direct", first);
+    ensure!(
+        first <= HANDSHAKE + OUTAGE,
+        "{}",
+        all.evidence("home-a", "home-b")
+    );
     all.wait_slot("home-a", "home-b")?;
     all.mesh.check_quiet(&[])
 }
@@ -475,5 +480,59 @@ fn what_cannot_be_attached_to_is_said() -> Result<()> {
     ensure!(running.is_some(), "does not run");
     let text = says(&all, &["attach", "wg0", &token])?;
     ensure!(text.contains("in use by another wice"), "{text}");
+    Ok(())
+}
+
+/// A thousand peers on one interface: what the daemon costs at rest, and that it still notices.
+#[test]
+fn a_thousand_peers_at_rest() -> Result<()> {
+    const PEERS: usize = 1000;
+    const WATCHED: Duration = Duration::from_secs(20);
+    /// A build without optimisation; a release is asked for 2 % and 60 MB.
+    const MOST_CPU: f64 = 0.06;
+    const MOST_KIB: u64 = 60 << 10;
+    let _alone = alone();
+    let mut table = Table::new("1,000 peers on one interface");
+    let nat = NatKind::PortRestricted;
+    let nodes = ["home-a", "home-b"];
+    let mut all = WireGuards::build(config(&[nat; 2]), &nodes)?;
+    all.join_all()?;
+    all.add_strangers("home-a", PEERS)?;
+    for node in nodes {
+        all.attach(node, &[])?;
+    }
+    all.wait_slot("home-a", "home-b")?;
+    all.first_pings("home-a", "home-b", Instant::now())?;
+    let pid = all.mesh.daemon("home-a")?.pid();
+    let cpu = || -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let after = stat.rsplit_once(')').context("no stat")?.1;
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        // utime and stime, in hundredths of a second (proc(5)).
+        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+    };
+    std::thread::sleep(Duration::from_secs(5));
+    let (before, start) = (cpu()?, Instant::now());
+    std::thread::sleep(WATCHED);
+    let share = (cpu()? - before) / start.elapsed().as_secs_f64();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident = resident.and_then(|rest| rest.split_whitespace().next());
+    let resident: u64 = resident.context("no VmRSS")?.parse()?;
+    let reset = Instant::now();
+    all.set_endpoint("home-a", "home-b", dead())?;
+    all.wait_slot("home-a", "home-b")?;
+    let noticed = reset.elapsed();
+    let said = format!(
+        "{:.1} % of a core, {} MiB; a reset noticed after",
+        share * 100.0,
+        resident >> 10
+    );
+    table.row("at rest", said, noticed);
+    ensure!(noticed <= OUTAGE, "noticed after {}", seconds(noticed));
+    ensure!(
+        share <= MOST_CPU && resident <= MOST_KIB,
+        "{share} of a core, {resident} KiB"
+    );
     Ok(())
 }

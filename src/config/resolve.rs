@@ -13,7 +13,7 @@ use super::{
     LogConfig, LogFormat,
 };
 use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Settings, StaticRelay};
-use crate::signaling::ProxyUrl;
+use crate::io::http_proxy::ProxyUrl;
 
 /// IPv6 needs it (RFC 8200 §5).
 const MIN_MTU: u32 = 1280;

@@ -105,7 +105,7 @@ fn wrong_values_say_how_they_should_look() {
         ),
         (
             "proxy = \"proxy:1\"",
-            "proxy cannot be \"proxy:1\": not an HTTP proxy",
+            "proxy cannot be \"proxy:1\": write the proxy like http://",
         ),
         (
             "advertise_routes = [\"10.0.0.1/8\"]",

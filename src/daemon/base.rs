@@ -19,9 +19,10 @@ use super::servers::{Servers, Update};
 use super::state::{NodeState, ServerState, State};
 use super::{Settings, metrics, random};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
+use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
-use crate::signaling::{Event, Signaling, SocketHook, WebSocketBackend, WebSocketConfig};
+use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use crate::wireguard::netlink::{Interface, Netlink, Watch};
 
 /// Notices of the packet loop that may wait.

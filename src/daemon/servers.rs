@@ -13,8 +13,9 @@ use super::state::ServerState;
 use super::{Settings, StaticRelay};
 use crate::core::node::{RelayServer, StunServer};
 use crate::core::turn::url::Host;
+use crate::io::http_proxy::ProxyUrl;
 use crate::io::packet_loop::Endpoints;
-use crate::io::relay::{Endpoint, ProxyUrl, Tls, Trust};
+use crate::io::relay::{Endpoint, Tls, Trust};
 
 /// A name is given up after this; the next update tries again.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,18 +1,13 @@
-//! From a URL to an upgraded connection: resolve, dial, proxy, TLS, WebSocket.
+//! From a URL to an upgraded connection: dial, proxy, TLS, WebSocket.
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig as WsConfig;
@@ -22,65 +17,23 @@ use wice_signaling::protocol::{
     ServerPin, SignalUrl, servers_from_header,
 };
 
-use super::proxy::{ProxyError, ProxyUrl, http_connect};
 use super::tls::{Tls, TlsError};
+use crate::core::turn::url::Host;
+use crate::io::dial::{DialError, SocketHook, dial};
+use crate::io::http_proxy::{ProxyError, ProxyUrl, http_connect};
 
 /// All of connecting: twelve round trips over a link of 1 s, and lost packets.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// One address: two lost SYNs (1 s and 2 s, RFC 6298 §2) and an answer.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The next address is tried beside the last after so long (RFC 8305 §5).
-const DIAL_STAGGER: Duration = Duration::from_millis(250);
-
-/// Addresses tried of one name.
-const MAX_ADDRESSES: usize = 8;
-
-/// Data that nobody acknowledges for so long ends the connection (RFC 5482).
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// One read: a record and some. The default of 128 KiB would be a hundredth of the daemon's memory.
 const READ_BUFFER_LEN: usize = 4 << 10;
-
-/// Prepares a socket before it connects, so that control connections stay in the underlay.
-pub type SocketHook = Arc<dyn Fn(&TcpSocket) -> io::Result<()> + Send + Sync>;
-
-/// Ties control connections to an interface (SO_BINDTODEVICE).
-#[must_use]
-pub fn bind_to_device(device: String) -> SocketHook {
-    Arc::new(move |socket| socket.bind_device(Some(device.as_bytes())))
-}
-
-/// Marks control connections for policy routing (SO_MARK; needs CAP_NET_ADMIN).
-#[must_use]
-pub fn fwmark(mark: u32) -> SocketHook {
-    Arc::new(move |socket| socket2::SockRef::from(socket).set_mark(mark))
-}
 
 /// The service could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No address for the name.
-    #[error("cannot resolve {host}: {error}\n  check the name and this machine's DNS")]
-    Resolve {
-        /// The name.
-        host: String,
-        /// Why not.
-        error: io::Error,
-    },
-    /// No address answers.
-    #[error(
-        "cannot reach {host}:{port}: {error}\n  is the server up, and TCP to this port allowed? Else set a proxy"
-    )]
-    Dial {
-        /// Name or address.
-        host: String,
-        /// TCP port.
-        port: u16,
-        /// What the last address said.
-        error: io::Error,
-    },
+    /// No address takes a connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -144,11 +97,15 @@ async fn open(
     proxy: Option<&ProxyUrl>,
     hook: Option<&SocketHook>,
 ) -> Result<Box<dyn Stream>, ConnectError> {
+    let host: Host = url
+        .host
+        .parse()
+        .map_err(|_| ConnectError::ServerName(url.host.clone()))?;
     let stream = match proxy {
-        None => dial(&url.host, url.port, hook).await?,
+        None => dial(&host, url.port, hook).await?,
         Some(proxy) => {
             let mut stream = dial(&proxy.host, proxy.port, hook).await?;
-            http_connect(&mut stream, proxy, &url.authority()).await?;
+            http_connect(&mut stream, proxy, &host, url.port).await?;
             stream
         }
     };
@@ -204,82 +161,9 @@ fn challenge_of(headers: &HeaderMap) -> Option<[u8; CHALLENGE_LEN]> {
         .ok()
 }
 
-/// Connects to the first address of `host` that answers, the families by turns (RFC 8305).
-async fn dial(host: &str, port: u16, hook: Option<&SocketHook>) -> Result<TcpStream, ConnectError> {
-    let resolved = lookup_host((host, port)).await;
-    let addresses = resolved
-        .map_err(|error| ConnectError::Resolve {
-            host: host.to_owned(),
-            error,
-        })?
-        .take(MAX_ADDRESSES);
-    let mut waiting = by_turns(addresses);
-    let mut attempts = JoinSet::new();
-    let mut last = io::Error::other("it has no address");
-    loop {
-        if let Some(address) = waiting.pop_front() {
-            attempts.spawn(dial_one(address, hook.cloned()));
-        }
-        tokio::select! {
-            attempt = attempts.join_next() => match attempt {
-                Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) => last = error,
-                Some(Err(error)) => last = io::Error::other(error),
-                None => {
-                    let host = host.to_owned();
-                    return Err(ConnectError::Dial { host, port, error: last });
-                }
-            },
-            () = sleep(DIAL_STAGGER), if !waiting.is_empty() => {}
-        }
-    }
-}
-
-async fn dial_one(address: SocketAddr, hook: Option<SocketHook>) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    socket.set_nodelay(true)?;
-    if let Some(hook) = hook {
-        hook(&socket)?;
-    }
-    socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    timeout(DIAL_TIMEOUT, socket.connect(address))
-        .await
-        .map_err(late)?
-}
-
-/// The resolver's order, but no two of one family in a row while the other has some left.
-fn by_turns(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr> {
-    let mut addresses = addresses.peekable();
-    let first_is_v4 = addresses.peek().is_some_and(SocketAddr::is_ipv4);
-    let (mut first, mut second): (VecDeque<_>, VecDeque<_>) =
-        addresses.partition(|address| address.is_ipv4() == first_is_v4);
-    let mut mixed = VecDeque::with_capacity(first.len() + second.len());
-    while !first.is_empty() || !second.is_empty() {
-        mixed.extend(first.pop_front());
-        mixed.extend(second.pop_front());
-    }
-    mixed
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn families_take_turns() {
-        let all = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"].map(|a| a.parse().unwrap());
-        let mixed: Vec<String> = by_turns(all.into_iter())
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(mixed, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
-        assert!(by_turns(std::iter::empty()).is_empty());
-    }
 
     #[test]
     fn a_pin_mismatch_reads_as_people_need_it() {

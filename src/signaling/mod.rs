@@ -5,7 +5,6 @@
 //! events. It reconnects by itself and publishes the outbox again; it never touches a path.
 
 mod connect;
-mod proxy;
 mod tls;
 mod websocket;
 
@@ -20,8 +19,7 @@ use wice_signaling::protocol::{
     ErrorCode, JoinReceipt, PublicKey, RecordKind, RevocationList, Servers,
 };
 
-pub use self::connect::{ConnectError, SocketHook, bind_to_device, fwmark};
-pub use self::proxy::{ProxyError, ProxyParseError, ProxyUrl, http_connect};
+pub use self::connect::ConnectError;
 pub use self::websocket::{WebSocketBackend, WebSocketConfig};
 
 /// Events that may wait for the daemon; past them the backend stops reading.

@@ -1,29 +1,20 @@
 //! Whom a connection to the service trusts: one pinned certificate, or public authorities.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig};
 use wice_signaling::protocol::ServerPin;
 
+use crate::io::roots::{RootsError, roots};
 use crate::io::verify::{ByRule, Rule, Shown};
 
 /// TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The CA file.
-    #[error("cannot use the CA file {path}: {why}\n  give one or more CA certificates in PEM", path = path.display())]
-    CaFile {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
     /// Nobody to trust.
-    #[error("this machine has no CA certificates: install ca-certificates, or set a CA file")]
-    NoRoots,
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// rustls refuses its own defaults.
     #[error("TLS cannot be set up: {0}")]
     Rustls(#[from] rustls::Error),
@@ -77,34 +68,6 @@ impl Tls {
         let Expected { pin, seen } = &self.verifier.as_ref()?.rule;
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         Some((*pin, seen.take()?))
-    }
-}
-
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    // Unreadable ones among the system's are skipped: one good root is enough to go on.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
-        let fail = |why: String| TlsError::CaFile {
-            path: path.to_owned(),
-            why,
-        };
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| fail(error.to_string()))?;
-        if certificates.is_empty() {
-            return Err(fail("it holds no certificate".to_owned()));
-        }
-        for certificate in certificates {
-            roots
-                .add(certificate)
-                .map_err(|error| fail(error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        Err(TlsError::NoRoots)
-    } else {
-        Ok(roots)
     }
 }
 

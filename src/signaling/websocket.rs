@@ -14,9 +14,11 @@ use wice_signaling::protocol::{
     ServerPin, Servers, SignalUrl,
 };
 
-use super::connect::{self, SocketHook, Upgraded};
+use super::connect::{self, Upgraded};
 use super::tls::Tls;
-use super::{Event, Outbox, ProxyUrl, SignalingBackend};
+use super::{Event, Outbox, SignalingBackend};
+use crate::io::dial::SocketHook;
+use crate::io::http_proxy::ProxyUrl;
 
 /// Nothing heard for so long: the service pings every 25 s, so two were lost.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(55);

@@ -13,7 +13,8 @@ use crate::cli::random::random;
 use crate::core::stun::{TransactionId, encode_binding};
 use crate::core::turn::url::Host;
 use crate::core::turn::{Allocation, AllocationConfig, AllocationEvent, Credentials, Family};
-use crate::io::relay::{Endpoint, ProxyUrl, RelayConnection, RelayEvent, Tls, Trust};
+use crate::io::http_proxy::{ProxyUrl, ProxyUrlError};
+use crate::io::relay::{Endpoint, RelayConnection, RelayEvent, Tls, Trust};
 use crate::report::{TransportCheck, milliseconds};
 
 /// A whole check, connecting included: what works takes six round trips at most.
@@ -43,7 +44,7 @@ impl RelayTools {
         Ok(Self {
             // Only relays over TLS need it.
             tls: Tls::new(&trust, None).map_err(|error| error.to_string()),
-            proxy: proxy.map_err(|error: crate::io::relay::ProxyUrlError| error.to_string())?,
+            proxy: proxy.map_err(|error: ProxyUrlError| error.to_string())?,
         })
     }
 }

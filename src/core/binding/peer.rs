@@ -76,6 +76,8 @@ impl Peer {
     ) -> Self {
         let theirs = sighting.endpoint.filter(|endpoint| *endpoint != slot);
         let in_session = sighting.handshake_age.is_some_and(|age| age < SESSION);
+        // A handshake was sent before we came, and none has ever been answered.
+        let asked = sighting.handshake.is_none() && sighting.tx_bytes > 0;
         Self {
             slot,
             path: PathState::default(),
@@ -83,7 +85,7 @@ impl Peer {
             endpoint: sighting.endpoint,
             given: None,
             heard: in_session,
-            unanswered: None,
+            unanswered: asked.then_some(now),
             displaced: None,
             counted: None,
             retried: None,

@@ -207,6 +207,27 @@ fn a_native_endpoint_that_never_answers_is_replaced_before_the_second_handshake(
     assert_eq!(interface.causes(), [Cause::Failed]);
 }
 
+/// The handshake went out before we came.
+#[test]
+fn an_endpoint_that_was_tried_before_we_came_has_had_its_first_packet() {
+    let mut interface = Interface::new(None);
+    interface.peer = Sighting {
+        key: OTHER,
+        endpoint: Some(native()),
+        tx_bytes: INITIATION,
+        ..interface.peer
+    };
+    interface.look();
+    let path = PathState {
+        advert: true,
+        ready: Some(slot_of(&OTHER)),
+    };
+    let now = interface.now;
+    interface.binder.handle_path(&OTHER, path, now);
+    interface.sending(0, 4);
+    assert_eq!(interface.causes(), [Cause::Failed]);
+}
+
 #[test]
 fn a_native_endpoint_that_answers_in_its_trial_is_kept() {
     let mut interface = Interface::new(Some(native()));

@@ -18,9 +18,9 @@ use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, join, random};
+use crate::io::dial::fwmark;
 use crate::io::packet_loop::{Notice, PlaneParts};
 use crate::io::slots::SlotSocket;
-use crate::signaling::fwmark;
 use crate::wireguard::backend::{AnyBackend, Backend as _, Device};
 use crate::wireguard::netlink::{Netlink, NetlinkError};
 

@@ -2,16 +2,14 @@
 //! written from a bounded queue, read into a bounded channel. It understands nothing of TURN: frames
 //! come whole from the allocation or the data path, and bytes go back as they arrive.
 
-mod dial;
-mod proxy;
+mod open;
 mod queue;
 mod tls;
 
 #[cfg(test)]
 mod tests;
 
-pub use dial::CONNECT_TIMEOUT;
-pub use proxy::{ProxyError, ProxyUrl, ProxyUrlError, tunnel};
+pub use open::CONNECT_TIMEOUT;
 pub use queue::{MAX_AGE, MAX_QUEUE_BYTES, QueueCounters};
 pub use tls::{Tls, Trust, TrustError};
 
@@ -27,6 +25,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::core::turn::url::Host;
+use crate::io::dial::DialError;
+use crate::io::http_proxy::{ProxyError, ProxyUrl};
 use queue::FrameQueue;
 
 /// How much is read at once: several TLS records (16 KiB), at most one event.
@@ -75,32 +75,9 @@ pub enum CloseReason {
     /// The relay ended it.
     #[error("the relay closed the connection")]
     ByRelay,
-    /// The name has no address.
-    #[error("cannot resolve {host}: {error}; check the name and the DNS servers")]
-    Resolve {
-        /// The relay or the proxy.
-        host: String,
-        /// What the resolver said.
-        error: String,
-    },
-    /// The connection may not or cannot be bound to its interface.
-    #[error(
-        "cannot bind to interface {device}: {error}; does it exist? (Linux before 5.7 also wants CAP_NET_RAW)"
-    )]
-    Device {
-        /// The interface.
-        device: String,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// No address accepted the connection.
-    #[error("cannot connect to {remote}: {error}; check address, port and firewall")]
-    Connect {
-        /// The relay or the proxy.
-        remote: String,
-        /// Of the last address that was tried.
-        error: io::Error,
-    },
+    /// No address took the connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// Connecting, the proxy's answer and TLS together took longer than [`CONNECT_TIMEOUT`].
     #[error(
         "no connection to the relay within {} s; a firewall may drop it silently",
@@ -186,7 +163,7 @@ async fn connect(
     events: &mpsc::Sender<(u64, RelayEvent)>,
 ) -> Result<CloseReason, CloseReason> {
     let dialled = tokio::select! {
-        dialled = timeout(CONNECT_TIMEOUT, dial::dial(endpoint)) => dialled,
+        dialled = timeout(CONNECT_TIMEOUT, open::open(endpoint)) => dialled,
         () = queue.closed() => return Ok(CloseReason::Asked),
     };
     let connection = dialled.map_err(|_| CloseReason::Timeout)??;
@@ -196,8 +173,8 @@ async fn connect(
         return Ok(CloseReason::Asked);
     }
     Ok(match connection.stream {
-        dial::Stream::Plain(stream) => exchange(id, stream, queue, events).await,
-        dial::Stream::Tls(stream) => exchange(id, *stream, queue, events).await,
+        open::Stream::Plain(stream) => exchange(id, stream, queue, events).await,
+        open::Stream::Tls(stream) => exchange(id, *stream, queue, events).await,
     })
 }
 

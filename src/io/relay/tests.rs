@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::io::roots::RootsError;
 
 /// Longer than anything on loopback takes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -202,17 +203,26 @@ async fn what_prevents_a_connection_has_a_name() {
     drop(listener);
     let (_connection, mut events) = open(endpoint(address));
     let reason = closed(&mut events).await;
-    assert!(matches!(reason, CloseReason::Connect { .. }), "{reason}");
+    assert!(
+        matches!(reason, CloseReason::Dial(DialError::Connect { .. })),
+        "{reason}"
+    );
     let mut no_such_name = endpoint(address);
     no_such_name.host = "relay.invalid".parse().expect("a name");
     let (_connection, mut events) = open(no_such_name);
     let reason = closed(&mut events).await;
-    assert!(matches!(reason, CloseReason::Resolve { .. }), "{reason}");
+    assert!(
+        matches!(reason, CloseReason::Dial(DialError::Resolve { .. })),
+        "{reason}"
+    );
     let mut no_such_device = endpoint(address);
     no_such_device.device = Some("wice-none".to_owned());
     let (_connection, mut events) = open(no_such_device);
     let reason = closed(&mut events).await;
-    assert!(matches!(reason, CloseReason::Device { .. }), "{reason}");
+    assert!(
+        matches!(reason, CloseReason::Dial(DialError::Socket { .. })),
+        "{reason}"
+    );
 }
 
 #[tokio::test]
@@ -304,7 +314,10 @@ async fn tls_with_a_ca_file_or_a_pin() {
     }
     std::fs::remove_file(&path).expect("removed");
     let missing = Tls::new(&Trust::CaFile(path), None);
-    assert!(matches!(missing, Err(TrustError::CaFile { .. })));
+    assert!(matches!(
+        missing,
+        Err(TrustError::Roots(RootsError::File { .. }))
+    ));
 }
 
 #[tokio::test]
@@ -358,9 +371,15 @@ async fn what_a_proxy_refuses_has_a_name() {
     let error = refused(denied, "me:secret@").await;
     assert!(matches!(error, ProxyError::CredentialsRefused), "{error}");
     let error = refused("HTTP/1.1 403 Forbidden\r\n\r\n", "").await;
-    assert!(matches!(error, ProxyError::Forbidden(403)), "{error}");
+    assert!(
+        matches!(error, ProxyError::Forbidden { status: 403, .. }),
+        "{error}"
+    );
     let error = refused("HTTP/1.1 502 Bad Gateway\r\n\r\n", "").await;
-    assert!(matches!(error, ProxyError::Unreachable(502)), "{error}");
+    assert!(
+        matches!(error, ProxyError::Unreachable { status: 502, .. }),
+        "{error}"
+    );
     let error = refused("HTTP/1.1 500 Oops\r\n\r\n", "").await;
     assert!(matches!(error, ProxyError::Status(500)), "{error}");
     let error = refused("SSH-2.0-OpenSSH_9\r\n\r\n", "").await;

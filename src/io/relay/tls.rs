@@ -8,8 +8,7 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -17,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::CloseReason;
 use crate::core::turn::url::Host;
+use crate::io::roots::{RootsError, roots};
 use crate::io::verify::{ByRule, Rule, Shown};
 
 /// Whose certificate a relay must show.
@@ -24,7 +24,7 @@ use crate::io::verify::{ByRule, Rule, Shown};
 pub enum Trust {
     /// One from an authority that the operating system trusts.
     System,
-    /// One from an authority in this PEM file, and from no other.
+    /// One from an authority in this PEM file, or that the operating system trusts.
     CaFile(PathBuf),
     /// Exactly the one whose DER encoding has this SHA-256, whatever its name, issuer and dates. It
     /// works on a machine whose clock is wrong.
@@ -34,19 +34,9 @@ pub enum Trust {
 /// Why no TLS can be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The operating system has no usable root certificates.
-    #[error(
-        "no root certificates on this system: install ca-certificates, or set a CA file or pin"
-    )]
-    NoRoots,
-    /// The CA file cannot be read or holds no certificate.
-    #[error("cannot use CA file {path}: {error}; it must hold certificates in PEM")]
-    CaFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: String,
-    },
+    /// Nobody to trust.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// The cryptography library refused.
     #[error("cannot set up TLS: {0}")]
     Setup(String),
@@ -66,8 +56,8 @@ impl Tls {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let setup = |error: &dyn fmt::Display| TrustError::Setup(error.to_string());
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
-            Trust::System => by_roots(system_roots()?, &provider)?,
-            Trust::CaFile(path) => by_roots(file_roots(path)?, &provider)?,
+            Trust::System => by_roots(roots(None)?, &provider)?,
+            Trust::CaFile(path) => by_roots(roots(Some(path))?, &provider)?,
             Trust::Pin(digest) => Arc::new(ByRule {
                 rule: Pinned { digest: *digest },
                 provider: Arc::clone(&provider),
@@ -128,37 +118,6 @@ fn by_roots(
         .build()
         .map_err(|error| TrustError::Setup(error.to_string()))?;
     Ok(verifier)
-}
-
-fn system_roots() -> Result<RootCertStore, TrustError> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    // Single certificates that webpki does not like are common in system stores.
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        return Err(TrustError::NoRoots);
-    }
-    Ok(roots)
-}
-
-fn file_roots(path: &PathBuf) -> Result<RootCertStore, TrustError> {
-    let wrong = |error: String| TrustError::CaFile {
-        path: path.clone(),
-        error,
-    };
-    let mut roots = RootCertStore::empty();
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(wrong("it holds no certificate".to_owned()));
-    }
-    Ok(roots)
 }
 
 /// Accepts one certificate.

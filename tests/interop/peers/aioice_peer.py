@@ -1,6 +1,7 @@
 """aioice, speaking the lines of icecat: controlling|controlled ADDRESS."""
 
 import asyncio
+import os
 import sys
 
 import aioice
@@ -12,15 +13,26 @@ def say(line):
 
 async def main():
     role, address = sys.argv[1:3]
-    connection = aioice.Connection(ice_controlling=role == "controlling", use_ipv6=False)
+    # It gathers every address of the machine otherwise.
+    aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: [address]
+    relay = {}
+    if server := os.environ.get("INTEROP_TURN"):
+        host, port = server.split(":")
+        relay = {
+            "turn_server": (host, int(port)),
+            "turn_username": os.environ["INTEROP_TURN_USER"],
+            "turn_password": os.environ["INTEROP_TURN_PASSWORD"],
+        }
+    connection = aioice.Connection(
+        ice_controlling=role == "controlling", use_ipv6=False, **relay
+    )
     # Aggressive nomination unless the other side is "lite": it then nominates once, regularly.
     connection.remote_is_lite = role == "controlling"
     await connection.gather_candidates()
     say(f"ufrag {connection.local_username}")
     say(f"pwd {connection.local_password}")
     for candidate in connection.local_candidates:
-        if candidate.host == address:
-            say(f"cand {candidate.to_sdp()}")
+        say(f"cand {candidate.to_sdp()}")
     say("end")
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

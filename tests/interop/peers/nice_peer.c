@@ -1,6 +1,7 @@
 /* libnice, speaking the lines of icecat: controlling|controlled ADDRESS. */
 #include <agent.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static NiceAgent *agent;
@@ -81,6 +82,14 @@ int main(int argc, char **argv) {
   nice_address_set_from_string(&address, argv[2]);
   nice_agent_add_local_address(agent, &address);
   stream = nice_agent_add_stream(agent, 1);
+  const char *server = getenv("INTEROP_TURN");
+  if (server) {
+    gchar **parts = g_strsplit(server, ":", 2);
+    nice_agent_set_relay_info(agent, stream, 1, parts[0], atoi(parts[1]),
+                              getenv("INTEROP_TURN_USER"), getenv("INTEROP_TURN_PASSWORD"),
+                              NICE_RELAY_TYPE_TURN_UDP);
+    g_strfreev(parts);
+  }
   g_signal_connect(agent, "candidate-gathering-done", G_CALLBACK(on_gathered), NULL);
   g_signal_connect(agent, "component-state-changed", G_CALLBACK(on_state), NULL);
   nice_agent_attach_recv(agent, stream, 1, g_main_loop_get_context(loop), on_data, NULL);

@@ -19,9 +19,22 @@ func check(err error) {
 	}
 }
 
+// The TURN server that the environment names, if any.
+func relays() []*ice.URL {
+	server := os.Getenv("INTEROP_TURN")
+	if server == "" {
+		return nil
+	}
+	url, err := ice.ParseURL("turn:" + server + "?transport=udp")
+	check(err)
+	url.Username, url.Password = os.Getenv("INTEROP_TURN_USER"), os.Getenv("INTEROP_TURN_PASSWORD")
+	return []*ice.URL{url}
+}
+
 func main() {
 	controlling, address := os.Args[1] == "controlling", os.Args[2]
 	agent, err := ice.NewAgent(&ice.AgentConfig{
+		Urls:         relays(),
 		NetworkTypes: []ice.NetworkType{ice.NetworkTypeUDP4},
 		IPFilter:     func(ip net.IP) bool { return ip.String() == address },
 	})

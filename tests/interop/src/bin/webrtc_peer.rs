@@ -10,6 +10,7 @@ use webrtc_ice::agent::agent_config::AgentConfig;
 use webrtc_ice::candidate::Candidate;
 use webrtc_ice::candidate::candidate_base::unmarshal_candidate;
 use webrtc_ice::network_type::NetworkType;
+use webrtc_ice::url::Url;
 use webrtc_util::Conn;
 
 #[tokio::main(flavor = "current_thread")]
@@ -18,11 +19,13 @@ async fn main() -> anyhow::Result<()> {
     let address = args.address;
     let agent = Agent::new(AgentConfig {
         network_types: vec![NetworkType::Udp4],
+        urls: relays()?,
         is_controlling: args.controlling,
         ip_filter: Arc::new(Some(Box::new(move |ip| ip == address))),
         host_acceptance_min_wait: Some(Duration::ZERO),
         srflx_acceptance_min_wait: Some(Duration::ZERO),
         prflx_acceptance_min_wait: Some(Duration::ZERO),
+        relay_acceptance_min_wait: Some(Duration::ZERO),
         ..AgentConfig::default()
     })
     .await?;
@@ -66,4 +69,15 @@ async fn main() -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// The TURN server that the environment names, if any.
+fn relays() -> anyhow::Result<Vec<Url>> {
+    let Ok(server) = std::env::var("INTEROP_TURN") else {
+        return Ok(Vec::new());
+    };
+    let mut url = Url::parse_url(&format!("turn:{server}?transport=udp"))?;
+    url.username = std::env::var("INTEROP_TURN_USER")?;
+    url.password = std::env::var("INTEROP_TURN_PASSWORD")?;
+    Ok(vec![url])
 }

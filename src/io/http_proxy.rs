@@ -1,4 +1,5 @@
-//! HTTP proxies: the CONNECT method (RFC 9110 §9.3.6) with Basic credentials (RFC 7617).
+//! HTTP proxies, for networks that let nothing else out: the CONNECT method (RFC 9110 §9.3.6) with
+//! Basic credentials (RFC 7617).
 
 use std::fmt;
 use std::io;
@@ -19,7 +20,7 @@ const MAX_ANSWER: usize = 8 * 1024;
 const MAX_URL: usize = 1024;
 
 /// An HTTP proxy: `http://[user:password@]host[:port]`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl {
     /// The proxy.
     pub host: Host,
@@ -33,7 +34,9 @@ pub struct ProxyUrl {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProxyUrlError {
     /// Another scheme.
-    #[error("a proxy URL must start with http:// (TLS to the proxy and SOCKS are not supported)")]
+    #[error(
+        "write the proxy like http://proxy.example:3128 (TLS to the proxy and SOCKS are not supported)"
+    )]
     Scheme,
     /// Host or port.
     #[error("the proxy URL has no usable host and port; write http://[user:password@]host[:port]")]
@@ -55,11 +58,21 @@ pub enum ProxyError {
     #[error("the proxy refused user or password (407), or wants a scheme other than Basic")]
     CredentialsRefused,
     /// 403 or 405: by policy.
-    #[error("the proxy forbids connections to the relay ({0}); many allow port 443 only")]
-    Forbidden(u16),
+    #[error("the proxy forbids connections to {target} ({status}); many allow port 443 only")]
+    Forbidden {
+        /// Where to, `host:port`.
+        target: String,
+        /// HTTP status.
+        status: u16,
+    },
     /// 502, 503 or 504.
-    #[error("the proxy cannot reach the relay ({0})")]
-    Unreachable(u16),
+    #[error("the proxy cannot reach {target} ({status})")]
+    Unreachable {
+        /// Where to, `host:port`.
+        target: String,
+        /// HTTP status.
+        status: u16,
+    },
     /// Any other status.
     #[error("the proxy answered CONNECT with status {0}")]
     Status(u16),
@@ -111,7 +124,7 @@ impl fmt::Debug for ProxyUrl {
 }
 
 /// Asks the proxy on `stream` for a connection to `host:port`; then `stream` is that connection.
-pub async fn tunnel<S>(
+pub async fn http_connect<S>(
     stream: &mut S,
     proxy: &ProxyUrl,
     host: &Host,
@@ -120,9 +133,8 @@ pub async fn tunnel<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut request = Zeroizing::new(format!(
-        "CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n"
-    ));
+    let target = format!("{host}:{port}");
+    let mut request = Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
     if let Some(credentials) = &proxy.credentials {
         let encoded = Zeroizing::new(STANDARD.encode(credentials.as_bytes()));
         request.push_str("Proxy-Authorization: Basic ");
@@ -136,8 +148,8 @@ where
         200..=299 => Ok(()),
         407 if proxy.credentials.is_none() => Err(ProxyError::CredentialsNeeded),
         407 => Err(ProxyError::CredentialsRefused),
-        status @ (403 | 405) => Err(ProxyError::Forbidden(status)),
-        status @ 502..=504 => Err(ProxyError::Unreachable(status)),
+        status @ (403 | 405) => Err(ProxyError::Forbidden { target, status }),
+        status @ 502..=504 => Err(ProxyError::Unreachable { target, status }),
         status => Err(ProxyError::Status(status)),
     }
 }
@@ -158,7 +170,7 @@ async fn read_status<S: AsyncRead + Unpin>(stream: &mut S) -> Result<u16, ProxyE
         }
     };
     let status = parse_status(&answer).ok_or(ProxyError::Malformed)?;
-    // In TURN and in TLS the client speaks first: what follows is nobody's that we know. An error's
+    // In TURN, in TLS and in HTTP the client speaks first: what follows is nobody's that we know. An error's
     // body may follow.
     if (200..300).contains(&status) && end != answer.len() {
         return Err(ProxyError::Malformed);
@@ -238,6 +250,23 @@ mod tests {
         ] {
             assert_eq!(parse(url).expect_err(url), error);
         }
+    }
+
+    #[tokio::test]
+    async fn the_target_and_the_credentials_are_asked_for() {
+        let (mut near, mut far) = tokio::io::duplex(1 << 12);
+        far.write_all(b"HTTP/1.1 200 OK\r\nVia: x\r\n\r\n")
+            .await
+            .expect("room");
+        let proxy = parse("http://u:p@proxy:1").expect("valid");
+        let target = "sig.lab".parse().expect("a host");
+        let opened = http_connect(&mut near, &proxy, &target, 443).await;
+        assert!(opened.is_ok());
+        let mut asked = vec![0; 1024];
+        let length = far.read(&mut asked).await.expect("a request");
+        let expected = "CONNECT sig.lab:443 HTTP/1.1\r\nHost: sig.lab:443\r\n\
+                        Proxy-Authorization: Basic dTpw\r\n\r\n";
+        assert_eq!(asked.get(..length), Some(expected.as_bytes()));
     }
 
     #[test]
