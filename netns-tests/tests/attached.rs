@@ -519,6 +519,7 @@ fn a_thousand_peers_at_rest() -> Result<()> {
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let resident = resident.and_then(|rest| rest.split_whitespace().next());
     let resident: u64 = resident.context("no VmRSS")?.parse()?;
+    let _pings = all.pings("home-a", "home-b", PINGS)?;
     let reset = Instant::now();
     all.set_endpoint("home-a", "home-b", dead())?;
     all.wait_slot("home-a", "home-b")?;
