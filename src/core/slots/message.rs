@@ -17,6 +17,8 @@ const RESPONSE_LEN: usize = 92;
 const COOKIE_LEN: usize = 64;
 /// Length of a transport message without payload (§5.4.6): header and tag.
 const EMPTY_LEN: usize = 32;
+/// In a transport message the type word and the receiver's index are its first bytes (§5.4.6).
+const NAMES_LEN: usize = 8;
 /// Behind the type word stands the sender's index, or the receiver's where there is no sender's.
 const FIRST_INDEX: usize = 4;
 /// In a response the receiver's follows.
@@ -144,10 +146,11 @@ pub fn spans(run: &[u8], segment_size: usize) -> impl Iterator<Item = Span<'_>> 
             .filter(|head| !head.is_empty())?;
         let message = Message::parse(head);
         let mut end = head.len();
-        if let Some(Message::Data { receiver, .. }) = message {
-            let same = |next: &[u8]| matches!(Message::parse(next), Some(Message::Data { receiver: of, .. }) if of == receiver);
+        if let Some(Message::Data { .. }) = message {
+            // Type and receiver's index alike, and long enough: no need to look closer.
+            let names = |datagram: &[u8]| datagram.first_chunk::<NAMES_LEN>().copied();
             for next in rest.get(end..).unwrap_or_default().chunks(size) {
-                if !same(next) {
+                if next.len() < EMPTY_LEN || names(next) != names(head) {
                     break;
                 }
                 end += next.len();

@@ -12,7 +12,11 @@ use super::notes::Notes;
 use crate::core::node::{Arrival, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket};
 use crate::core::slots::{Message, Recipients, Sender, Slots, spans};
 use crate::io::slots::SlotSocket;
-use crate::io::udp::{Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
+use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
+
+/// On a channel: its number and length (RFC 8656 §12.4), then type and receiver's index of a transport
+/// message (WireGuard paper §5.4.6).
+const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 
 /// The slots, their socket, and every peer's routes.
 pub(super) struct Attached {
@@ -170,11 +174,24 @@ impl Attached {
         now: Instant,
     ) {
         let (mut inward, slots) = self.inward(notes, now);
+        // Of data that came on a channel: how it begins, and its length. What is the same is for the
+        // same session, and is not looked at again.
+        let mut like: Option<([u8; FRAMED_NAMES_LEN], usize)> = None;
         for datagram in buffers.datagrams() {
-            let data = node.handle_relay_datagram(relay, datagram.payload, now);
-            if let Some((from, payload)) = data {
+            let bytes = datagram.payload;
+            let begins = bytes.first_chunk::<FRAMED_NAMES_LEN>().copied();
+            let this = begins.map(|begins| (begins, bytes.len()));
+            if like.is_some() && like == this {
+                inward.deliver_alike(slots, &bytes[CHANNEL_HEADER_LEN..]);
+                continue;
+            }
+            like = None;
+            inward.last = None;
+            if let Some((from, payload)) = node.handle_relay_datagram(relay, bytes, now) {
                 let arrival = Arrival::Relay { relay, from };
                 inward.deliver_one(slots, arrival, payload, node);
+                let on_channel = payload.len() + CHANNEL_HEADER_LEN == bytes.len();
+                like = this.filter(|_| on_channel && inward.last.is_some());
             }
         }
     }
@@ -332,6 +349,20 @@ impl<'p> Inward<'_, 'p> {
         if let Some(packet) = message.packet().filter(|_| sender.in_session) {
             self.notes.received(sender.peer, arrival, packet);
         }
+    }
+
+    /// One more of what was delivered last.
+    fn deliver_alike(&mut self, slots: &mut Slots, payload: &'p [u8]) {
+        let Some((_, _, sender)) = self.last else {
+            return;
+        };
+        let Some(port) = self.port else {
+            slots.counters.no_port += 1;
+            return;
+        };
+        let towards = SlotSocket::towards(port, sender.slot);
+        self.out.push(towards, None, payload);
+        slots.note_received(sender.peer, payload.len(), self.now);
     }
 
     fn sender(

@@ -134,8 +134,22 @@ impl<'s, 'p> Coalescer<'s, 'p> {
         segments: &'p [u8],
         segment_size: usize,
     ) {
-        for payload in segments.chunks(segment_size.max(1)) {
-            self.push(destination, header(payload), payload);
+        let size = segment_size.max(1);
+        let mut rest = segments;
+        while !rest.is_empty() {
+            let (first, after) = rest.split_at(size.min(rest.len()));
+            let header = header(first);
+            if header.is_some() {
+                self.push(destination, header, first);
+                rest = after;
+                continue;
+            }
+            if !self.run.accepts(&destination, false, first.len()) {
+                self.flush();
+                self.run.start(destination, false);
+            }
+            let taken = self.run.add_segments(rest, size);
+            rest = rest.get(taken..).unwrap_or_default();
         }
     }
 
@@ -164,7 +178,10 @@ struct Run<'p> {
     closed: bool,
     segment_size: usize,
     bytes: usize,
+    /// Datagrams.
     count: usize,
+    /// What they lie in, where they are: with a header each one of its own, else one or more.
+    pieces: usize,
     headers: [[u8; CHANNEL_HEADER_LEN]; MAX_SEGMENTS],
     payloads: [&'p [u8]; MAX_SEGMENTS],
 }
@@ -178,6 +195,7 @@ impl<'p> Run<'p> {
             segment_size: 0,
             bytes: 0,
             count: 0,
+            pieces: 0,
             headers: [[0; CHANNEL_HEADER_LEN]; MAX_SEGMENTS],
             payloads: [&[]; MAX_SEGMENTS],
         }
@@ -190,6 +208,7 @@ impl<'p> Run<'p> {
         self.segment_size = 0;
         self.bytes = 0;
         self.count = 0;
+        self.pieces = 0;
     }
 
     fn accepts(&self, destination: &Destination, framed: bool, payload: usize) -> bool {
@@ -203,37 +222,58 @@ impl<'p> Run<'p> {
             && self.destination.as_ref() == Some(destination)
     }
 
+    /// One datagram, which was accepted or is the first.
     fn add(&mut self, header: Option<[u8; CHANNEL_HEADER_LEN]>, payload: &'p [u8]) {
         if let Some(header) = header {
-            self.headers[self.count] = header;
+            self.headers[self.pieces] = header;
         }
-        self.payloads[self.count] = payload;
-        let len = self.segment_len(self.count);
+        let len = payload.len() + self.header_len();
         if self.count == 0 {
             self.segment_size = len;
         }
         self.closed = len == 0 || len < self.segment_size;
-        self.bytes += len;
-        self.count += 1;
+        self.add_piece(payload, 1, len);
     }
 
-    fn segment_len(&self, index: usize) -> usize {
-        self.payloads[index].len() + if self.framed { CHANNEL_HEADER_LEN } else { 0 }
+    /// As many as fit of datagrams of `size` without headers, of which the first was accepted or is
+    /// the first of all. Returns the bytes taken.
+    fn add_segments(&mut self, segments: &'p [u8], size: usize) -> usize {
+        let size = size.min(segments.len());
+        if self.count == 0 {
+            self.segment_size = size;
+        }
+        let room = (MAX_SEGMENTS - self.count).min((MAX_GSO_BYTES - self.bytes) / size);
+        let most = if size == self.segment_size {
+            room.max(1)
+        } else {
+            1
+        };
+        let taken = segments.len().min(most * size);
+        self.closed = size < self.segment_size || !taken.is_multiple_of(size);
+        let (piece, _) = segments.split_at(taken);
+        self.add_piece(piece, taken.div_ceil(size), taken);
+        taken
     }
 
-    /// Describes segments `range` to the kernel; payloads that touch in memory become one entry.
-    /// Returns the entries used.
-    fn gather(
-        &self,
-        range: std::ops::Range<usize>,
-        iovecs: &mut [libc::iovec; 2 * MAX_SEGMENTS],
-    ) -> usize {
+    fn add_piece(&mut self, payload: &'p [u8], datagrams: usize, bytes: usize) {
+        self.payloads[self.pieces] = payload;
+        self.pieces += 1;
+        self.count += datagrams;
+        self.bytes += bytes;
+    }
+
+    fn header_len(&self) -> usize {
+        if self.framed { CHANNEL_HEADER_LEN } else { 0 }
+    }
+
+    /// Describes all of it to the kernel; payloads that touch in memory become one entry. Returns
+    /// the entries used.
+    fn gather(&self, iovecs: &mut [libc::iovec; 2 * MAX_SEGMENTS]) -> usize {
         let mut used = 0;
         let mut end = std::ptr::null();
-        for index in range {
-            let payload = self.payloads[index];
+        for (header, payload) in self.headers.iter().zip(&self.payloads).take(self.pieces) {
             if self.framed {
-                iovecs[used] = iovec(&self.headers[index]);
+                iovecs[used] = iovec(header);
                 used += 1;
             } else if used > 0 && end == payload.as_ptr() {
                 iovecs[used - 1].iov_len += payload.len();
@@ -246,12 +286,29 @@ impl<'p> Run<'p> {
         }
         used
     }
+
+    /// The datagrams one by one, each with its header.
+    fn datagrams(&self) -> impl Iterator<Item = (&[u8], &'p [u8])> {
+        let size = self.segment_size.max(1);
+        let header_len = self.header_len();
+        let pieces = self.headers.iter().zip(&self.payloads).take(self.pieces);
+        pieces.flat_map(move |(header, piece)| {
+            // An empty datagram is one too.
+            let whole = piece.is_empty().then_some(*piece);
+            let parts = whole.into_iter().chain(piece.chunks(size));
+            parts.map(move |payload| (&header[..header_len], payload))
+        })
+    }
 }
 
 impl UdpSocket {
     fn send_run(&self, destination: &Destination, run: &Run<'_>, failures: &SendFailures) {
         if run.count > 1 && self.gso() {
-            match self.send_segments(destination, run, 0..run.count) {
+            // SAFETY: iovec is plain data for which all zero is valid.
+            let mut iovecs: [libc::iovec; 2 * MAX_SEGMENTS] = unsafe { std::mem::zeroed() };
+            let used = run.gather(&mut iovecs);
+            let size = Some(run.segment_size as u16);
+            match self.send_gathered(destination, &mut iovecs[..used], size) {
                 Ok(()) => return self.count(|c| c.sent += run.count as u64),
                 Err(error) => match error.raw_os_error() {
                     // EIO: the device cannot checksum what it would have to segment. EINVAL and
@@ -288,12 +345,14 @@ impl UdpSocket {
         failures: &SendFailures,
     ) -> bool {
         let mut all_left = true;
-        for index in 0..run.count {
-            match self.send_segments(destination, run, index..index + 1) {
+        for (header, payload) in run.datagrams() {
+            let mut iovecs = [iovec(header), iovec(payload)];
+            match self.send_gathered(destination, &mut iovecs, None) {
                 Ok(()) => self.count(|c| c.sent += 1),
                 Err(error) => {
                     all_left = false;
-                    self.fail(destination, run.segment_len(index), 1, &error, failures);
+                    let bytes = header.len() + payload.len();
+                    self.fail(destination, bytes, 1, &error, failures);
                 }
             }
         }
@@ -330,18 +389,16 @@ impl UdpSocket {
         });
     }
 
-    fn send_segments(
+    /// One datagram, or with a `segment_size` as many as it cuts the entries into.
+    fn send_gathered(
         &self,
         to: &Destination,
-        run: &Run<'_>,
-        range: std::ops::Range<usize>,
+        iovecs: &mut [libc::iovec],
+        segment_size: Option<u16>,
     ) -> io::Result<()> {
-        // SAFETY: iovec and msghdr are plain data for which all zero is valid.
-        let mut iovecs: [libc::iovec; 2 * MAX_SEGMENTS] = unsafe { std::mem::zeroed() };
-        // SAFETY: as above.
+        // SAFETY: msghdr is plain data for which all zero is valid.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        let segmented = range.len() > 1;
-        header.msg_iovlen = run.gather(range, &mut iovecs) as _;
+        header.msg_iovlen = iovecs.len() as _;
         header.msg_iov = iovecs.as_mut_ptr();
         let name = RawAddress::new(to.remote);
         if self.connected().is_none() {
@@ -355,8 +412,8 @@ impl UdpSocket {
         if let Some(source) = to.source {
             control.push_source(&source);
         }
-        if segmented {
-            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, run.segment_size as u16);
+        if let Some(size) = segment_size {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, size);
         }
         if control.used > 0 {
             header.msg_control = control.bytes.as_mut_ptr().cast();

@@ -131,6 +131,40 @@ fn channel_headers_stand_before_every_segment() {
     }
 }
 
+/// Many at once are cut where a send is full, take up what was there, and end at the short one.
+#[test]
+fn segments_are_taken_many_at_once_and_come_out_one_by_one() {
+    for gso in [true, false] {
+        let a = UdpSocket::bind(loopback(Family::V4)).unwrap();
+        let b = UdpSocket::bind(loopback(Family::V4)).unwrap();
+        if !gso {
+            a.disable_gso();
+        }
+        let remote = b.local_addr().unwrap();
+        let bytes: Vec<u8> = (0..150 * 700 + 5).map(|i| (i / 700) as u8).collect();
+        let failures = SendFailures::new();
+        let mut out = Coalescer::new(&a, &failures);
+        out.push(to(remote), None, &bytes[..700]);
+        out.push_segments(to(remote), |_| None, &bytes[700..], 700);
+        // Another size; then one that is shorter than said, which its like may follow.
+        out.push_segments(to(remote), |_| None, &bytes[..300], 100);
+        out.push_segments(to(remote), |_| None, &bytes[..50], 1400);
+        out.push_segments(to(remote), |_| None, &bytes[..50], 50);
+        out.flush();
+        drop(out);
+        // 64 + 64 + 23 with the short one, 3 and the first 50, the second 50.
+        assert_eq!(a.counters().send_calls, if gso { 5 } else { 156 });
+        assert_eq!(a.counters().sent, 156);
+        let got = receive_all(&b, 156);
+        let lens: Vec<usize> = got.iter().map(|d| d.3.len()).collect();
+        assert_eq!(lens[..150], [700; 150]);
+        assert_eq!(lens[150..], [5, 100, 100, 100, 50, 50]);
+        for (index, datagram) in got.iter().take(150).enumerate() {
+            assert!(datagram.3.iter().all(|byte| usize::from(*byte) == index));
+        }
+    }
+}
+
 #[test]
 fn the_source_address_is_the_one_asked_for() {
     let a = UdpSocket::bind("0.0.0.0:0".parse().unwrap()).unwrap();
