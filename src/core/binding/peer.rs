@@ -11,8 +11,9 @@ use super::{Cause, PathState, Sighting, Standing};
 const SESSION: Duration = Duration::from_secs(180);
 /// An endpoint that has never worked here may leave what is sent unanswered for this long. Below the
 /// 5 s after which WireGuard repeats an unanswered handshake (§6.1, REKEY_TIMEOUT): the second try
-/// goes by the path, so a native endpoint that is dead costs no more than the loss of one packet.
-pub const NATIVE_TRIAL: Duration = Duration::from_secs(4);
+/// goes by the path, so a native endpoint that is dead costs no more than the loss of one packet. Looks
+/// are a second apart, and not exact: the one that sees it comes after 4.5 s at most.
+pub const NATIVE_TRIAL: Duration = Duration::from_millis(3_500);
 /// One that has worked: WireGuard itself gives a session up when nothing has come for this long after
 /// something was sent (§6.5, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 pub const NATIVE_DEAD: Duration = Duration::from_secs(15);
