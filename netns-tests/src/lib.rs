@@ -9,6 +9,7 @@ mod mesh;
 mod random;
 mod table;
 mod want;
+mod wireguard;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use mesh::{Mesh, Pinged};
 pub use random::Random;
 pub use table::{Table, seconds};
 pub use want::Want;
+pub use wireguard::{WG, WireGuards};
 
 /// How long silence must last to count as an answer in a lab without delay: a hundred times what
 /// an answer takes there, on a machine that is busy.

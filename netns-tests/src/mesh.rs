@@ -99,6 +99,11 @@ impl Mesh {
         Ok(())
     }
 
+    /// Takes a daemon that was started otherwise.
+    pub fn take(&mut self, node: &str, daemon: Process) {
+        self.daemons.insert(node.into(), daemon);
+    }
+
     /// The token that nodes join with.
     pub fn token(&self) -> &str {
         &self.token

@@ -7,7 +7,7 @@ use crate::config::{DEFAULT_INTERFACE, check_interface};
 use crate::daemon::control::{Client, find_socket};
 use crate::report::Health;
 
-/// Stop the daemon and take its interface away; `wice up` goes on from there.
+/// Stop the daemon: the interface of `wice up` goes with it, that of `wice attach` stays as it is.
 #[derive(Args, Debug)]
 pub(super) struct DownArgs {
     #[command(flatten)]

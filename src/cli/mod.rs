@@ -1,7 +1,9 @@
 //! The command line: one file a subcommand. It parses, calls and prints; it decides nothing.
 
 mod ask;
+mod attach;
 mod daemon;
+mod detach;
 mod diagnose;
 mod fail;
 mod hosts;
@@ -47,6 +49,7 @@ A mesh of two, in four lines:
   admin$   wice network new lab --signal wss://SERVER:8443 && wice invite
   node-a#  wice up TOKEN
   node-b#  wice up TOKEN
+With WireGuard interfaces that are there already: wice attach wg0 TOKEN
 
 Exit codes: 0 well, 1 works but degraded, 2 does not work, 64 wrong usage. With --json an error is an object, too: error, hint,
 exit_code."
@@ -59,6 +62,8 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Up(Box<up::UpArgs>),
+    Attach(Box<attach::AttachArgs>),
+    Detach(detach::DetachArgs),
     Down(daemon::DownArgs),
     Leave(leave::LeaveArgs),
     Status(diagnose::StatusArgs),
@@ -118,6 +123,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Lab(args) => return lab::run_lab(&args),
         Command::Up(args) => up::up(*args, inner(&matches)),
+        Command::Attach(args) => attach::attach(*args, inner(&matches)),
+        Command::Detach(args) => detach::detach(&args),
         Command::Down(args) => daemon::down(&args),
         Command::Leave(args) => leave::leave(&args),
         Command::Status(args) => diagnose::status(&args),

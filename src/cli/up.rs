@@ -107,27 +107,35 @@ pub(super) fn up(args: UpArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
         return Ok(Health::Well);
     }
     log::start(&config.log)?;
+    run_daemon(crate::daemon::run(config.settings))
+}
+
+/// Runs a daemon to its end.
+pub(super) fn run_daemon(
+    daemon: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<Health> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(crate::daemon::run(config.settings))?;
+    runtime.block_on(daemon)?;
     Ok(Health::Well)
+}
+
+/// The token, from standard input if it is `-`.
+pub(super) fn read_token(given: Option<String>) -> anyhow::Result<Option<String>> {
+    if given.as_deref() != Some("-") {
+        return Ok(given);
+    }
+    let mut text = String::new();
+    std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text)?;
+    Ok(Some(text))
 }
 
 impl UpArgs {
     fn overrides(self) -> anyhow::Result<Overrides> {
-        let token = match self.token.as_deref() {
-            Some("-") => {
-                let mut text = String::new();
-                std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text)?;
-                Some(text)
-            }
-            Some(token) => Some(token.to_owned()),
-            None => None,
-        };
         Ok(Overrides {
-            token,
+            token: read_token(self.token)?,
             token_file: self.token_file,
             interface: self.interface,
             name: self.name,
@@ -144,6 +152,7 @@ impl UpArgs {
             log_level: self.log_level,
             log_format: self.log_format,
             metrics: self.metrics,
+            private_key_file: None,
         })
     }
 }

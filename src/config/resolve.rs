@@ -59,6 +59,8 @@ pub struct Overrides {
     pub log_format: Option<String>,
     /// Where metrics are served; empty for nowhere.
     pub metrics: Option<String>,
+    /// The private key of the interface that is attached to.
+    pub private_key_file: Option<PathBuf>,
 }
 
 /// What the machine says, where nobody else does.
@@ -150,6 +152,7 @@ impl DaemonConfig {
                 ca_file,
                 port_mapping,
                 metrics,
+                private_key_file: overrides.private_key_file.or(file.private_key_file),
             },
             log: LogConfig {
                 level: overrides
@@ -203,6 +206,9 @@ impl DaemonConfig {
         }
         if let Some(address) = &settings.metrics {
             lines.push(format!("metrics = \"{address}\""));
+        }
+        if let Some(file) = &settings.private_key_file {
+            lines.push(format!("private_key_file = {}", path(file)));
         }
         for relay in &settings.turn {
             lines.push(format!("# turn {} as {:?}", relay.address, relay.username));

@@ -1,5 +1,6 @@
 //! Sans-IO: no sockets, clock, RNG or environment. Time and seeds are passed in.
 
+pub mod binding;
 pub mod credentials;
 pub mod gather;
 pub mod ice;

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
+use super::attached::InterfaceView;
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
-use crate::core::node::{NodeSnapshot, RelayServer, StunServer};
+use crate::core::node::{NodeSnapshot, PeerSnapshot, RelayServer, StunServer};
+use crate::core::overlay::Overlay;
 use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox, PlaneView};
 use crate::report::{
     Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Why,
 };
+use crate::wireguard::inprocess::Tunnels;
 
 /// The packet loop answers within this, or something is very wrong.
 pub(super) const INSPECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -123,6 +126,15 @@ pub(super) struct Answers {
     pub(super) started: Instant,
     pub(super) inbox: Inbox,
     pub(super) shared: Arc<Shared>,
+    pub(super) view: View,
+}
+
+/// What reports are made of beside the core.
+pub(super) enum View {
+    /// The packet loop's own WireGuard.
+    Managed,
+    /// What another program's says.
+    Attached(Arc<Mutex<InterfaceView>>),
 }
 
 /// Everything that reports are made of.
@@ -132,49 +144,29 @@ struct Seen {
     peers: BTreeMap<PublicKey, PeerInputs>,
     signaling: Signaling,
     port_mappings: Vec<PortMapping>,
+    problem: Option<String>,
 }
 
 impl Answers {
     async fn look(&self) -> Result<Seen, ControlError> {
         let (sender, receiver) = oneshot::channel();
         let inspect = Command::Inspect(Box::new(move |view| {
-            let PlaneView::Managed { tunnels, overlay } = &view.plane else {
-                return;
-            };
             let node = view.node.snapshot(view.now);
-            let peers: BTreeMap<PublicKey, PeerInputs> = node
-                .peers
-                .iter()
-                .map(|peer| {
-                    let tunnel = tunnels.find(&peer.key);
-                    let stats = tunnel.and_then(|id| tunnels.stats(id, view.now));
-                    let owned = overlay.owned(&peer.key).cloned().unwrap_or_default();
-                    let hosts = owned.prefixes.first().map(|prefix| prefix.address());
-                    let inputs = PeerInputs {
-                        addresses: owned
-                            .ipv4
-                            .map(IpAddr::V4)
-                            .into_iter()
-                            .chain(hosts)
-                            .collect(),
-                        stats: stats.unwrap_or_default(),
-                        checking_for: peer.looking,
-                        last_seen: peer.last_seen,
-                        ..PeerInputs::default()
-                    };
-                    (peer.key, inputs)
-                })
-                .collect();
-            let (v4, v6) = overlay.own_addresses();
+            let (peers, addresses) = match &view.plane {
+                PlaneView::Managed { tunnels, overlay } => {
+                    managed_inputs(&node, tunnels, overlay, view.now)
+                }
+                PlaneView::Attached(_) => (BTreeMap::new(), Vec::new()),
+            };
             // Fails only when the client has given up.
-            let _ = sender.send((node, peers, vec![IpAddr::V4(v4), IpAddr::V6(v6)]));
+            let _ = sender.send((node, peers, addresses));
         }));
         let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
         self.inbox
             .send(inspect)
             .map_err(|error| failed(error.to_string()))?;
         let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
-        let Ok(Ok((node, peers, addresses))) = answer else {
+        let Ok(Ok((node, mut peers, mut addresses))) = answer else {
             return Err(failed(
                 "the packet loop does not answer: see the daemon's log".into(),
             ));
@@ -182,6 +174,18 @@ impl Answers {
         let port_mappings = self
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
+        let mut problem = None;
+        if let View::Attached(view) = &self.view {
+            let view = view.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.clone_from(&view.peers);
+            addresses.clone_from(&view.addresses);
+            problem.clone_from(&view.problem);
+        }
+        for peer in &node.peers {
+            let inputs = peers.entry(peer.key).or_default();
+            inputs.checking_for = peer.looking;
+            inputs.last_seen = peer.last_seen;
+        }
         let signaling = self.shared.with(|state| {
             let (connected, since, error) = match &state.signaling {
                 Ok(since) => (true, *since, None),
@@ -209,13 +213,29 @@ impl Answers {
             peers,
             signaling,
             port_mappings,
+            problem,
         })
+    }
+
+    async fn echo(
+        &self,
+        to: IpAddr,
+        identifier: u16,
+        sequence: u16,
+    ) -> Result<Option<Duration>, ControlError> {
+        let sent =
+            tokio::task::spawn_blocking(move || echo(to, identifier, sequence, PING_TIMEOUT));
+        let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
+        sent.await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(format!("cannot ping {to}: {error}")))
     }
 
     fn inputs<'a>(&'a self, seen: &'a Seen) -> Inputs<'a> {
         Inputs {
             interface: &self.interface,
-            managed: true,
+            managed: matches!(self.view, View::Managed),
+            problem: seen.problem.as_deref(),
             addresses: &seen.addresses,
             listen_port: self.port,
             uptime: self.started.elapsed(),
@@ -252,26 +272,27 @@ impl Handler for Answers {
             let inputs = self.inputs(&seen);
             let no_peer = |message: String| ControlError::new(ErrorKind::NoSuchPeer, message);
             let snapshot = inputs.find(peer).map_err(no_peer)?;
-            let Some(to) = seen
-                .peers
-                .get(&snapshot.key)
-                .and_then(|p| p.addresses.first())
-            else {
-                return Err(no_peer(format!("{peer} has no address in the overlay")));
+            let to = seen.peers.get(&snapshot.key);
+            let to = to.and_then(|peer| peer.addresses.first()).copied();
+            let by_checks = snapshot.path.as_ref().and_then(|path| path.pair.rtt);
+            let rtt = match (to, &self.view) {
+                (Some(to), View::Managed) => self.echo(to, identifier, sequence as u16).await?,
+                // Without the right to ping there is still what checks say.
+                (Some(to), View::Attached(_)) => {
+                    let answer = self.echo(to, identifier, sequence as u16).await;
+                    answer.unwrap_or(by_checks)
+                }
+                // What the interface lets through to it is a network: its nodes' addresses are not
+                // known, but the path's own round trip is.
+                (None, View::Attached(_)) => by_checks,
+                (None, View::Managed) => {
+                    return Err(no_peer(format!("{peer} has no address in the overlay")));
+                }
             };
-            let to = *to;
-            let sent = tokio::task::spawn_blocking(move || {
-                echo(to, identifier, sequence as u16, PING_TIMEOUT)
-            })
-            .await;
-            let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
-            let rtt = sent
-                .map_err(|error| failed(error.to_string()))?
-                .map_err(|error| failed(format!("cannot ping {to}: {error}")))?;
             let seen = self.look().await?;
             let inputs = self.inputs(&seen);
             let report = inputs.peer(inputs.find(peer).map_err(no_peer)?);
-            let direct = report.path.kind == PathKind::Direct;
+            let direct = matches!(report.path.kind, PathKind::Direct | PathKind::Native);
             let event = match rtt {
                 Some(rtt) => PingEvent::Pong {
                     schema: SCHEMA,
@@ -372,6 +393,35 @@ pub(super) fn said(message: &str) -> (String, Option<String>) {
     let what = lines.next().unwrap_or_default().to_owned();
     let hint: Vec<&str> = lines.collect();
     (what, (!hint.is_empty()).then(|| hint.join("; ")))
+}
+
+/// Overlay addresses and counters of the packet loop's own WireGuard, and our addresses.
+fn managed_inputs(
+    node: &NodeSnapshot,
+    tunnels: &Tunnels,
+    overlay: &Overlay,
+    now: Instant,
+) -> (BTreeMap<PublicKey, PeerInputs>, Vec<IpAddr>) {
+    let of = |peer: &PeerSnapshot| {
+        let tunnel = tunnels.find(&peer.key);
+        let stats = tunnel.and_then(|id| tunnels.stats(id, now));
+        let owned = overlay.owned(&peer.key).cloned().unwrap_or_default();
+        let hosts = owned.prefixes.first().map(|prefix| prefix.address());
+        let inputs = PeerInputs {
+            addresses: owned
+                .ipv4
+                .map(IpAddr::V4)
+                .into_iter()
+                .chain(hosts)
+                .collect(),
+            stats: stats.unwrap_or_default(),
+            ..PeerInputs::default()
+        };
+        (peer.key, inputs)
+    };
+    let (v4, v6) = overlay.own_addresses();
+    let peers = node.peers.iter().map(of).collect();
+    (peers, vec![IpAddr::V4(v4), IpAddr::V6(v6)])
 }
 
 fn login(server: &RelayServer) -> TurnLogin {

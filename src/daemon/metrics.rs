@@ -20,7 +20,10 @@ use crate::report::{PathKind, Status};
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// Serves `/metrics` and `/healthz` until the runtime ends.
-pub(super) async fn serve(address: SocketAddr, answers: Arc<Answers>) -> anyhow::Result<()> {
+pub(super) async fn serve(
+    address: SocketAddr,
+    answers: Arc<Answers>,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| {
         format!(
             "cannot serve metrics on {address}\n  choose a free port of this machine with --metrics"
@@ -30,12 +33,11 @@ pub(super) async fn serve(address: SocketAddr, answers: Arc<Answers>) -> anyhow:
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .with_state(answers);
-    tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::warn!(event = "metrics-ended", %error);
         }
-    });
-    Ok(())
+    }))
 }
 
 async fn metrics(State(answers): State<Arc<Answers>>) -> Response {
@@ -103,7 +105,7 @@ fn text(status: &Status) -> String {
         }
     }
     type Field = fn(&crate::report::Peer) -> u64;
-    let fields: [(&str, &str, Field); 3] = [
+    let fields: [(&str, &str, Field); 4] = [
         (
             "wice_peer_receive_bytes_total",
             "Bytes of WireGuard received.",
@@ -118,6 +120,11 @@ fn text(status: &Status) -> String {
             "wice_peer_path_changes_total",
             "Changes of the path.",
             |peer| peer.path_changes,
+        ),
+        (
+            "wice_peer_endpoint_resets_total",
+            "Times another program has reset the peer's endpoint on the interface.",
+            |peer| peer.endpoint_resets,
         ),
     ];
     for (name, help, field) in fields {

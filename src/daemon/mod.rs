@@ -1,7 +1,9 @@
-//! The daemon of managed mode: it owns the WireGuard interface, keeps state, talks to signaling, and
-//! tells the packet loop what it learns.
+//! The daemon: it keeps state, talks to signaling, and tells the packet loop what it learns. In managed
+//! mode it owns the WireGuard interface, in attached mode ([`attach`]) another program does.
 
 mod answers;
+mod attached;
+mod base;
 pub mod control;
 mod interfaces;
 mod join;
@@ -16,34 +18,25 @@ mod transition;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 use wice_signaling::protocol::{
-    Advert, IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, Presence, PrivateKey, PublicKey, RecordKind,
-    Routes, ServerAddress, Token,
+    IpPrefix, OVERLAY_IPV4, OVERLAY_IPV6, PublicKey, RecordKind, Routes, ServerAddress, Token,
 };
 
-use crate::core::node::{Admission, HostAddress, Node, NodeConfig};
+use crate::core::node::Admission;
 use crate::core::overlay::Overlay;
-use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
-use crate::io::udp::UdpSocket;
-use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+use crate::io::packet_loop::{Command, InboxError, Notice, PlaneParts};
 use crate::wireguard::inprocess::Tunnels;
-use crate::wireguard::netlink::{Netlink, Watch};
+use crate::wireguard::netlink::Netlink;
 use crate::wireguard::tun::Tun;
-use answers::{Answers, Shared};
-use control::ControlListener;
-use join::Membership;
-use kept::Kept;
-use port_mapping::PortMapper;
-use servers::Servers;
-use state::{NodeState, ServerState, State};
+use answers::View;
+use base::{Base, Left, Prepared, Record};
+use state::{NodeState, State};
 
+pub use attached::{AttachError, Detached, attach, detach};
 pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
 pub use leave::{LeaveError, Leaving};
@@ -52,12 +45,6 @@ pub use state::StateError;
 #[doc(hidden)]
 pub use state::parse_anything as parse_state;
 
-/// Notices of the packet loop that may wait.
-const NOTICES: usize = 4096;
-/// Records of peers are written to the state folder at most this often.
-const KEEP_EVERY: Duration = Duration::from_secs(1);
-/// Changes of addresses come in bursts; they are read once after this.
-const SETTLE: Duration = Duration::from_millis(50);
 /// The default MTU: 1,500 less IPv6, UDP, WireGuard and, for a relayed path, ChannelData, and less
 /// eight bytes for PPPoE on the way, rounded down to a multiple of 16 as WireGuard pads.
 pub const DEFAULT_MTU: u32 = 1392;
@@ -69,7 +56,7 @@ pub const DEFAULT_PORT: u16 = 51821;
 pub struct Settings {
     /// The network to join; none to go on with the one of the state folder.
     pub token: Option<Token>,
-    /// The interface to make.
+    /// The interface to make, or to attach to.
     pub interface: String,
     /// The node's name for people.
     pub name: String,
@@ -99,6 +86,8 @@ pub struct Settings {
     pub port_mapping: PortMapping,
     /// Where Prometheus metrics are served; none for nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Attached mode: the interface's private key, where WireGuard does not tell it.
+    pub private_key_file: Option<PathBuf>,
 }
 
 /// A TURN server with credentials that do not come from signaling.
@@ -112,23 +101,9 @@ pub struct StaticRelay {
     pub password: String,
 }
 
-/// A running daemon.
+/// The daemon of managed mode.
 struct Daemon {
-    settings: Settings,
-    state: State,
-    node_state: NodeState,
-    key: PrivateKey,
-    membership: Membership,
-    inbox: Inbox,
-    netlink: Netlink,
-    index: u32,
-    ports: Ports,
-    addresses: Vec<HostAddress>,
-    signaling: Signaling,
-    shared: Arc<Shared>,
-    servers: Servers,
-    kept: Kept,
-    port_mapper: PortMapper,
+    base: Base,
     routed: BTreeMap<PublicKey, Vec<IpPrefix>>,
     routes_published: bool,
 }
@@ -137,11 +112,7 @@ struct Daemon {
 pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let (mut daemon, mut notices) = Daemon::start(settings).await?;
     let ended = daemon.serve(&mut notices).await;
-    // Nobody is left to hear of a loop that has ended already.
-    let _ = daemon.inbox.send(Command::Stop);
-    daemon.keep_records();
-    daemon.signaling.leave().await;
-    daemon.port_mapper.stop().await;
+    daemon.base.stop().await;
     ended
 }
 
@@ -152,19 +123,9 @@ impl Daemon {
         let membership = join::membership(&state, settings.token.as_ref(), &key)?;
         let mut node_state = match state.node()? {
             Some(node) => node,
-            None => NodeState {
-                session: random()?,
-                sequence: 0,
-                routes_sequence: 0,
-                overlay_counter: 0,
-                name: None,
-            },
+            None => NodeState::new(random()?),
         };
-        if !settings.name_is_default {
-            node_state.name = Some(settings.name.clone());
-        } else if let Some(name) = &node_state.name {
-            settings.name.clone_from(name);
-        }
+        node_state.keep_name(&mut settings);
         state.set_node(&node_state)?;
 
         let netlink = Netlink::connect()?;
@@ -190,171 +151,60 @@ impl Daemon {
         }
         netlink.set_up(index).await?;
 
-        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)))?;
-        // A machine without IPv6 is no error.
-        let v6 = UdpSocket::bind(SocketAddr::from(([0u16; 8], settings.port))).ok();
-        let port = |socket: &UdpSocket| socket.local_addr().ok().map(|address| address.port());
-        let ports = Ports {
-            v4: port(&v4),
-            v6: v6.as_ref().and_then(port),
-        };
-
         let mtu = usize::try_from(settings.mtu).unwrap_or(usize::MAX);
-        let now = std::time::Instant::now();
-        let tunnels = Tunnels::new(*key.expose_secret(), mtu, now);
-        let node = Node::new(
-            NodeConfig {
-                key: PrivateKey::from_bytes(*key.expose_secret()),
-                session: node_state.session(),
-                sequence: node_state.sequence,
-                name: settings.name.clone(),
-                admission: Admission::Members(membership.network),
-                membership: membership.proof.clone(),
-                seed: random()?,
-            },
-            now,
-        );
-        let servers = Servers::new(&settings)?;
-        let (notices_sender, notices) = mpsc::channel(NOTICES);
-        let (inbox, _thread) = packet_loop::spawn(Parts {
-            node,
-            plane: PlaneParts::Managed {
-                overlay,
-                tunnels: Box::new(tunnels),
-                tun,
-            },
-            v4: Some(v4),
-            v6,
-            endpoint: servers.endpoints(),
-            notices: notices_sender,
-            runtime: tokio::runtime::Handle::current(),
-        })?;
-        let signaling = Signaling::start(WebSocketBackend::new(WebSocketConfig {
-            url: membership.url.clone(),
-            pin: membership.pin,
-            network: membership.network,
-            key: PrivateKey::from_bytes(*key.expose_secret()),
-            membership: membership.proof.clone(),
-            receipt: membership.receipt,
-            proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
-            ca_file: settings.ca_file.clone(),
-            socket_hook: None,
-        }));
-        let shared = Arc::new(Shared::new(membership.url.to_string()));
-        let socket = settings
-            .run_dir
-            .join(format!("{}.sock", settings.interface));
-        let control = ControlListener::bind(&socket)?;
-        let answers = Answers {
-            interface: settings.interface.clone(),
-            port: ports.v4.unwrap_or(settings.port),
-            started: now,
-            inbox: inbox.clone(),
-            shared: Arc::clone(&shared),
-        };
-        let answers = Arc::new(answers);
-        tokio::spawn(control::serve(control, Arc::clone(&answers)));
-        if let Some(address) = settings.metrics {
-            metrics::serve(address, answers).await?;
-        }
-        // Who waits for this line may use the control socket.
-        tracing::info!(
-            event = "started",
-            interface = settings.interface,
-            name = settings.name,
-            network = membership.name,
-            key = %key.public_key(),
-            ipv4 = %v4_address,
-            ipv6 = %v6_address,
-        );
-        let kept = Kept::read(&state);
-        let port_mapper = PortMapper::new(settings.port_mapping, *key.expose_secret());
-        let mut daemon = Self {
+        let tunnels = Tunnels::new(*key.expose_secret(), mtu, std::time::Instant::now());
+        let admission = Admission::Members(membership.network);
+        let prepared = Prepared {
             settings,
             state,
             node_state,
             key,
             membership,
-            inbox,
             netlink,
             index,
-            ports,
-            addresses: Vec::new(),
-            signaling,
-            shared,
-            servers,
-            kept,
-            port_mapper,
+            admission,
+            socket_hook: None,
+            view: View::Managed,
+        };
+        let plane = PlaneParts::Managed {
+            overlay,
+            tunnels: Box::new(tunnels),
+            tun,
+        };
+        let (base, notices) = Base::start(prepared, plane).await?;
+        // Who waits for this line may use the control socket.
+        tracing::info!(
+            event = "started",
+            interface = base.settings.interface,
+            name = base.settings.name,
+            network = base.membership.name,
+            key = %base.key.public_key(),
+            ipv4 = %v4_address,
+            ipv6 = %v6_address,
+        );
+        restore(&base)?;
+        let daemon = Self {
+            base,
             routed: BTreeMap::new(),
             routes_published: false,
         };
-        daemon.restore().await?;
         Ok((daemon, notices))
     }
 
-    /// What was known before the start: addresses, servers, adverts.
-    async fn restore(&mut self) -> anyhow::Result<()> {
-        self.read_addresses().await?;
-        let known = self.state.servers();
-        self.servers.restore(known, &self.membership.url);
-        let adverts = self.kept.records(RecordKind::Advert).cloned();
-        let routes = self.kept.records(RecordKind::Routes).cloned();
-        // Routes count for peers that are known.
-        let commands = adverts
-            .map(Command::Advert)
-            .chain(routes.map(Command::Routes));
-        for command in commands {
-            match self.inbox.send(command) {
-                Ok(()) => {}
-                // Signaling brings what has no room.
-                Err(InboxError::Full) => break,
-                Err(error @ InboxError::Ended) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
     async fn serve(&mut self, notices: &mut mpsc::Receiver<Notice>) -> anyhow::Result<()> {
-        let mut watch = Watch::start()?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut keep = tokio::time::interval(KEEP_EVERY);
-        let mut settle: Option<Instant> = None;
-        let stop = Arc::clone(&self.shared);
+        let mut signals = Signals::new()?;
         loop {
-            let settled = async {
-                match settle {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 notice = notices.recv() => match notice {
                     Some(notice) => self.handle_notice(notice).await?,
-                    None => anyhow::bail!("the packet loop has ended: see the log above"),
+                    None => anyhow::bail!(LOOP_ENDED),
                 },
-                event = self.signaling.next() => match event {
-                    Some(event) => self.handle_signaling(event)?,
-                    None => anyhow::bail!("the signaling client has ended: see the log above"),
+                happened = self.base.next() => match self.base.handle(happened?).await? {
+                    Left::Record(record) => self.handle_record(record)?,
+                    Left::Stop => return Ok(()),
+                    Left::Interfaces(_) | Left::Nothing => {}
                 },
-                update = self.servers.next() => {
-                    self.shared.serves(&update.stun, &update.relays);
-                    self.inbox.send(Command::StunServers(update.stun))?;
-                    self.inbox.send(Command::RelayServers(update.relays))?;
-                }
-                () = self.port_mapper.changed() => self.tell_port_mappings()?,
-                changed = watch.changed() => {
-                    changed?;
-                    settle.get_or_insert_with(|| Instant::now() + SETTLE);
-                }
-                () = settled => {
-                    settle = None;
-                    self.read_addresses().await?;
-                }
-                _ = keep.tick() => self.keep_records(),
-                _ = terminate.recv() => return Ok(()),
-                _ = interrupt.recv() => return Ok(()),
-                () = stop.stop.notified() => return Ok(()),
+                () = signals.stop() => return Ok(()),
             }
         }
     }
@@ -362,160 +212,43 @@ impl Daemon {
     async fn handle_notice(&mut self, notice: Notice) -> anyhow::Result<()> {
         match notice {
             Notice::Publish { advert, sequence } => {
-                self.node_state.sequence = sequence;
-                self.state.set_node(&self.node_state)?;
-                self.publish(RecordKind::Advert, &advert)?;
-                let nat = Advert::decode_verified(&advert).map(|advert| advert.nat.mapping);
-                if nat.is_ok_and(|nat| self.port_mapper.nat(nat)) {
-                    self.tell_port_mappings()?;
-                }
+                self.base.publish_advert(&advert, sequence)?;
                 // After the first advert: peers take routes from nodes that they know.
                 if !std::mem::replace(&mut self.routes_published, true) {
                     self.publish_routes()?;
                 }
             }
-            Notice::Accepted(record) => self.kept.keep(RecordKind::Advert, record),
-            Notice::AcceptedRoutes(record) => self.kept.keep(RecordKind::Routes, record),
+            Notice::Accepted(record) => self.base.kept.keep(RecordKind::Advert, record),
+            Notice::AcceptedRoutes(record) => self.base.kept.keep(RecordKind::Routes, record),
             Notice::Owned { key, prefixes } => {
                 if prefixes.is_empty() {
-                    self.kept.forget(&key);
+                    self.base.kept.forget(&key);
                 }
                 self.route(key, prefixes).await;
             }
-            Notice::Path(peer) => {
-                let port = self.ports.v4.unwrap_or(self.settings.port);
-                transition::log_path(&self.inbox, port, *peer).await;
-            }
+            Notice::Path(peer) => self.base.log_path(*peer).await,
             // There is no such port in managed mode.
             Notice::PortClosed(_) => {}
             Notice::DeviceLost(error) => {
                 return Err(error).context(format!(
                     "the interface {} is gone: somebody has removed it; start wice again",
-                    self.settings.interface
+                    self.base.settings.interface
                 ));
             }
         }
         Ok(())
     }
 
-    fn handle_signaling(&mut self, event: Event) -> anyhow::Result<()> {
-        match event {
-            Event::Connected => {
-                tracing::info!(event = "signaling-connected", url = %self.membership.url);
-                self.shared.connected();
+    fn handle_record(&mut self, record: Record) -> anyhow::Result<()> {
+        match record.kind {
+            RecordKind::Routes if record.key == self.base.key.public_key() => {
+                self.read_back_routes(&record.bytes)?;
             }
-            Event::Disconnected { reason, retry_in } => {
-                transition::log_lost(&self.shared, reason, retry_in);
-                self.pass_on(Command::SignalingLost)?;
-            }
-            Event::Refused { code, text } => {
-                // Who has never been in has nothing to keep; who has keeps its paths.
-                let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
-                if newcomer && !code.is_temporary() {
-                    anyhow::bail!(
-                        "the signaling service refuses this node ({}): {text}\n  {}",
-                        code.as_str(),
-                        answers::advice(code).unwrap_or_default()
-                    );
-                }
-                self.shared.refused(code);
-            }
-            Event::Record {
-                key,
-                kind,
-                sealed,
-                last_seen,
-            } => {
-                let Membership {
-                    network,
-                    network_key,
-                    ..
-                } = &self.membership;
-                match network_key.open(network, &key, kind, &sealed) {
-                    Ok(record) if kind == RecordKind::Routes && key == self.key.public_key() => {
-                        self.read_back_routes(&record)?;
-                    }
-                    Ok(record) => self.pass_on(match kind {
-                        RecordKind::Advert => Command::Advert(record),
-                        RecordKind::Routes => Command::Routes(record),
-                    })?,
-                    Err(error) => tracing::debug!(event = "record-refused", %key, %error),
-                }
-                let presence = match u32::try_from(last_seen.as_secs()) {
-                    Ok(0) => Presence::Connected,
-                    Ok(last_seen_s) => Presence::Lost { last_seen_s },
-                    Err(_) => Presence::Lost {
-                        last_seen_s: u32::MAX,
-                    },
-                };
-                self.pass_on(Command::Presence(key, presence))?;
-            }
-            Event::Presence { key, presence } => {
-                self.pass_on(Command::Presence(key, presence))?;
-            }
-            Event::Servers(servers) => {
-                if servers.credentials.is_some() {
-                    let known = ServerState {
-                        addresses: servers.addresses.iter().map(ToString::to_string).collect(),
-                        credentials: servers
-                            .credentials
-                            .as_ref()
-                            .map(|c| (c.username.clone(), c.password.clone())),
-                    };
-                    self.state.set_servers(&known)?;
-                }
-                self.servers.told(servers);
-            }
-            Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
-            Event::Receipt(receipt) => {
-                // No newcomer any more: a refusal ends no paths from here on.
-                self.membership.receipt = Some(receipt);
-                join::keep_receipt(&self.state, receipt)?;
-            }
+            RecordKind::Advert => self.base.pass_on(Command::Advert(record.bytes))?,
+            RecordKind::Routes => self.base.pass_on(Command::Routes(record.bytes))?,
         }
-        Ok(())
-    }
-
-    /// Passes on what signaling says. What has no room is lost, as on the way: the daemon goes on.
-    fn pass_on(&self, command: Command) -> anyhow::Result<()> {
-        match self.inbox.send(command) {
-            Err(error @ InboxError::Full) => {
-                tracing::warn!(event = "overloaded", %error);
-                Ok(())
-            }
-            sent => Ok(sent?),
-        }
-    }
-
-    fn publish(&mut self, kind: RecordKind, record: &[u8]) -> anyhow::Result<()> {
-        let Membership {
-            network,
-            network_key,
-            ..
-        } = &self.membership;
-        let key = self.key.public_key();
-        let sealed = network_key.seal(network, &key, kind, &random()?, record)?;
-        self.signaling.publish(kind, sealed);
-        Ok(())
-    }
-
-    fn publish_routes(&mut self) -> anyhow::Result<()> {
-        if self.settings.advertise_routes.is_empty() && self.node_state.routes_sequence == 0 {
-            return Ok(());
-        }
-        self.node_state.routes_sequence += 1;
-        self.state.set_node(&self.node_state)?;
-        let mut prefixes = self.settings.advertise_routes.clone();
-        prefixes.sort();
-        prefixes.dedup();
-        let routes = Routes {
-            key: self.key.public_key(),
-            sequence: self.node_state.routes_sequence,
-            overlay_counter: self.node_state.overlay_counter,
-            prefixes,
-        };
-        let record = routes.encode_signed(&self.key, &random()?)?;
-        self.publish(RecordKind::Routes, &record)
+        self.base
+            .pass_on(Command::Presence(record.key, record.presence))
     }
 
     /// Ours as the service has them: newer than ours if this node's count was lost. Then they are
@@ -524,38 +257,32 @@ impl Daemon {
         let Ok(routes) = Routes::decode_verified(record) else {
             return Ok(());
         };
-        if routes.sequence <= self.node_state.routes_sequence {
+        if routes.sequence <= self.base.node_state.routes_sequence {
             return Ok(());
         }
-        self.node_state.routes_sequence = routes.sequence;
+        self.base.node_state.routes_sequence = routes.sequence;
         self.publish_routes()
     }
 
-    async fn read_addresses(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.netlink.interfaces().await?;
-        let routes = self.netlink.default_routes().await?;
-        let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
-        let gateways = self.netlink.gateways().await?;
-        if self.port_mapper.network(&addresses, gateways, &interfaces) {
-            self.tell_port_mappings()?;
-        }
-        if addresses == self.addresses {
+    fn publish_routes(&mut self) -> anyhow::Result<()> {
+        if self.base.settings.advertise_routes.is_empty()
+            && self.base.node_state.routes_sequence == 0
+        {
             return Ok(());
         }
-        let changed = !self.addresses.is_empty();
-        tracing::debug!(event = "addresses", ?addresses);
-        self.addresses.clone_from(&addresses);
-        self.inbox.send(Command::Addresses { addresses, changed })?;
-        if changed {
-            self.signaling.network_changed();
-        }
-        Ok(())
-    }
-
-    fn tell_port_mappings(&self) -> anyhow::Result<()> {
-        self.shared.port_mappings(self.port_mapper.reports());
-        let mapped = self.port_mapper.mapped();
-        Ok(self.inbox.send(Command::PortMappings(mapped))?)
+        self.base.node_state.routes_sequence += 1;
+        self.base.state.set_node(&self.base.node_state)?;
+        let mut prefixes = self.base.settings.advertise_routes.clone();
+        prefixes.sort();
+        prefixes.dedup();
+        let routes = Routes {
+            key: self.base.key.public_key(),
+            sequence: self.base.node_state.routes_sequence,
+            overlay_counter: self.base.node_state.overlay_counter,
+            prefixes,
+        };
+        let record = routes.encode_signed(&self.base.key, &random()?)?;
+        self.base.publish(RecordKind::Routes, &record)
     }
 
     /// The kernel's routes follow what peers own beyond the overlay's ranges.
@@ -567,12 +294,12 @@ impl Daemon {
             .insert(key, prefixes.clone())
             .unwrap_or_default();
         for gone in before.iter().filter(|prefix| !prefixes.contains(prefix)) {
-            if let Err(error) = self.netlink.delete_route(*gone, self.index).await {
+            if let Err(error) = self.base.netlink.delete_route(*gone, self.base.index).await {
                 tracing::warn!(event = "route-stays", prefix = %gone, %error);
             }
         }
         for new in prefixes.iter().filter(|prefix| !before.contains(prefix)) {
-            if let Err(error) = self.netlink.add_route(*new, self.index).await {
+            if let Err(error) = self.base.netlink.add_route(*new, self.base.index).await {
                 tracing::warn!(event = "route-refused", prefix = %new, %error);
             }
         }
@@ -580,10 +307,49 @@ impl Daemon {
             self.routed.remove(&key);
         }
     }
+}
 
-    fn keep_records(&mut self) {
-        if let Err(error) = self.kept.write(&self.state) {
-            tracing::warn!(event = "state-not-kept", %error);
+/// Tells the packet loop what was known before the start.
+fn restore(base: &Base) -> anyhow::Result<()> {
+    let adverts = base.kept.records(RecordKind::Advert).cloned();
+    let routes = base.kept.records(RecordKind::Routes).cloned();
+    // Routes count for peers that are known.
+    let commands = adverts
+        .map(Command::Advert)
+        .chain(routes.map(Command::Routes));
+    for command in commands {
+        match base.inbox.send(command) {
+            Ok(()) => {}
+            // Signaling brings what has no room.
+            Err(InboxError::Full) => break,
+            Err(error @ InboxError::Ended) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Why a daemon ends whose packet loop has.
+const LOOP_ENDED: &str = "the packet loop has ended: see the log above";
+
+/// What tells the process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for either; cancel-safe.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
 }

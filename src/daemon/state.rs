@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use wice_signaling::protocol::{
     MAX_ADVERT_LEN, MAX_MEMBERSHIP_LEN, PrivateKey, PublicKey, RecordKind, Session,
 };
+
+use super::Settings;
 
 /// Nothing that is kept here is larger: 4,096 adverts of 2 KiB in hex, with their keys.
 const MAX_FILE: u64 = 20 << 20;
@@ -21,6 +24,7 @@ const NETWORK: &str = "network.json";
 const ADVERTS: &str = "adverts.json";
 const ROUTES: &str = "routes.json";
 const SERVERS: &str = "servers.json";
+const ENDPOINTS: &str = "endpoints.json";
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +69,33 @@ pub(super) struct NodeState {
     /// The name that was given at a start; none where it is the host's.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whose session it is, in base64: attached mode alone has keys that change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 impl NodeState {
+    /// Of a node that starts afresh.
+    pub(super) fn new(session: [u8; 16]) -> Self {
+        Self {
+            session,
+            sequence: 0,
+            routes_sequence: 0,
+            overlay_counter: 0,
+            name: None,
+            key: None,
+        }
+    }
+
+    /// A name that is given is kept, and goes before the host's at later starts.
+    pub(super) fn keep_name(&mut self, settings: &mut Settings) {
+        if !settings.name_is_default {
+            self.name = Some(settings.name.clone());
+        } else if let Some(name) = &self.name {
+            settings.name.clone_from(name);
+        }
+    }
+
     /// The session.
     pub(super) fn session(&self) -> Session {
         Session(self.session)
@@ -94,6 +122,12 @@ pub(super) struct NetworkState {
     pub membership: Vec<u8>,
     /// What lets the node in after its invite has expired.
     pub receipt: Option<String>,
+    /// Whose membership it is, in base64: attached mode alone has keys that change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The token, in attached mode: a new key joins with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
 }
 
 /// A server as it was told last.
@@ -235,7 +269,7 @@ impl State {
     /// from this folder, and the signaling service's files, stay.
     pub(super) fn clear(&self) -> Result<(), StateError> {
         // The key last: what is left of a clearing that was cut short is still this node.
-        for name in [ADVERTS, SERVERS, NETWORK, NODE, KEY] {
+        for name in [ADVERTS, ROUTES, SERVERS, NETWORK, NODE, KEY] {
             let path = self.folder.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -246,6 +280,26 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// What peers' endpoints were before they were ours, by key. Damaged ones are as good as none.
+    pub(super) fn endpoints(&self) -> BTreeMap<PublicKey, SocketAddr> {
+        let kept: Option<BTreeMap<String, SocketAddr>> = self.read_json(ENDPOINTS).ok().flatten();
+        let kept = kept.unwrap_or_default().into_iter();
+        kept.filter_map(|(key, endpoint)| Some((key.parse().ok()?, endpoint)))
+            .collect()
+    }
+
+    /// Keeps them.
+    pub(super) fn set_endpoints(
+        &self,
+        endpoints: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<(), StateError> {
+        let endpoints: BTreeMap<String, &SocketAddr> = endpoints
+            .iter()
+            .map(|(key, endpoint)| (key.to_string(), endpoint))
+            .collect();
+        self.write_json(ENDPOINTS, &endpoints)
     }
 
     fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {
@@ -372,11 +426,10 @@ mod tests {
         assert_eq!(state.key([8; 32]).unwrap().public_key(), key);
         assert_eq!(state.node().unwrap(), None);
         let node = NodeState {
-            session: [3; 16],
             sequence: 9,
             routes_sequence: 1,
-            overlay_counter: 0,
             name: Some("gate".into()),
+            ..NodeState::new([3; 16])
         };
         state.set_node(&node).unwrap();
         assert!(matches!(State::open(&folder), Err(StateError::InUse(_))));
@@ -409,6 +462,7 @@ mod tests {
             routes_sequence: 1,
             overlay_counter: 0,
             name: None,
+            key: None,
         };
         state.set_node(&node).unwrap();
         let whole = fs::read(folder.join(NODE)).unwrap();

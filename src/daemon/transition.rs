@@ -16,8 +16,8 @@ pub(super) async fn log_path(inbox: &Inbox, port: u16, peer: PeerSnapshot) {
         Some(code) => code.as_str(),
         None => "unknown",
     };
-    let name = peer.name.as_deref().unwrap_or("?");
-    let path = path_of(&peer, None);
+    let name = crate::report::name_of(&peer);
+    let path = path_of(&peer, None, false);
     let kind = path.kind.as_str();
     match (&path.local, &path.remote, &peer.path) {
         (Some(local), Some(remote), Some(view)) => tracing::info!(
@@ -67,7 +67,7 @@ async fn code_of(inbox: &Inbox, port: u16, peer: &PeerSnapshot) -> Option<Code> 
             peer: &peer,
             port,
             relay_only: false,
-            native: false,
+            native: None,
             checking_for: peer.looking,
             last_seen: peer.last_seen,
             handshake_age: None,

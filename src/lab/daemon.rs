@@ -180,15 +180,41 @@ impl Lab {
         token: Option<&str>,
         more: &[&str],
     ) -> Result<Process, LabError> {
+        let more: Vec<&str> = ["--interface", INTERFACE]
+            .iter()
+            .chain(more)
+            .copied()
+            .collect();
+        self.start_wice(node, &["up"], token, &more)
+    }
+
+    /// Starts a node's daemon on an interface that is there already.
+    pub fn start_attached(
+        &self,
+        node: &str,
+        interface: &str,
+        token: Option<&str>,
+        more: &[&str],
+    ) -> Result<Process, LabError> {
+        self.start_wice(node, &["attach", interface], token, more)
+    }
+
+    fn start_wice(
+        &self,
+        node: &str,
+        subcommand: &[&str],
+        token: Option<&str>,
+        more: &[&str],
+    ) -> Result<Process, LabError> {
         let binary = self.binary()?;
         let machine = self.node(node)?;
         let authority = self.authority();
         self.start(node, node, |ns| {
             let mut command = ns.command(binary);
-            command.arg("up").args(token);
+            command.args(subcommand).args(token);
             command.arg("--state-dir").arg(machine.state_dir());
             command.arg("--run-dir").arg(machine.run_dir());
-            command.args(["--interface", INTERFACE, "--name", node]);
+            command.args(["--name", node]);
             command.env("WICE_CA_FILE", authority).args(more);
             // The machine's own proxy is not in the lab.
             for variable in PROXY_VARIABLES {

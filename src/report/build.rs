@@ -36,6 +36,8 @@ pub struct Inputs<'a> {
     pub uptime: Duration,
     /// Only relayed pairs may carry data, by policy.
     pub relay_only: bool,
+    /// Why the interface cannot be used, where another program owns it.
+    pub problem: Option<&'a str>,
     /// The core.
     pub node: &'a NodeSnapshot,
     /// The connection to signaling.
@@ -55,6 +57,10 @@ pub struct PeerInputs {
     pub stats: PeerStats,
     /// WireGuard's own endpoint, where that is left alone.
     pub native: Option<SocketAddr>,
+    /// Something has come by it.
+    pub native_works: bool,
+    /// How often another program has put something else where our endpoint stood.
+    pub endpoint_resets: u64,
     /// Since its node was last connected to signaling: zero while it is.
     pub last_seen: Option<Duration>,
     /// For how long paths have been looked for: since its agent started.
@@ -80,6 +86,7 @@ impl Inputs<'_> {
             nat: self.nat(),
             signaling: self.signaling.clone(),
             port_mappings: self.port_mappings.to_vec(),
+            problem: self.problem.map(str::to_owned),
             relays: node.relays.iter().map(relay).collect(),
             candidates: node
                 .candidates
@@ -131,7 +138,7 @@ impl Inputs<'_> {
     pub fn peer(&self, peer: &PeerSnapshot) -> Peer {
         let extra = self.extra(peer);
         let reason = self.reason(peer);
-        let path = path_of(peer, extra.native);
+        let path = path_of(peer, extra.native, extra.native_works);
         let rtt_ms = peer
             .path
             .as_ref()
@@ -152,6 +159,7 @@ impl Inputs<'_> {
             tx_bytes: extra.stats.tx_bytes,
             last_seen_s: extra.last_seen.map(|age| age.as_secs()),
             path_changes: peer.changes,
+            endpoint_resets: extra.endpoint_resets,
         }
     }
 
@@ -170,7 +178,7 @@ impl Inputs<'_> {
             peer,
             port: self.listen_port,
             relay_only: self.relay_only,
-            native: extra.native.is_some(),
+            native: extra.native.map(|_| extra.native_works),
             checking_for: extra.checking_for,
             last_seen: extra.last_seen,
             handshake_age: extra.stats.last_handshake,
@@ -202,13 +210,14 @@ impl Inputs<'_> {
     }
 }
 
-/// What carries a peer's packets; `native` is WireGuard's own endpoint, where that is left alone.
-pub fn path_of(peer: &PeerSnapshot, native: Option<SocketAddr>) -> Path {
+/// What carries a peer's packets; `native` is WireGuard's own endpoint, where that is left alone, and
+/// `works` says whether something has come by it.
+pub fn path_of(peer: &PeerSnapshot, native: Option<SocketAddr>, works: bool) -> Path {
     if let Some(address) = native {
         return Path {
             kind: PathKind::Native,
             remote: Some(end(CandidateKind::Host, address)),
-            up: true,
+            up: works,
             ..no_path()
         };
     }

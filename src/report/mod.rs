@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
-pub(crate) use build::{milliseconds, nat as nat_of};
+pub(crate) use build::{milliseconds, name_of, nat as nat_of};
 pub use hosts::DOMAIN;
 pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use nodes::{NetworkNode, NetworkNodes};
@@ -60,6 +60,9 @@ pub struct Status {
     /// Our routers, where ports are mapped on them; empty without a NAT and where it is off.
     #[serde(default)]
     pub port_mappings: Vec<PortMapping>,
+    /// Why the interface cannot be used, where another program owns it.
+    #[serde(default)]
+    pub problem: Option<String>,
     /// Every configured relay and transport.
     pub relays: Vec<Relay>,
     /// Its own candidates; none but relayed ones where it has no network.
@@ -162,6 +165,9 @@ pub struct Peer {
     pub last_seen_s: Option<u64>,
     /// How often its path has changed.
     pub path_changes: u64,
+    /// How often another program has reset its endpoint on the interface.
+    #[serde(default)]
+    pub endpoint_resets: u64,
 }
 
 /// What carries a peer's packets.
@@ -350,7 +356,8 @@ impl Status {
         let expected = !present.is_empty() || !self.signaling.connected;
         let nothing_works = present.iter().all(|health| *health == Health::Broken);
         let is_out = self.signaling.refused.as_deref() == Some("revoked");
-        if self.has_no_network() || is_out || (expected && nothing_works) {
+        if self.problem.is_some() || self.has_no_network() || is_out || (expected && nothing_works)
+        {
             return Health::Broken;
         }
         if self.signaling.connected && present.iter().all(|health| *health == Health::Well) {

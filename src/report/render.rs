@@ -250,6 +250,12 @@ fn says_itself(peer: &Peer) -> bool {
 
 /// What stands below a peer that is not as well as it could be.
 fn note(peer: &Peer) -> Option<String> {
+    if peer.endpoint_resets > 0 {
+        return Some(format!(
+            "another program has reset its endpoint {} times (see the daemon's log)",
+            peer.endpoint_resets
+        ));
+    }
     if peer.hint.is_empty() || peer.is_away() {
         return None;
     }

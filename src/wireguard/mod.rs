@@ -1,9 +1,12 @@
 //! WireGuard backends: in-process (boringtun on a TUN device), kernel, userspace by its UAPI.
 
+pub mod backend;
 pub mod gateways;
 pub mod inprocess;
+pub mod kernel;
 mod mask;
 pub mod netlink;
 pub mod tun;
+pub mod uapi;
 
 pub use wice_signaling::protocol::IpPrefix;

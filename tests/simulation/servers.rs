@@ -29,7 +29,7 @@ fn code(world: &World) -> Code {
         peer: &peer,
         port: 51821,
         relay_only: false,
-        native: false,
+        native: None,
         port_mapping: None,
         checking_for: peer.looking,
         last_seen: peer.last_seen,

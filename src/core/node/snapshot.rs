@@ -193,6 +193,15 @@ impl Node {
         self.counters
     }
 
+    /// Every peer's key, whether it has published an advert, and whether it has a path.
+    pub fn ways(&self) -> impl Iterator<Item = (PublicKey, bool, bool)> + '_ {
+        let of = |peer: &super::Peer| {
+            let has_path = peer.path.selected.is_some();
+            (peer.key, peer.advert.is_some(), has_path)
+        };
+        self.peers.values().map(of)
+    }
+
     /// How many peers have a path.
     pub fn paths(&self) -> usize {
         let has_path = |peer: &&super::Peer| peer.path.selected.is_some();

@@ -165,8 +165,8 @@ pub struct Facts<'a> {
     pub port: u16,
     /// Only relayed pairs may carry data, by this node's policy.
     pub relay_only: bool,
-    /// WireGuard's own endpoint works and is left alone.
-    pub native: bool,
+    /// WireGuard's own endpoint is left alone, and whether something has come by it.
+    pub native: Option<bool>,
     /// For how long paths to the peer have been looked for; `None` if not known.
     pub checking_for: Option<Duration>,
     /// Since its node was last connected to signaling: zero while it is, `None` if not known.
@@ -213,8 +213,13 @@ pub fn verdict(here: NatBehavior, there: NatBehavior) -> Verdict {
 
 /// The one reason for the state of a peer's path.
 pub fn reason(facts: &Facts<'_>) -> Reason {
-    if facts.native {
-        return said(Code::Native, "WireGuard's own endpoint works");
+    match facts.native {
+        Some(true) => return said(Code::Native, "WireGuard's own endpoint works"),
+        Some(false) => {
+            let summary = "WireGuard's own endpoint, which nothing has been sent to yet";
+            return said(Code::Native, summary);
+        }
+        None => {}
     }
     // What a relay holds for this node outlives its network, and so does a path through it that nothing has used since.
     if facts.node.has_no_network() {

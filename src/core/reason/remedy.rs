@@ -136,7 +136,7 @@ pub(super) fn no_advert(last_seen: Option<Duration>) -> Reason {
         Code::NoAdvert,
         &summary,
         "start wice there",
-        "start wice on the peer (wice up), and see that it reaches the same signaling service (wice status there)",
+        "start wice on the peer (wice up, or wice attach for an interface that it has), and see that it reaches the same signaling service (wice status there)",
     )
 }
 

@@ -160,7 +160,7 @@ fn facts<'a>(node: &'a NodeSnapshot, peer: &'a PeerSnapshot) -> Facts<'a> {
         peer,
         port: 51821,
         relay_only: false,
-        native: false,
+        native: None,
         checking_for: Some(Duration::from_secs(60)),
         last_seen: Some(Duration::ZERO),
         handshake_age: None,
@@ -353,7 +353,7 @@ fn relayed_for_reasons_other_than_nats() {
     };
     assert_eq!(reason(&policy).code, Code::RelayOnly);
     let native = Facts {
-        native: true,
+        native: Some(true),
         ..facts(&plain, &peer)
     };
     assert_eq!(reason(&native).code, Code::Native);

@@ -31,6 +31,10 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// REKEY_ATTEMPT_TIME (paper §6.1), and the last one can still be answered.
 const HELD_TIME: Duration = Duration::from_secs(90);
 
+/// Initiations of both sides that leave within a round trip of each other cross. Longer than any round
+/// trip on which people use a mesh, shorter than REKEY_TIMEOUT (paper §6.1).
+const CROSSING: Duration = Duration::from_secs(1);
+
 const SLOT_LABEL: &[u8] = b"wice-slot-v1\0";
 /// Slots are 127.1.0.0 to 127.255.255.254: 127.0.0.0/16 is in use on many machines (resolvers), and
 /// 127.255.255.255 is a broadcast address.
@@ -120,6 +124,8 @@ pub struct SlotCounters {
     pub malformed_in: u64,
     /// From the network: an initiation from an address that is no peer's.
     pub unknown_initiation: u64,
+    /// From the network: an initiation that has crossed one of ours.
+    pub crossed: u64,
     /// From the network: anything else from such an address, naming no session of ours.
     pub unknown_sender: u64,
 }
@@ -154,6 +160,7 @@ pub struct Slots {
 
 #[derive(Debug)]
 struct Entry {
+    key: PublicKey,
     slot: Ipv4Addr,
     mac1: Mac1Key,
     /// How our WireGuard is known to the peer.
@@ -165,6 +172,8 @@ struct Entry {
     held: Option<(Box<[u8; INITIATION_LEN]>, Instant)>,
     /// Where the peer's latest initiation came from.
     asked: Option<(Arrival, Instant)>,
+    /// When an initiation of ours left that has no answer yet.
+    initiated: Option<Instant>,
 }
 
 impl Slots {
@@ -175,6 +184,7 @@ impl Slots {
         }
         let slot = slot_of(key);
         let entry = Entry {
+            key: *key,
             slot,
             mac1: Mac1Key::of(key),
             local: Indices::default(),
@@ -182,6 +192,7 @@ impl Slots {
             stats: SlotStats::default(),
             held: None,
             asked: None,
+            initiated: None,
         };
         self.peers.insert(peer, entry);
         self.by_slot.entry(slot).or_default().push(peer);
@@ -296,6 +307,9 @@ impl Slots {
             return Err(Refusal::UnknownSender);
         };
         let slot = entry.slot;
+        if let (Message::Response { .. }, Some(_)) = (message, by_index) {
+            entry.initiated = None;
+        }
         let names_none = message.receiver().is_none();
         let in_session = names_none || by_index.is_some() || !entry.local.any(now);
         // Only what answers an initiation of ours tells how the peer is to be named: anybody can make
@@ -324,6 +338,27 @@ impl Slots {
     pub fn take_held(&mut self, peer: PeerId, now: Instant) -> Option<Box<[u8; INITIATION_LEN]>> {
         let (initiation, until) = self.peers.get_mut(&peer)?.held.take()?;
         (now < until).then_some(initiation)
+    }
+
+    /// An initiation of ours has left.
+    pub fn note_initiated(&mut self, peer: PeerId, now: Instant) {
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.initiated = Some(now);
+        }
+    }
+
+    /// Whether an initiation of the peer is to be dropped, because it has crossed one of ours. WireGuard
+    /// answers every initiation and forgets its own: of two that cross neither comes to anything, and
+    /// with traffic both ways so do those that follow, both 5 s later. The side with the greater key,
+    /// `own`, goes on with its own; the other's WireGuard answers that.
+    pub fn crosses(&mut self, peer: PeerId, own: &PublicKey, now: Instant) -> bool {
+        let Some(entry) = self.peers.get(&peer) else {
+            return false;
+        };
+        let open = entry.initiated.is_some_and(|at| now < at + CROSSING);
+        let crosses = open && *own > entry.key;
+        self.counters.crossed += u64::from(crosses);
+        crosses
     }
 
     /// An initiation of the peer came in here and went to WireGuard.

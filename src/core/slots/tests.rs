@@ -430,3 +430,37 @@ fn only_messages_of_the_right_type_and_length_are_messages() {
         }
     }
 }
+
+/// Both WireGuards start at once: one of the two initiations is dropped, by the same side always, and
+/// not when the other has been answered or is long gone.
+#[test]
+fn of_two_initiations_that_cross_one_comes_through() {
+    let now = Instant::now();
+    let keys = [PublicKey([1; 32]), PublicKey([2; 32])];
+    let peer = PeerId(0);
+    let crossing = |own: usize, after: Duration| {
+        let mut slots = Slots::default();
+        slots.add(peer, &keys[1 - own]);
+        slots.note_initiated(peer, now);
+        slots.crosses(peer, &keys[own], now + after)
+    };
+    assert!(!crossing(0, Duration::ZERO));
+    assert!(crossing(1, Duration::ZERO));
+    assert!(!crossing(1, CROSSING));
+    let mut slots = Slots::default();
+    slots.add(peer, &keys[0]);
+    assert!(
+        !slots.crosses(peer, &keys[1], now),
+        "nothing of ours is open"
+    );
+    let response = Message::Response {
+        sender: 5,
+        receiver: 9,
+    };
+    let initiation = Message::Initiation { sender: 9 };
+    slots.learn_outbound(peer, initiation, now);
+    slots.note_initiated(peer, now);
+    slots.sender(None, response, now).unwrap();
+    assert!(!slots.crosses(peer, &keys[1], now), "it was answered");
+    assert_eq!(slots.counters.crossed, 0);
+}

@@ -45,6 +45,7 @@ fn status() -> Status {
             refused: None,
         },
         port_mappings: Vec::new(),
+        problem: None,
         relays: Vec::new(),
         candidates: Vec::new(),
         observations: Vec::new(),

@@ -73,6 +73,7 @@ impl Attached {
             batch.push(route, &initiation[..], initiation.len());
         }
         notes.sent(peer, WireGuardPacket::HandshakeInitiation);
+        self.slots.note_initiated(peer, now);
     }
 
     /// What ICMP says of WireGuard: whether its port has been closed under us.
@@ -236,6 +237,8 @@ impl Attached {
             if let Message::Initiation { .. } = message {
                 self.slots.hold(peer, bytes, now);
             }
+        } else if let Message::Initiation { .. } = message {
+            self.slots.note_initiated(peer, now);
         }
         self.slots.note_sent(peer, bytes.len(), carried, now);
         if let Some(packet) = message.packet() {
@@ -334,6 +337,9 @@ impl<'p> Inward<'_, 'p> {
             return;
         };
         if let Message::Initiation { .. } = message {
+            if slots.crosses(sender.peer, &node.public_key(), self.now) {
+                return;
+            }
             slots.note_asked(sender.peer, arrival, self.now);
         }
         let towards = SlotSocket::towards(port, sender.slot);

@@ -180,6 +180,8 @@ fn peer_inputs() -> BTreeMap<PublicKey, PeerInputs> {
         last_seen: Some(Duration::from_secs(last_seen)),
         checking_for: Some(Duration::from_secs(100)),
         native: None,
+        native_works: false,
+        endpoint_resets: 0,
     };
     let s = |seconds| Some(Duration::from_secs(seconds));
     BTreeMap::from([
@@ -237,6 +239,7 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         listen_port: 51821,
         uptime: Duration::from_secs(9),
         relay_only: false,
+        problem: None,
         node,
         signaling: &signaling(),
         peers: &peer_inputs(),
@@ -393,7 +396,7 @@ fn colour_changes_no_column() {
 fn ping_lines() {
     let node = node();
     let pong = |index: usize, rtt| {
-        let path = path_of(&node.peers[index], None);
+        let path = path_of(&node.peers[index], None, false);
         PingEvent::pong("lab-b", 1, Duration::from_millis(rtt), path).line()
     };
     assert_eq!(
@@ -523,4 +526,37 @@ relay        turn.lab.example  udp 18 ms, tls fails, credentials work
     ] {
         assert_eq!(with(udp, relays.clone()), expected, "{udp:?} {relays:?}");
     }
+}
+
+/// An interface that another program owns: what has gone wrong with it stands first, and who is reached
+/// by WireGuard's own endpoint, or has had it reset, is said.
+#[test]
+fn an_attached_interface_is_told() {
+    let mut peers = peer_inputs();
+    let native = "203.0.113.7:51820".parse().unwrap();
+    if let Some(peer) = peers.get_mut(&PublicKey([1; 32])) {
+        peer.native = Some(native);
+        peer.native_works = true;
+        peer.endpoint_resets = 4;
+    }
+    let status = with_inputs(&node(), |inputs| {
+        let inputs = Inputs {
+            managed: false,
+            problem: Some("wg0 is down"),
+            peers: &peers,
+            ..inputs
+        };
+        inputs.status()
+    });
+    let text = status.text(Style::PLAIN);
+    assert_eq!(text.lines().nth(1), Some("wg0 is down"));
+    assert!(text.contains("native  203.0.113.7:51820"), "{text}");
+    assert!(text.contains("has reset its endpoint 4 times"), "{text}");
+    assert_eq!(status.mode, "attached");
+    assert_eq!(status.health(), Health::Broken);
+    let json = serde_json::to_value(&status).unwrap();
+    let peer = &json["peers"][0];
+    assert_eq!(peer["path"]["kind"], "native");
+    assert_eq!(peer["path"]["up"], true);
+    assert_eq!(peer["endpoint_resets"], 4);
 }

@@ -1,0 +1,322 @@
+//! One peer: what its endpoint is, whether that carries anything, and what it should be.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::{Cause, PathState, Sighting, Standing};
+
+/// A session older than this carries nothing more (WireGuard paper §6.1, REJECT_AFTER_TIME): an
+/// endpoint with a younger one worked when it was seen first.
+const SESSION: Duration = Duration::from_secs(180);
+/// An endpoint that has never worked here may leave what is sent unanswered for this long. Below the
+/// 5 s after which WireGuard repeats an unanswered handshake (§6.1, REKEY_TIMEOUT): the second try
+/// goes by the path, so a native endpoint that is dead costs no more than the loss of one packet. Looks
+/// are a second apart, and not exact: the one that sees it comes after 4.5 s at most.
+pub const NATIVE_TRIAL: Duration = Duration::from_millis(3_500);
+/// One that has worked: WireGuard itself gives a session up when nothing has come for this long after
+/// something was sent (§6.5, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
+pub const NATIVE_DEAD: Duration = Duration::from_secs(15);
+/// One that was put where ours stood: until the next look. Two looks are the 2 s that an outage may
+/// last; a little less, for looks are not exact.
+pub const RESET_TRIAL: Duration = Duration::from_millis(800);
+/// Without a path for this long the native endpoint is tried again.
+pub const NATIVE_RETRY: Duration = Duration::from_secs(30);
+/// The same for a peer that has published nothing: twice what signaling takes to tell of all.
+pub const NATIVE_RETRY_UNKNOWN: Duration = Duration::from_secs(10);
+/// A keepalive has this length and wants no answer (§5.4.6, §6.5).
+const KEEPALIVE: u64 = 32;
+/// Resets that are remembered, to see whether they are regular: three distances.
+const REMEMBERED_RESETS: usize = 4;
+/// Distances of resets count as equal up to this: looks are a second apart.
+const REGULAR: Duration = Duration::from_millis(2_500);
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    slot: SocketAddr,
+    path: PathState,
+    /// Since when a path is ready, or none is.
+    path_since: Instant,
+    endpoint: Option<SocketAddr>,
+    /// What we gave it last, where that is not the slot.
+    given: Option<SocketAddr>,
+    /// Something has come since the endpoint is what it is.
+    heard: bool,
+    /// Since when something that wants an answer has none.
+    unanswered: Option<Instant>,
+    /// Theirs stands where ours stood, since then.
+    displaced: Option<Instant>,
+    /// The displacement that was counted last.
+    counted: Option<Instant>,
+    /// Theirs, which we have put back ourselves.
+    retried: Option<SocketAddr>,
+    /// It came together with something from the peer: WireGuard may have roamed.
+    may_have_roamed: bool,
+    /// Theirs that carried nothing.
+    failed: Option<SocketAddr>,
+    /// Theirs as it was configured: what a detach goes back to.
+    original: Option<SocketAddr>,
+    /// Theirs as it was last: what is tried again.
+    native: Option<SocketAddr>,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    handshake: Option<Duration>,
+    /// When that was, by our clock.
+    handshaken: Option<Instant>,
+    looked: Instant,
+    resets: u64,
+    reset_at: VecDeque<Instant>,
+}
+
+impl Peer {
+    pub(super) fn new(
+        slot: SocketAddr,
+        remembered: Option<SocketAddr>,
+        sighting: &Sighting,
+        now: Instant,
+    ) -> Self {
+        let theirs = sighting.endpoint.filter(|endpoint| *endpoint != slot);
+        let in_session = sighting.handshake_age.is_some_and(|age| age < SESSION);
+        // A handshake was sent before we came, and none has ever been answered.
+        let asked = sighting.handshake.is_none() && sighting.tx_bytes > 0;
+        Self {
+            slot,
+            path: PathState::default(),
+            path_since: now,
+            endpoint: sighting.endpoint,
+            given: None,
+            heard: in_session,
+            unanswered: asked.then_some(now),
+            displaced: None,
+            counted: None,
+            retried: None,
+            may_have_roamed: false,
+            failed: None,
+            original: theirs.or(remembered),
+            native: theirs.or(remembered),
+            rx_bytes: sighting.rx_bytes,
+            tx_bytes: sighting.tx_bytes,
+            handshake: sighting.handshake,
+            handshaken: sighting.handshake_age.and_then(|age| now.checked_sub(age)),
+            looked: now,
+            resets: 0,
+            reset_at: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn original(&self) -> Option<SocketAddr> {
+        self.original
+    }
+
+    pub(super) fn resets(&self) -> u64 {
+        self.resets
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        match self.endpoint {
+            None => Standing::Unset,
+            Some(endpoint) if self.is_ours(endpoint) => Standing::Ours,
+            Some(endpoint) => Standing::Theirs {
+                endpoint,
+                works: self.heard && self.unanswered_for(self.looked) < NATIVE_DEAD,
+                idle: self.unanswered.is_none(),
+            },
+        }
+    }
+
+    /// Whether anything has changed.
+    pub(super) fn set_path(&mut self, path: PathState, now: Instant) -> bool {
+        if path == self.path {
+            return false;
+        }
+        if path.ready.is_some() != self.path.ready.is_some() {
+            self.path_since = now;
+        }
+        self.path = path;
+        true
+    }
+
+    /// Takes in what the interface says. True when theirs turns out to work where ours stood.
+    pub(super) fn observe(&mut self, sighting: &Sighting, now: Instant) -> bool {
+        // Counters that go back are those of a peer that was put there anew, without a session.
+        let anew = sighting.rx_bytes < self.rx_bytes || sighting.tx_bytes < self.tx_bytes;
+        let handshaken = sighting.handshake.is_some() && sighting.handshake != self.handshake;
+        if handshaken {
+            self.handshaken = Some(now);
+        }
+        // Without a session what comes are handshakes: they show that the peer reaches us, not that we
+        // reach it.
+        let in_session = !anew && self.handshaken.is_some_and(|at| now < at + SESSION);
+        let heard = in_session && (sighting.rx_bytes > self.rx_bytes || handshaken);
+        if anew && !handshaken {
+            self.handshaken = None;
+        }
+        let sent = sighting.tx_bytes.saturating_sub(self.tx_bytes);
+        let asked = if anew {
+            sighting.tx_bytes > 0
+        } else {
+            sent > 0 && sent != KEEPALIVE
+        };
+        let before = std::mem::replace(&mut self.endpoint, sighting.endpoint);
+        let asked_since = self.looked;
+        self.rx_bytes = sighting.rx_bytes;
+        self.tx_bytes = sighting.tx_bytes;
+        self.handshake = sighting.handshake;
+        self.looked = now;
+        if anew || before != sighting.endpoint {
+            self.heard = false;
+            self.unanswered = asked.then_some(asked_since);
+            let was_ours = before.is_some_and(|endpoint| self.is_ours(endpoint));
+            self.note_change(sighting.endpoint, was_ours, heard, now);
+            return false;
+        }
+        if heard {
+            let first = !std::mem::replace(&mut self.heard, true);
+            self.unanswered = None;
+            let displaced = self.displaced.take().is_some();
+            let theirs = !sighting.endpoint.is_some_and(|e| self.is_ours(e));
+            if theirs {
+                self.failed = None;
+            }
+            return first && displaced && theirs;
+        }
+        if asked {
+            self.unanswered.get_or_insert(asked_since);
+        }
+        false
+    }
+
+    /// Where the endpoint should point instead, if it should.
+    pub(super) fn decide(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
+        let ours = self.path.ready.unwrap_or(self.slot);
+        let Some(endpoint) = self.endpoint else {
+            // Without a path as well: what WireGuard sends to the slot shows that one is needed.
+            let wanted = self.path.advert || self.path.ready.is_some();
+            return wanted.then(|| self.give(ours, Cause::Unset, now));
+        };
+        if self.is_ours(endpoint) {
+            if self.path.ready.is_some() && endpoint != ours {
+                return Some(self.give(ours, Cause::Moved, now));
+            }
+            return self.retry(now);
+        }
+        self.path.ready?;
+        if !self.is_dead(endpoint, now) {
+            return None;
+        }
+        self.failed = Some(endpoint);
+        Some(self.give(ours, Cause::Failed, now))
+    }
+
+    fn is_ours(&self, endpoint: SocketAddr) -> bool {
+        endpoint == self.slot || Some(endpoint) == self.given
+    }
+
+    fn unanswered_for(&self, now: Instant) -> Duration {
+        let since = self.unanswered.map(|at| now.saturating_duration_since(at));
+        since.unwrap_or_default()
+    }
+
+    fn note_change(
+        &mut self,
+        endpoint: Option<SocketAddr>,
+        was_ours: bool,
+        heard: bool,
+        now: Instant,
+    ) {
+        match endpoint {
+            Some(endpoint) if self.is_ours(endpoint) => {
+                self.displaced = None;
+                self.retried = None;
+                self.may_have_roamed = false;
+            }
+            Some(endpoint) if self.retried == Some(endpoint) => {}
+            Some(endpoint) => {
+                self.may_have_roamed = heard;
+                if was_ours {
+                    self.displaced = Some(now);
+                }
+                // What WireGuard finds by itself is not what somebody wants it to be.
+                if !heard || self.original.is_none() {
+                    self.original = Some(endpoint);
+                }
+                self.native = Some(endpoint);
+            }
+            None => {
+                if was_ours {
+                    self.displaced = Some(now);
+                }
+            }
+        }
+    }
+
+    /// Whether theirs, with a path ready beside it, carries nothing.
+    fn is_dead(&self, endpoint: SocketAddr, now: Instant) -> bool {
+        let unanswered = self.unanswered.map(|_| self.unanswered_for(now));
+        if self.heard {
+            return unanswered.is_some_and(|time| time >= NATIVE_DEAD);
+        }
+        let Some(since) = self.displaced else {
+            return unanswered.is_some_and(|time| time >= NATIVE_TRIAL);
+        };
+        // What failed before is not tried again for a program that sets it, unless it may be
+        // WireGuard that has heard from there.
+        let tried = !self.may_have_roamed || now.saturating_duration_since(since) >= RESET_TRIAL;
+        if self.failed == Some(endpoint) {
+            return tried;
+        }
+        unanswered.is_some_and(|time| time >= RESET_TRIAL)
+    }
+
+    /// Without a path for long, theirs is tried again.
+    fn retry(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
+        let native = self.native?;
+        let patience = if self.path.advert {
+            NATIVE_RETRY
+        } else {
+            NATIVE_RETRY_UNKNOWN
+        };
+        let waited = now.saturating_duration_since(self.path_since);
+        if self.path.ready.is_some() || waited < patience {
+            return None;
+        }
+        self.failed = None;
+        self.retried = Some(native);
+        Some((native, Cause::Retry))
+    }
+
+    fn give(&mut self, endpoint: SocketAddr, cause: Cause, now: Instant) -> (SocketAddr, Cause) {
+        self.given = (endpoint != self.slot).then_some(endpoint);
+        // Once for each displacement, however often it has to be tried.
+        let Some(displaced) = self.displaced.filter(|at| self.counted != Some(*at)) else {
+            return (endpoint, cause);
+        };
+        self.counted = Some(displaced);
+        self.resets += 1;
+        if self.reset_at.len() == REMEMBERED_RESETS {
+            self.reset_at.pop_front();
+        }
+        self.reset_at.push_back(now);
+        let reset = Cause::Reset {
+            times: self.resets,
+            every: self.regular(),
+        };
+        (endpoint, reset)
+    }
+
+    /// The distance of the last resets, if three of them are about equal.
+    fn regular(&self) -> Option<Duration> {
+        if self.reset_at.len() < REMEMBERED_RESETS {
+            return None;
+        }
+        let times = self.reset_at.iter();
+        let distances: Vec<Duration> = times
+            .clone()
+            .zip(self.reset_at.iter().skip(1))
+            .map(|(before, after)| after.saturating_duration_since(*before))
+            .collect();
+        let (least, most) = (distances.iter().min()?, distances.iter().max()?);
+        let count = u32::try_from(distances.len()).ok()?;
+        (*most - *least <= REGULAR).then(|| distances.iter().sum::<Duration>() / count)
+    }
+}

@@ -1,0 +1,436 @@
+//! What both kinds of daemon stand on: the packet loop, signaling, servers, addresses, the control
+//! socket, and what is kept.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use wice_signaling::protocol::{Advert, Presence, PrivateKey, PublicKey, RecordKind};
+
+use super::answers::{Answers, Shared, View};
+use super::control::{self, ControlListener};
+use super::interfaces::{Ports, host_addresses};
+use super::join::{self, Membership};
+use super::kept::Kept;
+use super::port_mapping::PortMapper;
+use super::servers::{Servers, Update};
+use super::state::{NodeState, ServerState, State};
+use super::{Settings, answers, metrics, random, transition};
+use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
+use crate::io::dial::SocketHook;
+use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
+use crate::io::udp::UdpSocket;
+use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+use crate::wireguard::netlink::{Interface, Netlink, Watch};
+
+/// Notices of the packet loop that may wait.
+const NOTICES: usize = 4096;
+/// Records of peers are written to the state folder at most this often.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// Changes of addresses come in bursts; they are read once after this.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// What is known before anything runs.
+pub(super) struct Prepared {
+    pub(super) settings: Settings,
+    pub(super) state: State,
+    pub(super) node_state: NodeState,
+    pub(super) key: PrivateKey,
+    pub(super) membership: Membership,
+    pub(super) netlink: Netlink,
+    /// The index of the node's own interface.
+    pub(super) index: u32,
+    pub(super) admission: Admission,
+    /// What control connections need to stay out of the tunnel.
+    pub(super) socket_hook: Option<SocketHook>,
+    /// What reports are made of beside the core.
+    pub(super) view: View,
+}
+
+/// What runs.
+pub(super) struct Base {
+    pub(super) settings: Settings,
+    pub(super) state: State,
+    pub(super) node_state: NodeState,
+    pub(super) key: PrivateKey,
+    pub(super) membership: Membership,
+    pub(super) inbox: Inbox,
+    pub(super) netlink: Netlink,
+    pub(super) index: u32,
+    pub(super) shared: Arc<Shared>,
+    pub(super) kept: Kept,
+    ports: Ports,
+    addresses: Vec<HostAddress>,
+    signaling: Signaling,
+    servers: Servers,
+    port_mapper: PortMapper,
+    watch: Watch,
+    settle: Option<Instant>,
+    keep: tokio::time::Interval,
+    thread: std::thread::JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What has happened that both kinds do the same about; see [`Base::handle`].
+pub(super) enum Happened {
+    Signaling(Option<Event>),
+    Servers(Update),
+    PortMapped,
+    Changed,
+    Settled,
+    Keep,
+    Stop,
+}
+
+/// A record that came from signaling, opened.
+pub(super) struct Record {
+    pub(super) key: PublicKey,
+    pub(super) kind: RecordKind,
+    pub(super) bytes: Vec<u8>,
+    /// Whether its node is connected; to be told after the record.
+    pub(super) presence: Presence,
+}
+
+/// What is left to do about what has happened.
+pub(super) enum Left {
+    Nothing,
+    /// The addresses were read again, with all interfaces.
+    Interfaces(Vec<Interface>),
+    Record(Record),
+    Stop,
+}
+
+impl Base {
+    /// Starts everything, and gives the notices of the packet loop.
+    pub(super) async fn start(
+        prepared: Prepared,
+        plane: PlaneParts,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<Notice>)> {
+        let Prepared {
+            settings,
+            state,
+            node_state,
+            key,
+            membership,
+            netlink,
+            index,
+            admission,
+            socket_hook,
+            view,
+        } = prepared;
+        let now = std::time::Instant::now();
+        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)))?;
+        // A machine without IPv6 is no error.
+        let v6 = UdpSocket::bind(SocketAddr::from(([0u16; 8], settings.port))).ok();
+        let port = |socket: &UdpSocket| socket.local_addr().ok().map(|address| address.port());
+        let ports = Ports {
+            v4: port(&v4),
+            v6: v6.as_ref().and_then(port),
+        };
+        let node = Node::new(
+            NodeConfig {
+                key: PrivateKey::from_bytes(*key.expose_secret()),
+                session: node_state.session(),
+                sequence: node_state.sequence,
+                name: settings.name.clone(),
+                admission,
+                membership: membership.proof.clone(),
+                seed: random()?,
+            },
+            now,
+        );
+        let servers = Servers::new(&settings)?;
+        let (notices_sender, notices) = mpsc::channel(NOTICES);
+        let (inbox, thread) = packet_loop::spawn(Parts {
+            node,
+            plane,
+            v4: Some(v4),
+            v6,
+            endpoint: servers.endpoints(),
+            notices: notices_sender,
+            runtime: tokio::runtime::Handle::current(),
+        })?;
+        let signaling = Signaling::start(WebSocketBackend::new(WebSocketConfig {
+            url: membership.url.clone(),
+            pin: membership.pin,
+            network: membership.network,
+            key: PrivateKey::from_bytes(*key.expose_secret()),
+            membership: membership.proof.clone(),
+            receipt: membership.receipt,
+            proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
+            ca_file: settings.ca_file.clone(),
+            socket_hook,
+        }));
+        let shared = Arc::new(Shared::new(membership.url.to_string()));
+        let socket = settings
+            .run_dir
+            .join(format!("{}.sock", settings.interface));
+        let control = ControlListener::bind(&socket)?;
+        let answers = Arc::new(Answers {
+            interface: settings.interface.clone(),
+            port: ports.v4.unwrap_or(settings.port),
+            started: now,
+            inbox: inbox.clone(),
+            shared: Arc::clone(&shared),
+            view,
+        });
+        let mut tasks = vec![tokio::spawn(control::serve(control, Arc::clone(&answers)))];
+        if let Some(address) = settings.metrics {
+            tasks.push(metrics::serve(address, answers).await?);
+        }
+        let kept = Kept::read(&state);
+        let port_mapper = PortMapper::new(settings.port_mapping, *key.expose_secret());
+        let mut base = Self {
+            settings,
+            state,
+            node_state,
+            key,
+            membership,
+            inbox,
+            netlink,
+            index,
+            shared,
+            kept,
+            ports,
+            addresses: Vec::new(),
+            signaling,
+            servers,
+            port_mapper,
+            watch: Watch::start()?,
+            settle: None,
+            keep: tokio::time::interval(KEEP_EVERY),
+            thread,
+            tasks,
+        };
+        base.read_addresses().await?;
+        let known = base.state.servers();
+        base.servers.restore(known, &base.membership.url);
+        Ok((base, notices))
+    }
+
+    /// The next thing that both kinds do the same about. Cancel-safe.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Happened> {
+        let settle = self.settle;
+        let settled = async move {
+            match settle {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = self.signaling.next() => Ok(Happened::Signaling(event)),
+            update = self.servers.next() => Ok(Happened::Servers(update)),
+            () = self.port_mapper.changed() => Ok(Happened::PortMapped),
+            changed = self.watch.changed() => {
+                changed?;
+                Ok(Happened::Changed)
+            }
+            () = settled => Ok(Happened::Settled),
+            _ = self.keep.tick() => Ok(Happened::Keep),
+            () = self.shared.stop.notified() => Ok(Happened::Stop),
+        }
+    }
+
+    /// Does it, and gives what is left to do.
+    pub(super) async fn handle(&mut self, happened: Happened) -> anyhow::Result<Left> {
+        match happened {
+            Happened::Signaling(Some(event)) => return self.handle_signaling(event),
+            Happened::Signaling(None) => {
+                anyhow::bail!("the signaling client has ended: see the log above")
+            }
+            Happened::Servers(update) => {
+                self.shared.serves(&update.stun, &update.relays);
+                self.inbox.send(Command::StunServers(update.stun))?;
+                self.inbox.send(Command::RelayServers(update.relays))?;
+            }
+            Happened::PortMapped => self.tell_port_mappings()?,
+            Happened::Changed => {
+                self.settle.get_or_insert_with(|| Instant::now() + SETTLE);
+            }
+            Happened::Settled => {
+                self.settle = None;
+                return Ok(Left::Interfaces(self.read_addresses().await?));
+            }
+            Happened::Keep => self.keep_records(),
+            Happened::Stop => return Ok(Left::Stop),
+        }
+        Ok(Left::Nothing)
+    }
+
+    /// Our advert, as the core has made it.
+    pub(super) fn publish_advert(&mut self, advert: &[u8], sequence: u64) -> anyhow::Result<()> {
+        self.node_state.sequence = sequence;
+        self.state.set_node(&self.node_state)?;
+        self.publish(RecordKind::Advert, advert)?;
+        let nat = Advert::decode_verified(advert).map(|advert| advert.nat.mapping);
+        if nat.is_ok_and(|nat| self.port_mapper.nat(nat)) {
+            self.tell_port_mappings()?;
+        }
+        Ok(())
+    }
+
+    /// Passes on what signaling says. What has no room is lost, as on the way: the daemon goes on.
+    pub(super) fn pass_on(&self, command: Command) -> anyhow::Result<()> {
+        match self.inbox.send(command) {
+            Err(error @ InboxError::Full) => {
+                tracing::warn!(event = "overloaded", %error);
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
+    }
+
+    /// One line for a change of path.
+    pub(super) async fn log_path(&self, peer: PeerSnapshot) {
+        let port = self.ports.v4.unwrap_or(self.settings.port);
+        transition::log_path(&self.inbox, port, peer).await;
+    }
+
+    /// Seals a record of ours and has it published.
+    pub(super) fn publish(&mut self, kind: RecordKind, record: &[u8]) -> anyhow::Result<()> {
+        let Membership {
+            network,
+            network_key,
+            ..
+        } = &self.membership;
+        let key = self.key.public_key();
+        let sealed = network_key.seal(network, &key, kind, &random()?, record)?;
+        self.signaling.publish(kind, sealed);
+        Ok(())
+    }
+
+    /// Ends all of it; what was begun is flushed.
+    pub(super) async fn stop(mut self) {
+        // Nobody is left to hear of a loop that has ended already.
+        let _ = self.inbox.send(Command::Stop);
+        self.keep_records();
+        self.signaling.leave().await;
+        self.port_mapper.stop().await;
+        for task in self.tasks {
+            task.abort();
+            // It was told to end; that it did is all that counts.
+            let _ = task.await;
+        }
+        let thread = self.thread;
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+
+    fn handle_signaling(&mut self, event: Event) -> anyhow::Result<Left> {
+        match event {
+            Event::Connected => {
+                tracing::info!(event = "signaling-connected", url = %self.membership.url);
+                self.shared.connected();
+            }
+            Event::Disconnected { reason, retry_in } => {
+                transition::log_lost(&self.shared, reason, retry_in);
+                self.pass_on(Command::SignalingLost)?;
+            }
+            Event::Refused { code, text } => {
+                // Who has never been in has nothing to keep; who has keeps its paths.
+                let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
+                if newcomer && !code.is_temporary() {
+                    anyhow::bail!(
+                        "the signaling service refuses this node ({}): {text}\n  {}",
+                        code.as_str(),
+                        answers::advice(code).unwrap_or_default()
+                    );
+                }
+                self.shared.refused(code);
+            }
+            Event::Record {
+                key,
+                kind,
+                sealed,
+                last_seen,
+            } => {
+                let presence = match u32::try_from(last_seen.as_secs()) {
+                    Ok(0) => Presence::Connected,
+                    Ok(last_seen_s) => Presence::Lost { last_seen_s },
+                    Err(_) => Presence::Lost {
+                        last_seen_s: u32::MAX,
+                    },
+                };
+                let Membership {
+                    network,
+                    network_key,
+                    ..
+                } = &self.membership;
+                match network_key.open(network, &key, kind, &sealed) {
+                    Ok(bytes) => {
+                        return Ok(Left::Record(Record {
+                            key,
+                            kind,
+                            bytes,
+                            presence,
+                        }));
+                    }
+                    Err(error) => tracing::debug!(event = "record-refused", %key, %error),
+                }
+                self.pass_on(Command::Presence(key, presence))?;
+            }
+            Event::Presence { key, presence } => {
+                self.pass_on(Command::Presence(key, presence))?;
+            }
+            Event::Servers(servers) => {
+                if servers.credentials.is_some() {
+                    let known = ServerState {
+                        addresses: servers.addresses.iter().map(ToString::to_string).collect(),
+                        credentials: servers
+                            .credentials
+                            .as_ref()
+                            .map(|c| (c.username.clone(), c.password.clone())),
+                    };
+                    self.state.set_servers(&known)?;
+                }
+                self.servers.told(servers);
+            }
+            Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
+            Event::Receipt(receipt) => {
+                // No newcomer any more: a refusal ends no paths from here on.
+                self.membership.receipt = Some(receipt);
+                join::keep_receipt(&self.state, receipt)?;
+            }
+        }
+        Ok(Left::Nothing)
+    }
+
+    async fn read_addresses(&mut self) -> anyhow::Result<Vec<Interface>> {
+        let interfaces = self.netlink.interfaces().await?;
+        let routes = self.netlink.default_routes().await?;
+        // An interface that went and came back has another index.
+        let own = interfaces
+            .iter()
+            .find(|interface| interface.name == self.settings.interface);
+        self.index = own.map_or(self.index, |interface| interface.index);
+        let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
+        let gateways = self.netlink.gateways().await?;
+        if self.port_mapper.network(&addresses, gateways, &interfaces) {
+            self.tell_port_mappings()?;
+        }
+        if addresses != self.addresses {
+            let changed = !self.addresses.is_empty();
+            tracing::debug!(event = "addresses", ?addresses);
+            self.addresses.clone_from(&addresses);
+            self.inbox.send(Command::Addresses { addresses, changed })?;
+            if changed {
+                self.signaling.network_changed();
+            }
+        }
+        Ok(interfaces)
+    }
+
+    fn tell_port_mappings(&self) -> anyhow::Result<()> {
+        self.shared.port_mappings(self.port_mapper.reports());
+        let mapped = self.port_mapper.mapped();
+        Ok(self.inbox.send(Command::PortMappings(mapped))?)
+    }
+
+    fn keep_records(&mut self) {
+        if let Err(error) = self.kept.write(&self.state) {
+            tracing::warn!(event = "state-not-kept", %error);
+        }
+    }
+}
