@@ -37,6 +37,9 @@ impl Status {
             self.name,
             self.summary()
         );
+        if let Some(problem) = &self.problem {
+            out.push_str(&format!("{}\n", style.paint(problem, Paint::Bad)));
+        }
         if self.has_no_network() {
             out.push_str(&style.paint(NO_NETWORK, Paint::Bad));
         } else {
