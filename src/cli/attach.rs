@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, ValueEnum};
 
-use super::up::{read_token, run_daemon};
-use super::{log, print, usage};
-use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Overrides, Surroundings};
+use super::up::{read_token, resolve, run_daemon};
+use super::{log, print};
+use crate::config::Overrides;
 use crate::report::Health;
 
 /// Give the peers of a WireGuard interface that is there already paths through NATs, and run until told to stop.
@@ -84,13 +84,8 @@ enum Direct {
 }
 
 pub(super) fn attach(args: AttachArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
-    let path = args.config.clone();
-    let is_default = path.is_none();
-    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    let file = FileConfig::read(&path, is_default)?;
-    let print_config = args.print_config;
-    let config = DaemonConfig::resolve(args.overrides()?, file, Surroundings::here())
-        .map_err(|error| usage::located(error, matches, &path))?;
+    let (file, print_config) = (args.config.clone(), args.print_config);
+    let config = resolve(args.overrides()?, file, matches)?;
     if print_config {
         print(&config.to_toml())?;
         return Ok(Health::Well);

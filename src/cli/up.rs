@@ -95,19 +95,27 @@ pub(super) struct UpArgs {
 }
 
 pub(super) fn up(args: UpArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
-    let path = args.config.clone();
-    let is_default = path.is_none();
-    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    let file = FileConfig::read(&path, is_default)?;
-    let print_config = args.print_config;
-    let config = DaemonConfig::resolve(args.overrides()?, file, Surroundings::here())
-        .map_err(|error| usage::located(error, matches, &path))?;
+    let (file, print_config) = (args.config.clone(), args.print_config);
+    let config = resolve(args.overrides()?, file, matches)?;
     if print_config {
         print(&config.to_toml())?;
         return Ok(Health::Well);
     }
     log::start(&config.log)?;
     run_daemon(crate::daemon::run(config.settings))
+}
+
+/// What flags, variables and the file make together.
+pub(super) fn resolve(
+    overrides: Overrides,
+    file: Option<PathBuf>,
+    matches: &ArgMatches,
+) -> anyhow::Result<DaemonConfig> {
+    let is_default = file.is_none();
+    let path = file.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let file = FileConfig::read(&path, is_default)?;
+    let resolved = DaemonConfig::resolve(overrides, file, Surroundings::here());
+    Ok(resolved.map_err(|error| usage::located(error, matches, &path))?)
 }
 
 /// Runs a daemon to its end.
