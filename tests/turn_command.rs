@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
+
 /// Longer than a start, a reload or an end takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -75,10 +77,8 @@ impl Running {
         }
     }
 
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args([name, &pid]).status().unwrap();
-        assert!(sent.success());
+    fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     fn end(&mut self) -> i32 {
@@ -168,12 +168,12 @@ fn it_reloads_on_sighup_and_ends_on_sigterm() {
         "realm = \"lab\"\nuser = [\"bob:builder\"]\n",
         0o600,
     );
-    running.signal("-HUP");
+    running.signal(Signal::HUP);
     running.line("turn-reloaded");
     folder.write("turn.toml", "rubbish", 0o600);
-    running.signal("-HUP");
+    running.signal(Signal::HUP);
     assert!(running.line("turn-not-reloaded").contains("turn.toml"));
-    running.signal("-TERM");
+    running.signal(Signal::TERM);
     running.line("turn-draining");
     assert_eq!(running.end(), 0);
 }
