@@ -140,7 +140,7 @@ impl Signaling {
     }
 
     /// Says farewell, so that the others know at once, and ends. Returns when it is said, or cannot
-    /// be: at most after [`FAREWELL_TIMEOUT`].
+    /// be: at most after half a second.
     pub async fn leave(mut self) {
         self.outbox.send_modify(|outbox| outbox.leaving = true);
         let ended = async { while self.events.recv().await.is_some() {} };
