@@ -302,20 +302,26 @@ fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, StartError> {
 
 /// As [`open_udp`].
 fn open_tcp(address: SocketAddr, first: bool) -> io::Result<TcpListener> {
-    use socket2::{Domain, Socket, Type};
     if first && address.port() != 0 {
-        drop(TcpListener::bind(address)?);
+        drop(bind_tcp(address, false)?);
     }
+    let socket = bind_tcp(address, true)?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// IPv6 alone where the address is: a wildcard of the other family may listen beside it.
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Socket> {
+    use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(reuse_port)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn random(bytes: &mut [u8]) -> Result<(), StartError> {
@@ -326,4 +332,19 @@ fn random(bytes: &mut [u8]) -> Result<(), StartError> {
 
 fn system(step: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { step, error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_of_both_families_listen_on_one_port() {
+        let v4 = open_tcp(([0, 0, 0, 0], 0).into(), true).unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let v6 = open_tcp(([0u16; 8], port).into(), true).unwrap();
+        assert_eq!(v6.local_addr().unwrap().port(), port);
+        let again = open_tcp(([0, 0, 0, 0], port).into(), true);
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
 }
