@@ -302,20 +302,22 @@ impl Base {
         Ok(())
     }
 
-    /// Ends all of it; what was begun is flushed.
+    /// Ends all of it; what was begun is flushed. The control socket goes last: who has asked for the end
+    /// and sees it close may use interface and state at once.
     pub(super) async fn stop(mut self) {
         // Nobody is left to hear of a loop that has ended already.
         let _ = self.inbox.send(Command::Stop);
         self.keep_records();
         self.signaling.leave().await;
         self.port_mapper.stop().await;
+        let thread = self.thread;
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        drop(self.state);
         for task in self.tasks {
             task.abort();
             // It was told to end; that it did is all that counts.
             let _ = task.await;
         }
-        let thread = self.thread;
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
 
     fn handle_signaling(&mut self, event: Event) -> anyhow::Result<Left> {
