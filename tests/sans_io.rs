@@ -40,6 +40,7 @@ fn the_core_and_the_protocol_touch_nothing() {
     for folder in [
         "src/core",
         "signaling/src/protocol",
+        "src/signaling/kubernetes/state",
         "turn-server/src/codec",
         "turn-server/src/server",
     ] {

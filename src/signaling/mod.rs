@@ -5,6 +5,8 @@
 //! events. It reconnects by itself and publishes the outbox again; it never touches a path.
 
 mod connect;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 mod tls;
 mod websocket;
 

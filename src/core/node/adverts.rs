@@ -193,7 +193,7 @@ impl Node {
         if let Some(before) = before.filter(|before| *before != session) {
             peer.supersede(before);
         }
-        let candidates = peer.remote_candidates();
+        let candidates = peer.remote_candidates(&self.excluded);
         let agent = match peer.slots.iter_mut().find(|slot| slot.session == session) {
             Some(slot) => {
                 slot.provisional = false;
@@ -272,7 +272,7 @@ impl Node {
             .as_ref()
             .is_some_and(|advert| advert.session == session)
         {
-            engine.set_remote_candidates(&peer.remote_candidates());
+            engine.set_remote_candidates(&peer.remote_candidates(&self.excluded));
         }
         let evicted = (peer.slots.len() >= MAX_AGENTS).then(|| {
             // The oldest that is not the only one with a working pair.

@@ -149,7 +149,9 @@ impl Node {
         self.now = now;
         let mut wanted: Vec<HostAddress> = Vec::new();
         for address in addresses {
-            if policy::is_candidate_address(address.address.ip()) && !wanted.contains(address) {
+            let ip = address.address.ip();
+            let may = policy::is_candidate_address(ip) && !self.excluded.contains(ip);
+            if may && !wanted.contains(address) {
                 wanted.push(*address);
             }
         }

@@ -66,6 +66,11 @@ impl Node {
     }
 
     fn handle_request(&mut self, base: BaseId, from: SocketAddr, request: &Binding<'_>) {
+        // Through a mesh agent's overlay: a path would carry itself.
+        if self.excluded.contains(from.ip()) {
+            self.counters.strangers += 1;
+            return;
+        }
         let named = request
             .username()
             .filter(|(receiver, _)| *receiver == self.own.ufrag());

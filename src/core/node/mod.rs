@@ -6,6 +6,7 @@ mod adverts;
 mod bases;
 mod budget;
 mod events;
+mod excluded;
 mod inbound;
 mod path;
 mod paths;
@@ -34,6 +35,7 @@ use addresses::Addresses;
 use bases::Bases;
 use budget::Budget;
 use events::Events;
+use excluded::Excluded;
 use peer::Peer;
 use publish::Publisher;
 use relays::Relays;
@@ -60,6 +62,7 @@ pub struct Node {
     membership: Vec<u8>,
     revoked: Option<RevocationList>,
     bases: Bases,
+    excluded: Excluded,
     addresses: Addresses,
     gatherer: Gatherer,
     stun_servers: Vec<StunServer>,
@@ -96,6 +99,7 @@ impl Node {
             membership: config.membership,
             revoked: None,
             bases: Bases::default(),
+            excluded: Excluded::default(),
             addresses: Addresses::default(),
             gatherer: Gatherer::default(),
             stun_servers: Vec::new(),

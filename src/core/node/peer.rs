@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use wice_signaling::protocol::{Advert, PublicKey, Session};
 use zeroize::Zeroizing;
 
+use super::excluded::Excluded;
 use super::path::PathState;
 use super::presence::Presences;
 use super::{PathRef, PeerId, RelayId};
@@ -118,8 +119,8 @@ impl Peer {
         true
     }
 
-    /// The candidates of the advert, as agents take them.
-    pub(super) fn remote_candidates(&self) -> Vec<RemoteCandidate> {
+    /// The candidates of the advert, as agents take them, without those that are excluded.
+    pub(super) fn remote_candidates(&self, excluded: &Excluded) -> Vec<RemoteCandidate> {
         let Some(advert) = &self.advert else {
             return Vec::new();
         };
@@ -129,6 +130,10 @@ impl Peer {
             priority: c.priority,
             relay_transport: c.relay_transport,
         };
-        advert.candidates.iter().map(of).collect()
+        let candidates = advert.candidates.iter();
+        candidates
+            .filter(|candidate| !excluded.contains(candidate.address.ip()))
+            .map(of)
+            .collect()
     }
 }

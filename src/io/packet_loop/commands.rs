@@ -26,6 +26,7 @@ impl PacketLoop {
                     self.node.handle_network_change(now);
                 }
             }
+            Command::Excluded(prefixes) => self.node.handle_excluded(prefixes, now),
             Command::StunServers(servers) => self.node.handle_stun_servers(&servers, now),
             Command::PortMappings(mapped) => self.node.handle_port_mappings(mapped, now),
             Command::RelayServers(servers) => self.node.handle_relay_servers(&servers, now),

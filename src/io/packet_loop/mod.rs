@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use rustix::event::epoll;
 use tokio::sync::mpsc;
-use wice_signaling::protocol::{Presence, PublicKey, RevocationList};
+use wice_signaling::protocol::{IpPrefix, Presence, PublicKey, RevocationList};
 
 use crate::core::node::{HostAddress, Node, RelayServer, StunServer};
 use crate::core::overlay::Overlay;
@@ -59,6 +59,8 @@ pub enum Command {
         /// Whether what STUN servers said may be out of date.
         changed: bool,
     },
+    /// Addresses that are nobody's candidates, all that there are; ours count from the next `Addresses`.
+    Excluded(Vec<IpPrefix>),
     /// STUN servers, best first.
     StunServers(Vec<StunServer>),
     /// Ports on routers that lead to our host addresses, all that there are.

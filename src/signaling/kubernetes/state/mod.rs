@@ -1,0 +1,14 @@
+//! What the Kubernetes backend decides, without I/O: what the objects of the cluster say of WireGuard keys, and when our own
+//! annotation is written. Objects and instants come in; records, facts and writes go out.
+
+mod annotation;
+mod names;
+mod objects;
+mod pace;
+mod publisher;
+
+pub use annotation::{AnnotationError, MAX_ANNOTATION, decode, encode};
+pub use names::{DEFAULT_PREFIX, MeshAgent, NameError, Names};
+pub use objects::{Change, Facts, MAX_OBJECTS, Object, ObjectName, Objects, Source};
+pub use pace::Pace;
+pub use publisher::{Publisher, Refusal};
