@@ -1,5 +1,7 @@
 //! The command line: one file a subcommand. It parses, calls and prints; it decides nothing.
 
+#[cfg(feature = "kubernetes")]
+mod agent;
 mod ask;
 mod attach;
 mod daemon;
@@ -63,6 +65,8 @@ struct Cli {
 enum Command {
     Up(Box<up::UpArgs>),
     Attach(Box<attach::AttachArgs>),
+    #[cfg(feature = "kubernetes")]
+    Agent(Box<agent::AgentArgs>),
     Detach(detach::DetachArgs),
     Down(daemon::DownArgs),
     Leave(leave::LeaveArgs),
@@ -124,6 +128,8 @@ pub fn main() -> ExitCode {
         Command::Lab(args) => return lab::run_lab(&args),
         Command::Up(args) => up::up(*args, inner(&matches)),
         Command::Attach(args) => attach::attach(*args, inner(&matches)),
+        #[cfg(feature = "kubernetes")]
+        Command::Agent(args) => agent::agent(*args, inner(&matches)),
         Command::Detach(args) => detach::detach(&args),
         Command::Down(args) => daemon::down(&args),
         Command::Leave(args) => leave::leave(&args),

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use wice_signaling::protocol::{Advert, Presence, PrivateKey, PublicKey, RecordKind};
+use wice_signaling::protocol::{Advert, IpPrefix, Presence, PrivateKey, PublicKey, RecordKind};
 
 use super::answers::{Answers, Shared, View};
 use super::control::{self, ControlListener};
 use super::interfaces::{Ports, host_addresses};
-use super::join::{self, Membership};
 use super::kept::Kept;
+use super::network::Network;
 use super::port_mapping::PortMapper;
 use super::servers::{Servers, Update};
 use super::state::{NodeState, ServerState, State};
@@ -23,7 +23,7 @@ use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
-use crate::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
+use crate::signaling::{Event, Signaling};
 use crate::wireguard::netlink::{Interface, Netlink, Watch};
 
 /// Notices of the packet loop that may wait.
@@ -39,7 +39,7 @@ pub(super) struct Prepared {
     pub(super) state: State,
     pub(super) node_state: NodeState,
     pub(super) key: PrivateKey,
-    pub(super) membership: Membership,
+    pub(super) network: Network,
     pub(super) netlink: Netlink,
     /// The index of the node's own interface.
     pub(super) index: u32,
@@ -56,7 +56,7 @@ pub(super) struct Base {
     pub(super) state: State,
     pub(super) node_state: NodeState,
     pub(super) key: PrivateKey,
-    pub(super) membership: Membership,
+    pub(super) network: Network,
     pub(super) inbox: Inbox,
     pub(super) netlink: Netlink,
     pub(super) index: u32,
@@ -114,7 +114,7 @@ impl Base {
             state,
             node_state,
             key,
-            membership,
+            mut network,
             netlink,
             index,
             admission,
@@ -137,7 +137,7 @@ impl Base {
                 sequence: node_state.sequence,
                 name: settings.name.clone(),
                 admission,
-                membership: membership.proof.clone(),
+                membership: network.proof(),
                 seed: random()?,
             },
             now,
@@ -153,18 +153,8 @@ impl Base {
             notices: notices_sender,
             runtime: tokio::runtime::Handle::current(),
         })?;
-        let signaling = Signaling::start(WebSocketBackend::new(WebSocketConfig {
-            url: membership.url.clone(),
-            pin: membership.pin,
-            network: membership.network,
-            key: PrivateKey::from_bytes(*key.expose_secret()),
-            membership: membership.proof.clone(),
-            receipt: membership.receipt,
-            proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
-            ca_file: settings.ca_file.clone(),
-            socket_hook,
-        }));
-        let shared = Arc::new(Shared::new(membership.url.to_string()));
+        let signaling = network.start(&settings, &key, socket_hook)?;
+        let shared = Arc::new(Shared::new(network.place()));
         let socket = settings
             .run_dir
             .join(format!("{}.sock", settings.interface));
@@ -188,7 +178,7 @@ impl Base {
             state,
             node_state,
             key,
-            membership,
+            network,
             inbox,
             netlink,
             index,
@@ -207,7 +197,7 @@ impl Base {
         };
         base.read_addresses().await?;
         let known = base.state.servers();
-        base.servers.restore(known, &base.membership.url);
+        base.servers.restore(known, base.network.url());
         Ok((base, notices))
     }
 
@@ -272,6 +262,15 @@ impl Base {
         Ok(())
     }
 
+    /// Addresses that are nobody's candidates, all that there are.
+    pub(super) fn exclude(&mut self, prefixes: Vec<IpPrefix>) -> anyhow::Result<()> {
+        self.inbox.send(Command::Excluded(prefixes))?;
+        Ok(self.inbox.send(Command::Addresses {
+            addresses: self.addresses.clone(),
+            changed: false,
+        })?)
+    }
+
     /// Passes on what signaling says. What has no room is lost, as on the way: the daemon goes on.
     pub(super) fn pass_on(&self, command: Command) -> anyhow::Result<()> {
         match self.inbox.send(command) {
@@ -291,13 +290,7 @@ impl Base {
 
     /// Seals a record of ours and has it published.
     pub(super) fn publish(&mut self, kind: RecordKind, record: &[u8]) -> anyhow::Result<()> {
-        let Membership {
-            network,
-            network_key,
-            ..
-        } = &self.membership;
-        let key = self.key.public_key();
-        let sealed = network_key.seal(network, &key, kind, &random()?, record)?;
+        let sealed = self.network.seal(&self.key.public_key(), kind, record)?;
         self.signaling.publish(kind, sealed);
         Ok(())
     }
@@ -323,7 +316,7 @@ impl Base {
     fn handle_signaling(&mut self, event: Event) -> anyhow::Result<Left> {
         match event {
             Event::Connected => {
-                tracing::info!(event = "signaling-connected", url = %self.membership.url);
+                tracing::info!(event = "signaling-connected", url = self.network.place());
                 self.shared.connected();
             }
             Event::Disconnected { reason, retry_in } => {
@@ -332,8 +325,7 @@ impl Base {
             }
             Event::Refused { code, text } => {
                 // Who has never been in has nothing to keep; who has keeps its paths.
-                let newcomer = self.settings.token.is_some() && self.membership.receipt.is_none();
-                if newcomer && !code.is_temporary() {
+                if self.network.is_newcomer(&self.settings) && !code.is_temporary() {
                     anyhow::bail!(
                         "the signaling service refuses this node ({}): {text}\n  {}",
                         code.as_str(),
@@ -355,12 +347,7 @@ impl Base {
                         last_seen_s: u32::MAX,
                     },
                 };
-                let Membership {
-                    network,
-                    network_key,
-                    ..
-                } = &self.membership;
-                match network_key.open(network, &key, kind, &sealed) {
+                match self.network.open(&key, kind, sealed) {
                     Ok(bytes) => {
                         return Ok(Left::Record(Record {
                             key,
@@ -392,8 +379,7 @@ impl Base {
             Event::Revocations(list) => self.inbox.send(Command::Revocations(list))?,
             Event::Receipt(receipt) => {
                 // No newcomer any more: a refusal ends no paths from here on.
-                self.membership.receipt = Some(receipt);
-                join::keep_receipt(&self.state, receipt)?;
+                self.network.keep_receipt(&self.state, receipt)?;
             }
         }
         Ok(Left::Nothing)

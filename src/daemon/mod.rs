@@ -1,6 +1,8 @@
 //! The daemon: it keeps state, talks to signaling, and tells the packet loop what it learns. In managed
 //! mode it owns the WireGuard interface, in attached mode ([`attach`]) another program does.
 
+#[cfg(feature = "kubernetes")]
+mod agent;
 mod answers;
 mod attached;
 mod base;
@@ -10,6 +12,7 @@ mod join;
 mod kept;
 mod leave;
 mod metrics;
+mod network;
 mod port_mapping;
 mod servers;
 mod state;
@@ -34,8 +37,11 @@ use crate::wireguard::netlink::Netlink;
 use crate::wireguard::tun::Tun;
 use answers::View;
 use base::{Base, Left, Prepared, Record};
+use network::Network;
 use state::{NodeState, State};
 
+#[cfg(feature = "kubernetes")]
+pub use agent::agent;
 pub use attached::{AttachError, Detached, attach, detach};
 pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
@@ -159,7 +165,7 @@ impl Daemon {
             state,
             node_state,
             key,
-            membership,
+            network: Network::Service(Box::new(membership)),
             netlink,
             index,
             admission,
@@ -177,7 +183,7 @@ impl Daemon {
             event = "started",
             interface = base.settings.interface,
             name = base.settings.name,
-            network = base.membership.name,
+            network = base.network.name(),
             key = %base.key.public_key(),
             ipv4 = %v4_address,
             ipv6 = %v6_address,

@@ -97,8 +97,8 @@ impl Servers {
 
     /// What was known before the start. The signaling service answers STUN itself, unless it was
     /// told not to: gathering need not wait for the connection.
-    pub(super) fn restore(&mut self, known: Option<ServerState>, url: &SignalUrl) {
-        self.signal = Some(ServerAddress {
+    pub(super) fn restore(&mut self, known: Option<ServerState>, url: Option<&SignalUrl>) {
+        self.signal = url.map(|url| ServerAddress {
             kind: ServerKind::Stun,
             host: url.host.clone(),
             port: url.port,

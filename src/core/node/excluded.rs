@@ -132,7 +132,9 @@ mod tests {
             .values()
             .flat_map(|peer| &peer.slots)
             .flat_map(|slot| slot.agent.pairs());
-        let mut remotes: Vec<String> = pairs.map(|pair| pair.remote.address.to_string()).collect();
+        let mut remotes: Vec<String> = pairs
+            .map(|pair| pair.remote().address.to_string())
+            .collect();
         remotes.sort();
         remotes
     }

@@ -4,6 +4,7 @@
 mod adverts;
 mod culprit;
 mod detach;
+mod guidance;
 mod port;
 mod start;
 mod watcher;
@@ -28,10 +29,13 @@ use crate::wireguard::inprocess::PeerStats;
 use crate::wireguard::netlink::Interface;
 use adverts::Adverts;
 use culprit::culprit;
+use guidance::Guide;
 use port::is_bound;
 use watcher::{Report, Watcher};
 
 pub use detach::{Detached, detach};
+#[cfg(feature = "kubernetes")]
+pub(super) use guidance::{Guidance, Held};
 pub use start::AttachError;
 
 /// Who resets endpoints is looked for at most this often: it reads the list of processes.
@@ -58,6 +62,7 @@ struct Attached {
     binder: Binder,
     watcher: Watcher,
     adverts: Adverts,
+    guide: Guide,
     paths: BTreeMap<PublicKey, PathState>,
     /// The port that the packet loop was told.
     port: Option<u16>,
@@ -79,9 +84,23 @@ enum End {
 
 /// Attaches to an interface and runs until told to stop. Endpoints stay as they are then.
 pub async fn attach(settings: Settings) -> anyhow::Result<()> {
+    run(settings, Meet::Token).await
+}
+
+/// Where the peers are met.
+pub(super) enum Meet {
+    /// At the signaling service of a network that a token lets in.
+    Token,
+    /// In a cluster.
+    #[cfg(feature = "kubernetes")]
+    Cluster(crate::signaling::kubernetes::KubernetesConfig),
+}
+
+/// As [`attach`], wherever peers are met.
+pub(super) async fn run(settings: Settings, meet: Meet) -> anyhow::Result<()> {
     let mut first = true;
     loop {
-        let started = Attached::start(settings.clone()).await;
+        let started = Attached::start(settings.clone(), &meet).await;
         let (mut attached, mut notices) = match started {
             Ok(started) => started,
             // An interface that changes its key may be away for a moment.
@@ -127,6 +146,7 @@ impl Attached {
                     Some(Report::NotSet { key, error }) => self.handle_not_set(&key, &error),
                     None => anyhow::bail!("the watch of the interface has ended: see the log above"),
                 },
+                () = self.guide.changed() => self.handle_guidance()?,
                 Some(ways) = self.ways.1.recv() => self.handle_ways(ways)?,
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
@@ -270,8 +290,24 @@ impl Attached {
             return Ok(());
         }
         self.paths.insert(key, path);
+        // Ours is not taken back: who held it then had no reason to.
+        let ours = self.binder.standing(&key) == Some(Standing::Ours);
+        let held = !ours && self.guide.guidance().held.holds(&key);
+        let path = PathState {
+            ready: path.ready.filter(|_| !held),
+            ..path
+        };
         self.binder.handle_path(&key, path, Instant::now());
         self.drain()
+    }
+
+    fn handle_guidance(&mut self) -> anyhow::Result<()> {
+        let excluded = self.guide.guidance().excluded.clone();
+        self.base.exclude(excluded)?;
+        for (key, path) in self.paths.clone() {
+            self.set_path(key, path)?;
+        }
+        Ok(())
     }
 
     /// Does what the binder has decided.

@@ -9,13 +9,15 @@ use wice_signaling::protocol::{PrivateKey, RecordKind};
 use zeroize::Zeroizing;
 
 use super::adverts::Adverts;
+use super::guidance::Guide;
 use super::watcher::Watcher;
-use super::{Attached, InterfaceView, WAYS, slot_endpoint};
+use super::{Attached, InterfaceView, Meet, WAYS, slot_endpoint};
 use crate::core::binding::Binder;
 use crate::core::node::Admission;
 use crate::core::slots::SLOT_PORT;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
+use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, join, random};
 use crate::io::dial::fwmark;
@@ -98,6 +100,7 @@ pub(super) fn state_folder(settings: &Path, interface: &str) -> PathBuf {
 impl Attached {
     pub(super) async fn start(
         mut settings: Settings,
+        meet: &Meet,
     ) -> anyhow::Result<(Self, mpsc::Receiver<Notice>)> {
         let interface = settings.interface.clone();
         let mut backend = AnyBackend::open(&interface).await?;
@@ -113,8 +116,18 @@ impl Attached {
         let key = private_key(&settings, &device)?;
         let state = State::open(&state_folder(&settings.state_dir, &interface))?;
         let name = key.public_key().to_string();
-        let token = settings.token.as_ref();
-        let membership = join::membership_of_interface(&state, token, &key, &interface)?;
+        let (network, guide) = match meet {
+            Meet::Token => {
+                let token = settings.token.as_ref();
+                let joined = join::membership_of_interface(&state, token, &key, &interface)?;
+                (Network::Service(Box::new(joined)), Guide::none())
+            }
+            #[cfg(feature = "kubernetes")]
+            Meet::Cluster(config) => {
+                let (network, news) = crate::daemon::agent::meet(config)?;
+                (network, Guide::new(news))
+            }
+        };
         // Another key is another node: its sessions begin anew.
         let kept = state
             .node()?
@@ -139,7 +152,7 @@ impl Attached {
             interface,
             kind = backend.kind(),
             name = settings.name,
-            network = membership.name,
+            network = network.name(),
             key = name,
             peers = device.peers.len(),
         );
@@ -150,7 +163,7 @@ impl Attached {
             state,
             node_state,
             key,
-            membership,
+            network,
             netlink,
             index,
             admission: Admission::Added,
@@ -161,6 +174,7 @@ impl Attached {
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
             base,
+            guide,
             binder,
             watcher: Watcher::start(interface, backend),
             paths: BTreeMap::new(),

@@ -1,0 +1,251 @@
+//! `wice agent`.
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args, ValueEnum};
+
+use super::up::run_daemon;
+use super::{Usage, log, print, usage};
+use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Overrides, Surroundings};
+use crate::report::Health;
+use crate::signaling::kubernetes::state::{MeshAgent, Names};
+use crate::signaling::kubernetes::{Access, KubernetesConfig};
+
+/// The interface that Kilo makes.
+const KILO_INTERFACE: &str = "kilo0";
+/// The interface that kubernetes-wireguard-overlay makes.
+const WNS_INTERFACE: &str = "wg0";
+/// What WireGuard recommends behind NATs, in seconds.
+const KEEPALIVE: u16 = 25;
+
+/// Give the nodes of a Kubernetes cluster paths through NATs, beside Kilo or another mesh agent, and run until told to stop.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+One pod a node, as manifests/ has it. The interface stays the mesh agent's: wice changes nothing but endpoints of peers, and only of
+those that WireGuard cannot reach by itself. It needs no token and no signaling service: each node's advert is an annotation of its
+own Node (wice.riasc.eu/advert), signed with its WireGuard key. STUN and TURN servers are this cluster's to name: --stun, and
+[[turn]] in the file.
+
+Examples:
+  wice agent --node-name $(hostname) --stun stun:stun.example:3478
+  wice agent --mesh wns                   beside kubernetes-wireguard-overlay
+  wice agent --api-server https://127.0.0.1:6443
+
+Flags are also keys in /etc/wice/wice.toml, as for `wice up`, and WICE_* variables.")]
+pub(super) struct AgentArgs {
+    /// The mesh agent beside which it runs: it says what interface and annotations are called.
+    #[arg(long, value_name = "AGENT", env = "WICE_MESH", default_value = "kilo")]
+    mesh: Mesh,
+    /// The WireGuard interface [default: kilo0; with --mesh wns wg0].
+    #[arg(long, value_name = "INTERFACE", env = "WICE_INTERFACE")]
+    interface: Option<String>,
+    /// This Node's name, by fieldRef spec.nodeName.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: String,
+    /// The prefix of wice's own annotations [default: wice.riasc.eu].
+    #[arg(long, value_name = "DOMAIN", env = "WICE_ANNOTATION_PREFIX")]
+    annotation_prefix: Option<String>,
+    /// The annotation with a Node's WireGuard key [default: the mesh agent's].
+    #[arg(long, value_name = "ANNOTATION", env = "WICE_KEY_ANNOTATION")]
+    key_annotation: Option<String>,
+    /// The annotation with a Node's address in the overlay [default: the mesh agent's].
+    #[arg(long, value_name = "ANNOTATION", env = "WICE_ADDRESS_ANNOTATION")]
+    address_annotation: Option<String>,
+    /// Seconds that the own Node's kilo.squat.ai/persistent-keepalive is set to where it has none; 0 leaves it.
+    #[arg(long, value_name = "SECONDS", env = "WICE_SET_KEEPALIVE", default_value_t = KEEPALIVE)]
+    set_keepalive: u16,
+    /// The API server, where the Service's address leads through the mesh, like https://127.0.0.1:6443 [default: the pod's].
+    #[arg(long, value_name = "URL", env = "WICE_API_SERVER")]
+    api_server: Option<String>,
+    /// Authorities for the API server's certificate, in PEM [default: the ServiceAccount's].
+    #[arg(long, value_name = "FILE", env = "WICE_API_CA_FILE")]
+    api_ca_file: Option<PathBuf>,
+    /// The token for the API server [default: the ServiceAccount's].
+    #[arg(long, value_name = "FILE", env = "WICE_API_TOKEN_FILE")]
+    api_token_file: Option<PathBuf>,
+    /// A kubeconfig instead of the pod's ServiceAccount.
+    #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_ca_file", "api_token_file"])]
+    kubeconfig: Option<PathBuf>,
+    /// Read this configuration instead of /etc/wice/wice.toml.
+    #[arg(long, value_name = "FILE", env = "WICE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where state is kept, in attached/INTERFACE [default: /var/lib/wice].
+    #[arg(long, value_name = "FOLDER", env = "WICE_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where the control socket is [default: /run/wice].
+    #[arg(long, value_name = "FOLDER", env = "WICE_RUN_DIR")]
+    run_dir: Option<PathBuf>,
+    /// UDP port for checks, STUN and WireGuard's packets, not WireGuard's own; 0 takes any [default: 51821].
+    #[arg(long, value_name = "PORT", env = "WICE_LISTEN_PORT")]
+    listen_port: Option<u16>,
+    /// STUN servers, like stun:stun.example:3478.
+    #[arg(long, value_name = "URL", env = "WICE_STUN", value_delimiter = ',')]
+    stun: Vec<String>,
+    /// HTTP proxy for relays, like http://proxy.example:3128 [default: $HTTPS_PROXY]; '' is none.
+    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
+    proxy: Option<String>,
+    /// Authorities to trust for relays over TLS, in PEM.
+    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
+    ca_file: Option<PathBuf>,
+    /// error, warn, info, debug or trace [default: info].
+    #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// text or json [default: text].
+    #[arg(long, value_name = "FORMAT", env = "WICE_LOG_FORMAT")]
+    log_format: Option<String>,
+    /// Serve Prometheus metrics here, like 127.0.0.1:9586 [default: nowhere].
+    #[arg(long, value_name = "ADDRESS", env = "WICE_METRICS")]
+    metrics: Option<String>,
+    /// Print the configuration that flags, variables and file make, without secrets, and end.
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// Mesh agents whose annotations are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mesh {
+    /// Kilo's kg.
+    Kilo,
+    /// kubernetes-wireguard-overlay.
+    Wns,
+}
+
+pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
+    let path = args.config.clone();
+    let is_default = path.is_none();
+    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let file = FileConfig::read(&path, is_default)?;
+    let print_config = args.print_config;
+    let cluster = args.cluster()?;
+    let config = DaemonConfig::resolve(args.overrides(&file), file, Surroundings::here())
+        .map_err(|error| usage::located(error, matches, &path))?;
+    if print_config {
+        print(&config.to_toml())?;
+        return Ok(Health::Well);
+    }
+    log::start(&config.log)?;
+    run_daemon(crate::daemon::agent(config.settings, cluster))
+}
+
+impl AgentArgs {
+    fn cluster(&self) -> anyhow::Result<KubernetesConfig> {
+        let defaults = Names::of(match self.mesh {
+            Mesh::Kilo => MeshAgent::Kilo,
+            Mesh::Wns => MeshAgent::Wns,
+        });
+        let or = |own: &Option<String>, default: String| own.clone().unwrap_or(default);
+        let names = Names {
+            prefix: or(&self.annotation_prefix, defaults.prefix),
+            key: or(&self.key_annotation, defaults.key),
+            wireguard_ip: or(&self.address_annotation, defaults.wireguard_ip),
+            keepalive: defaults.keepalive,
+            peers: defaults.peers,
+        };
+        names.check().map_err(|error| Usage(error.to_string()))?;
+        Ok(KubernetesConfig {
+            access: Access {
+                server: self.api_server.clone(),
+                ca_file: self.api_ca_file.clone(),
+                token_file: self.api_token_file.clone(),
+                kubeconfig: self.kubeconfig.clone(),
+            },
+            node: self.node_name.clone(),
+            names,
+            set_keepalive: (self.set_keepalive > 0).then_some(self.set_keepalive),
+        })
+    }
+
+    fn overrides(self, file: &FileConfig) -> Overrides {
+        let default = match self.mesh {
+            Mesh::Kilo => KILO_INTERFACE,
+            Mesh::Wns => WNS_INTERFACE,
+        };
+        let interface = self.interface.or(file.interface.clone());
+        Overrides {
+            interface: Some(interface.unwrap_or_else(|| default.to_owned())),
+            // Adverts take no longer names; a Node's may have 253 characters.
+            name: Some(shortened(self.node_name)),
+            state_dir: self.state_dir,
+            run_dir: self.run_dir,
+            listen_port: self.listen_port,
+            stun: self.stun,
+            proxy: self.proxy,
+            ca_file: self.ca_file,
+            log_level: self.log_level,
+            log_format: self.log_format,
+            metrics: self.metrics,
+            ..Overrides::default()
+        }
+    }
+}
+
+/// The first label of a name that is too long for an advert.
+fn shortened(name: String) -> String {
+    if wice_signaling::protocol::Advert::takes_name(&name) {
+        return name;
+    }
+    let label = name.split('.').next().unwrap_or_default();
+    label.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: AgentArgs,
+    }
+
+    fn args(line: &[&str]) -> AgentArgs {
+        let line = ["agent", "--node-name", "n1"].iter().chain(line);
+        Line::try_parse_from(line).unwrap().args
+    }
+
+    #[test]
+    fn the_mesh_agent_says_what_things_are_called() {
+        let kilo = args(&[]);
+        let cluster = kilo.cluster().unwrap();
+        assert_eq!(cluster.names, Names::of(MeshAgent::Kilo));
+        assert_eq!(
+            (cluster.node.as_str(), cluster.set_keepalive),
+            ("n1", Some(25))
+        );
+        let overrides = kilo.overrides(&FileConfig::default());
+        assert_eq!(overrides.interface.as_deref(), Some("kilo0"));
+        let wns = args(&["--mesh", "wns", "--set-keepalive", "0"]);
+        assert_eq!(wns.cluster().unwrap().names, Names::of(MeshAgent::Wns));
+        assert_eq!(wns.cluster().unwrap().set_keepalive, None);
+        let overrides = wns.overrides(&FileConfig::default());
+        assert_eq!(overrides.interface.as_deref(), Some("wg0"));
+    }
+
+    #[test]
+    fn the_file_names_the_interface_where_no_flag_does() {
+        let file = FileConfig {
+            interface: Some("wg7".into()),
+            ..FileConfig::default()
+        };
+        let overrides = args(&[]).overrides(&file);
+        assert_eq!(overrides.interface.as_deref(), Some("wg7"));
+        let overrides = args(&["--interface", "wg8"]).overrides(&file);
+        assert_eq!(overrides.interface.as_deref(), Some("wg8"));
+    }
+
+    #[test]
+    fn an_annotation_that_cannot_be_is_wrong_usage() {
+        let wrong = args(&["--annotation-prefix", "Not A Domain"]);
+        let error = wrong.cluster().unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("DNS"));
+    }
+
+    #[test]
+    fn a_long_node_name_fits_into_an_advert() {
+        let long = format!("worker-1.{}.example", "x".repeat(60));
+        assert_eq!(shortened(long), "worker-1");
+        assert_eq!(shortened("n1.example".into()), "n1.example");
+    }
+}

@@ -1,0 +1,193 @@
+//! From what the cluster says to what the daemon heeds, and to what its operator should know.
+
+use std::collections::BTreeSet;
+
+use wice_signaling::protocol::PublicKey;
+
+use crate::daemon::attached::{Guidance, Held};
+use crate::signaling::kubernetes::ClusterView;
+
+/// Names in one line of the log; the rest are counted.
+const MAX_NAMED: usize = 5;
+
+/// Says what is new once.
+#[derive(Debug)]
+pub(super) struct Adviser {
+    /// Whether the mesh agent overwrites endpoints of peers without keepalive.
+    keepalive_matters: bool,
+    bare: BTreeSet<String>,
+    waiting: BTreeSet<String>,
+    problem: Option<String>,
+}
+
+impl Adviser {
+    pub(super) fn new(keepalive_matters: bool) -> Self {
+        Self {
+            keepalive_matters,
+            bare: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            problem: None,
+        }
+    }
+
+    /// What is to be heeded now.
+    pub(super) fn guidance(&mut self, view: &ClusterView) -> Guidance {
+        self.tell(view);
+        let mut excluded: Vec<_> = view.refused().collect();
+        excluded.sort();
+        excluded.dedup();
+        let held = if view.listed {
+            Held::These(self.without_keepalive(view).map(|(_, key)| key).collect())
+        } else {
+            Held::Everybody
+        };
+        Guidance { held, excluded }
+    }
+
+    /// The mesh agent would put its own endpoint back at its next look, and would reset every session of the node with it.
+    fn without_keepalive<'a>(
+        &self,
+        view: &'a ClusterView,
+    ) -> impl Iterator<Item = (String, PublicKey)> + use<'a> {
+        let matters = self.keepalive_matters;
+        view.objects.iter().filter_map(move |(name, facts)| {
+            let key = facts.key.filter(|_| matters && facts.keepalive.is_none())?;
+            // Two objects of one key: the first counts, as everywhere.
+            let first = view.object_of(&key).is_some_and(|(first, _)| first == name);
+            first.then(|| (name.to_string(), key))
+        })
+    }
+
+    fn tell(&mut self, view: &ClusterView) {
+        if view.problem != self.problem {
+            self.problem.clone_from(&view.problem);
+            if let Some(problem) = &self.problem {
+                tracing::warn!(event = "cluster-problem", reason = problem);
+            }
+        }
+        if !view.listed {
+            return;
+        }
+        let bare: BTreeSet<String> = view.without_wice().map(str::to_owned).collect();
+        if bare != self.bare {
+            self.bare = bare;
+            if !self.bare.is_empty() {
+                tracing::warn!(
+                    event = "nodes-without-wice",
+                    count = self.bare.len(),
+                    nodes = named(&self.bare),
+                    "endpoints that the mesh agent passes on may lead nowhere there: run wice on every Node"
+                );
+            }
+        }
+        let waiting = self.without_keepalive(view).map(|(name, _)| name);
+        let waiting: BTreeSet<String> = waiting.collect();
+        if waiting != self.waiting {
+            self.waiting = waiting;
+            if !self.waiting.is_empty() {
+                tracing::info!(
+                    event = "keepalive-missing",
+                    count = self.waiting.len(),
+                    objects = named(&self.waiting),
+                    "their endpoints are left alone until they have a persistent-keepalive: wice sets it on its own Node, on a Peer it is yours to set"
+                );
+            }
+        }
+    }
+}
+
+fn named(names: &BTreeSet<String>) -> String {
+    let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
+    let more = names.len() - shown.len();
+    match more {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signaling::kubernetes::OwnNode;
+    use crate::signaling::kubernetes::state::{Facts, ObjectName, Source};
+
+    fn view(objects: &[(Source, &str, u8, Option<u16>)]) -> ClusterView {
+        let object = |(source, name, key, keepalive): &(Source, &str, u8, Option<u16>)| {
+            let facts = Facts {
+                key: Some(PublicKey([*key; 32])),
+                keepalive: *keepalive,
+                overlay: vec![format!("10.4.0.{key}/32").parse().unwrap()],
+                has_advert: false,
+                bad_advert: None,
+            };
+            let name = ObjectName {
+                source: *source,
+                name: (*name).to_owned(),
+            };
+            (name, facts)
+        };
+        ClusterView {
+            listed: true,
+            objects: objects.iter().map(object).collect(),
+            own: OwnNode {
+                pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],
+            },
+            problem: None,
+        }
+    }
+
+    fn these(keys: &[u8]) -> Held {
+        Held::These(keys.iter().map(|key| PublicKey([*key; 32])).collect())
+    }
+
+    #[test]
+    fn who_has_no_keepalive_is_waited_for() {
+        let mut adviser = Adviser::new(true);
+        let view = view(&[
+            (Source::Nodes, "a", 1, Some(25)),
+            (Source::Nodes, "b", 2, None),
+            (Source::Peers, "box", 3, None),
+        ]);
+        assert_eq!(adviser.guidance(&view).held, these(&[2, 3]));
+    }
+
+    #[test]
+    fn nothing_is_touched_before_the_cluster_is_known() {
+        let mut adviser = Adviser::new(true);
+        let guidance = adviser.guidance(&ClusterView::default());
+        assert_eq!(guidance.held, Held::Everybody);
+    }
+
+    #[test]
+    fn where_no_agent_heeds_keepalive_nobody_is_waited_for() {
+        let mut adviser = Adviser::new(false);
+        let view = view(&[(Source::Nodes, "b", 2, None)]);
+        assert_eq!(adviser.guidance(&view).held, these(&[]));
+    }
+
+    #[test]
+    fn a_node_counts_before_a_peer_of_the_same_key() {
+        let mut adviser = Adviser::new(true);
+        let view = view(&[
+            (Source::Nodes, "a", 1, Some(25)),
+            (Source::Peers, "a", 1, None),
+        ]);
+        assert_eq!(adviser.guidance(&view).held, these(&[]));
+    }
+
+    #[test]
+    fn overlay_and_pod_addresses_are_excluded() {
+        let mut adviser = Adviser::new(true);
+        let view = view(&[(Source::Nodes, "a", 1, Some(25))]);
+        let excluded = adviser.guidance(&view).excluded;
+        let expected = ["10.4.0.1/32", "10.42.1.0/24"];
+        assert_eq!(excluded, expected.map(|text| text.parse().unwrap()));
+    }
+
+    #[test]
+    fn many_names_are_counted() {
+        let names = |count: usize| (0..count).map(|n| format!("n{n}")).collect();
+        assert_eq!(named(&names(2)), "n0, n1");
+        assert_eq!(named(&names(9)), "n0, n1, n2, n3, n4 and 4 more");
+    }
+}

@@ -1,0 +1,84 @@
+//! What somebody who knows more of the peers than the interface does says of them: a cluster. By hand there is nobody.
+
+use std::collections::BTreeSet;
+
+use tokio::sync::watch;
+use wice_signaling::protocol::{IpPrefix, PublicKey};
+
+/// Whose endpoints are not touched as long as they are theirs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::daemon) enum Held {
+    /// Nobody's.
+    #[default]
+    Nobody,
+    /// Everybody's: nothing is known yet.
+    Everybody,
+    /// These.
+    These(BTreeSet<PublicKey>),
+}
+
+impl Held {
+    /// Whether this peer's endpoint is one of them.
+    pub(super) fn holds(&self, key: &PublicKey) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Everybody => true,
+            Self::These(keys) => keys.contains(key),
+        }
+    }
+}
+
+/// What is to be heeded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::daemon) struct Guidance {
+    /// Whose endpoints are left alone.
+    pub(in crate::daemon) held: Held,
+    /// Addresses that are nobody's candidates.
+    pub(in crate::daemon) excluded: Vec<IpPrefix>,
+}
+
+/// The newest guidance.
+pub(super) struct Guide {
+    guidance: Guidance,
+    /// None where nobody guides.
+    news: Option<watch::Receiver<Guidance>>,
+}
+
+impl Guide {
+    /// Nobody.
+    pub(super) fn none() -> Self {
+        Self {
+            guidance: Guidance::default(),
+            news: None,
+        }
+    }
+
+    /// Heeds what comes, and touches nothing before.
+    #[cfg(feature = "kubernetes")]
+    pub(super) fn new(news: watch::Receiver<Guidance>) -> Self {
+        Self {
+            guidance: Guidance {
+                held: Held::Everybody,
+                excluded: Vec::new(),
+            },
+            news: Some(news),
+        }
+    }
+
+    /// Waits for other guidance and takes it. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        let Some(news) = &mut self.news else {
+            return std::future::pending().await;
+        };
+        match news.changed().await {
+            Ok(()) => self.guidance.clone_from(&news.borrow_and_update()),
+            // Who knew more has ended; what was said last holds.
+            Err(_) => self.news = None,
+        }
+    }
+
+    /// What holds now.
+    pub(super) fn guidance(&self) -> &Guidance {
+        &self.guidance
+    }
+}
