@@ -57,6 +57,14 @@ pub(super) struct AgentArgs {
     /// The API server, where the Service's address leads through the mesh, like https://127.0.0.1:6443 [default: the pod's].
     #[arg(long, value_name = "URL", env = "WICE_API_SERVER")]
     api_server: Option<String>,
+    /// A kubeconfig whose server is the API server, and of which nothing else counts (k3s: agent/kubelet.kubeconfig).
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WICE_API_SERVER_FROM",
+        conflicts_with = "api_server"
+    )]
+    api_server_from: Option<PathBuf>,
     /// Authorities for the API server's certificate, in PEM [default: the ServiceAccount's].
     #[arg(long, value_name = "FILE", env = "WICE_API_CA_FILE")]
     api_ca_file: Option<PathBuf>,
@@ -64,7 +72,7 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "FILE", env = "WICE_API_TOKEN_FILE")]
     api_token_file: Option<PathBuf>,
     /// A kubeconfig instead of the pod's ServiceAccount.
-    #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_ca_file", "api_token_file"])]
+    #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_server_from", "api_ca_file", "api_token_file"])]
     kubeconfig: Option<PathBuf>,
     /// Read this configuration instead of /etc/wice/wice.toml.
     #[arg(long, value_name = "FILE", env = "WICE_CONFIG")]
@@ -145,6 +153,7 @@ impl AgentArgs {
         Ok(KubernetesConfig {
             access: Access {
                 server: self.api_server.clone(),
+                server_from: self.api_server_from.clone(),
                 ca_file: self.api_ca_file.clone(),
                 token_file: self.api_token_file.clone(),
                 kubeconfig: self.kubeconfig.clone(),

@@ -96,22 +96,51 @@ pub(super) enum Meet {
     Cluster(crate::signaling::kubernetes::KubernetesConfig),
 }
 
+impl Meet {
+    /// Whether the interface is waited for at the start: nobody is there who could be told to make it.
+    fn waits(&self) -> bool {
+        match self {
+            Self::Token => false,
+            #[cfg(feature = "kubernetes")]
+            Self::Cluster(_) => true,
+        }
+    }
+}
+
+/// Whether the interface, or its key, may still come.
+fn is_not_yet(error: &anyhow::Error) -> bool {
+    error.is::<BackendError>()
+        || matches!(
+            error.downcast_ref::<AttachError>(),
+            Some(AttachError::NoKey { .. })
+        )
+}
+
 /// As [`attach`], wherever peers are met.
 pub(super) async fn run(settings: Settings, meet: Meet) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let mut missing: Option<String> = None;
     let mut first = true;
     loop {
         let started = Attached::start(settings.clone(), &meet).await;
         let (mut attached, mut notices) = match started {
             Ok(started) => started,
-            // An interface that changes its key may be away for a moment.
-            Err(error) if !first && error.is::<BackendError>() => {
-                tracing::warn!(event = "interface-lost", %error);
-                tokio::time::sleep(LOOK_EVERY).await;
-                continue;
+            // An interface that changes its key may be away for a moment, and a mesh agent makes its own when it can.
+            Err(error) if (!first || meet.waits()) && is_not_yet(&error) => {
+                let text = error.to_string();
+                if missing.as_ref() != Some(&text) {
+                    tracing::warn!(event = "interface-lost", error = text, "waiting for it");
+                    missing = Some(text);
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => continue,
+                    () = signals.stop() => return Ok(()),
+                }
             }
             Err(error) => return Err(error),
         };
         first = false;
+        missing = None;
         let ended = attached.serve(&mut notices).await;
         let Attached { base, watcher, .. } = attached;
         drop(watcher);

@@ -15,6 +15,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(90);
 pub struct Access {
     /// Another address, like `https://127.0.0.1:6443`: that of the Service may lead through the mesh.
     pub server: Option<String>,
+    /// A kubeconfig of which nothing but the address counts: k3s's kubelet has one with the node's own balancer.
+    pub server_from: Option<PathBuf>,
     /// Authorities for the API server's certificate, in PEM.
     pub ca_file: Option<PathBuf>,
     /// The bearer token.
@@ -68,10 +70,15 @@ impl Access {
                 .await
                 .map_err(|error| bad(error.to_string()));
         }
-        let server = self.server.as_ref().map(|text| {
+        let server = match (&self.server, &self.server_from) {
+            (Some(server), _) => Some(server.clone()),
+            (None, Some(path)) => Some(server_of(path)?),
+            (None, None) => None,
+        };
+        let server = server.map(|text| {
             let uri = text.parse::<axum::http::Uri>().ok();
             uri.filter(|uri| uri.scheme_str() == Some("https") && uri.host().is_some())
-                .ok_or_else(|| AccessError::Server(text.clone()))
+                .ok_or(AccessError::Server(text))
         });
         let server = server.transpose()?;
         let mut config = match (server, &self.ca_file, &self.token_file) {
@@ -91,6 +98,20 @@ impl Access {
         }
         Ok(config)
     }
+}
+
+/// The address of the first cluster that it names.
+fn server_of(path: &std::path::Path) -> Result<String, AccessError> {
+    let bad = |why: String| AccessError::Kubeconfig {
+        path: path.to_owned(),
+        why,
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| bad(error.to_string()))?;
+    let clusters = kubeconfig.clusters.into_iter();
+    let mut servers = clusters.filter_map(|named| named.cluster?.server);
+    servers
+        .next()
+        .ok_or_else(|| bad("it names no server".to_owned()))
 }
 
 /// What happened, why, and what to do next.
@@ -144,6 +165,18 @@ mod tests {
         let message = r#"nodes is forbidden: User "system:serviceaccount:wice:wice" cannot list resource "nodes" in API group "" at the cluster scope"#;
         let text = explain(&refused(403, message));
         assert!(text.contains(r#"cannot list resource "nodes""#) && text.contains("apply -k"));
+    }
+
+    #[test]
+    fn the_server_of_a_kubelets_kubeconfig_is_found() {
+        let path = std::env::temp_dir().join(format!("wice-kubeconfig-{}", std::process::id()));
+        let text = "apiVersion: v1\nclusters:\n- cluster:\n    server: https://127.0.0.1:6444\n    certificate-authority: /nowhere\n  name: local\n";
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(server_of(&path).unwrap(), "https://127.0.0.1:6444");
+        std::fs::write(&path, "apiVersion: v1\n").unwrap();
+        let error = server_of(&path).unwrap_err().to_string();
+        assert!(error.contains("names no server"), "{error}");
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[tokio::test]
