@@ -1,0 +1,202 @@
+//! The manifests for Kubernetes, as its own types read them: a field that they do not know, or of another kind, is lost on the way
+//! and told. That an API server takes them is not shown here.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use wice::signaling::kubernetes::state::{MeshAgent, Names};
+
+const OVERLAYS: [&str; 5] = ["kilo-k3s", "kilo-kubeadm", "wns", "turn", "signaling"];
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/kubernetes")
+}
+
+/// What kustomize makes of an overlay.
+fn rendered(overlay: &str) -> Vec<Value> {
+    let path = folder().join("overlays").join(overlay);
+    let output = Command::new("kubectl").arg("kustomize").arg(&path).output();
+    let output = output.unwrap_or_else(|error| {
+        panic!("the overlays cannot be rendered: kubectl: {error}; install kubectl 1.27 or later")
+    });
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && errors.is_empty(),
+        "{overlay}: {errors}"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let documents = text.split("\n---\n");
+    documents
+        .map(|text| serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")))
+        .collect()
+}
+
+/// Read as `T` and written again, nothing is missing.
+fn reads_as<T: Serialize + DeserializeOwned>(object: &Value) {
+    let typed: T = serde_json::from_value(object.clone())
+        .unwrap_or_else(|error| panic!("{error}: {}", object["metadata"]["name"]));
+    let again = serde_json::to_value(&typed).unwrap();
+    let lost = missing(object, &again, "");
+    assert!(
+        lost.is_empty(),
+        "{}: {lost:?} are no fields",
+        object["kind"]
+    );
+}
+
+/// Paths of what `again` lacks. Empty maps and lists may be left out.
+fn missing(object: &Value, again: &Value, at: &str) -> Vec<String> {
+    match (object, again) {
+        (Value::Object(fields), _) => fields
+            .iter()
+            .filter(|(_, value)| !is_empty(value))
+            .flat_map(|(name, value)| missing(value, &again[name], &format!("{at}.{name}")))
+            .collect(),
+        (Value::Array(items), Value::Array(others)) if items.len() == others.len() => items
+            .iter()
+            .zip(others)
+            .flat_map(|(item, other)| missing(item, other, &format!("{at}[]")))
+            .collect(),
+        (object, again) if object == again => Vec::new(),
+        _ => vec![at.to_owned()],
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+    let found = objects.iter().find(|object| object["kind"] == kind);
+    found.unwrap_or_else(|| panic!("no {kind}"))
+}
+
+#[test]
+fn every_field_of_every_overlay_is_one_that_kubernetes_knows() {
+    for overlay in OVERLAYS {
+        for object in rendered(overlay) {
+            match object["kind"].as_str().unwrap() {
+                "Namespace" => reads_as::<Namespace>(&object),
+                "ServiceAccount" => reads_as::<ServiceAccount>(&object),
+                "ClusterRole" => reads_as::<ClusterRole>(&object),
+                "ClusterRoleBinding" => reads_as::<ClusterRoleBinding>(&object),
+                "ConfigMap" => reads_as::<ConfigMap>(&object),
+                "Secret" => reads_as::<Secret>(&object),
+                "Service" => reads_as::<Service>(&object),
+                "DaemonSet" => reads_as::<DaemonSet>(&object),
+                "StatefulSet" => reads_as::<StatefulSet>(&object),
+                "ValidatingAdmissionPolicy" => reads_as::<ValidatingAdmissionPolicy>(&object),
+                "ValidatingAdmissionPolicyBinding" => {
+                    reads_as::<ValidatingAdmissionPolicyBinding>(&object);
+                }
+                // Prometheus' operator's.
+                "PodMonitor" => assert_eq!(object["apiVersion"], "monitoring.coreos.com/v1"),
+                other => panic!("{other} is not looked at"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_policy_names_the_annotations_that_the_agent_writes() {
+    let names = Names::of(MeshAgent::Kilo);
+    let objects = rendered("kilo-kubeadm");
+    let policy = find(&objects, "ValidatingAdmissionPolicy").to_string();
+    let account = format!(
+        "system:serviceaccount:{}:{}",
+        find(&objects, "ServiceAccount")["metadata"]["namespace"]
+            .as_str()
+            .unwrap(),
+        find(&objects, "DaemonSet")["spec"]["template"]["spec"]["serviceAccountName"]
+            .as_str()
+            .unwrap()
+    );
+    for word in [
+        format!("{}/", names.prefix),
+        names.keepalive.unwrap(),
+        account,
+    ] {
+        assert!(policy.contains(&format!("'{word}'")), "{word}");
+    }
+}
+
+#[test]
+fn the_agent_gets_what_it_needs_and_no_more() {
+    let objects = rendered("kilo-k3s");
+    let pod = &find(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let security = &pod["containers"][0]["securityContext"];
+    assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]));
+    let added = serde_json::json!(["NET_ADMIN", "NET_RAW"]);
+    assert_eq!(security["capabilities"]["add"], added);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(pod["hostNetwork"], true);
+    let role = find(&objects, "ClusterRole");
+    assert_eq!(
+        role["rules"][0]["verbs"],
+        serde_json::json!(["get", "list", "watch", "patch"])
+    );
+    assert_eq!(
+        find(&rendered("wns"), "ClusterRole")["rules"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn the_program_takes_what_the_manifests_say() {
+    for overlay in ["kilo-k3s", "kilo-kubeadm", "wns"] {
+        let objects = rendered(overlay);
+        let container = &find(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+        let help = wice(&["agent", "--help"]);
+        for variable in container["env"].as_array().unwrap() {
+            let name = variable["name"].as_str().unwrap();
+            assert!(help.contains(&format!("[env: {name}=")), "{name}");
+        }
+        let config = find(&objects, "ConfigMap")["data"]["wice.toml"]
+            .as_str()
+            .unwrap();
+        let path =
+            std::env::temp_dir().join(format!("wice-manifest-{overlay}-{}", std::process::id()));
+        std::fs::write(&path, config).unwrap();
+        let printed = wice(&[
+            "agent",
+            "--node-name",
+            "n1",
+            "--print-config",
+            "--config",
+            path.to_str().unwrap(),
+        ]);
+        assert!(
+            printed.contains("kilo0") && printed.contains("0.0.0.0:9586"),
+            "{printed}"
+        );
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+fn wice(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_wice"))
+        .args(arguments)
+        .env_clear()
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
