@@ -322,10 +322,8 @@ impl Attached {
         // Ours is not taken back: who held it then had no reason to.
         let ours = self.binder.standing(&key) == Some(Standing::Ours);
         let held = !ours && self.guide.guidance().held.holds(&key);
-        let path = PathState {
-            ready: path.ready.filter(|_| !held),
-            ..path
-        };
+        // As if wice did not run there: the binder gives even a peer without any endpoint ours otherwise.
+        let path = if held { PathState::default() } else { path };
         self.binder.handle_path(&key, path, Instant::now());
         self.drain()
     }

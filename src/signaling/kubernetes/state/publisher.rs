@@ -29,6 +29,10 @@ const REFUSED_RETRY: Duration = Duration::from_secs(120);
 /// rarely seconds behind, and a lost advert is not urgent: who knows us keeps the last.
 const ECHO_GRACE: Duration = Duration::from_secs(5);
 
+/// An advert of ours that is found at the first sight is read back first: one that goes on above it is on its way then (the core
+/// publishes within 200 ms), and what was wanted before would be refused by everybody as older.
+const READ_BACK: Duration = Duration::from_secs(1);
+
 /// Doublings after which every bound is reached.
 const MAX_DOUBLINGS: u32 = 6;
 
@@ -85,7 +89,11 @@ impl Publisher {
 
     /// What the own Node's annotation says. To be told at every sight of the own Node.
     pub fn handle_seen(&mut self, value: Option<&str>, now: Instant) {
+        let first = self.seen.is_none() && self.written.is_none();
         self.seen = Some(value.map(str::to_owned));
+        if first && value.is_some() && self.is_wrong() {
+            self.due = Some(now + self.jittered(READ_BACK));
+        }
         self.plan(now);
     }
 

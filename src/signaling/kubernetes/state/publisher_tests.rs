@@ -110,6 +110,19 @@ fn what_stands_there_already_is_not_written() {
 }
 
 #[test]
+fn an_advert_that_is_found_is_read_back_before_it_is_replaced() {
+    let mut world = World::new(1);
+    world.want("1");
+    world.run(DEBOUNCE / 2);
+    world.publisher.handle_seen(Some("41"), world.now);
+    world.run(DEBOUNCE * 2);
+    assert_eq!(world.values(), [""; 0]);
+    world.want("42");
+    world.run(HOUR);
+    assert_eq!(world.values(), ["42"]);
+}
+
+#[test]
 fn a_change_that_is_taken_back_in_time_is_not_written() {
     let mut world = World::new(1);
     world.alter(Some("a"));
@@ -237,6 +250,7 @@ fn nodes_do_not_write_at_the_same_instant() {
 fn the_times_fit_together() {
     assert!(CALM > LAST_DISTANCE * 3 / 2, "or the distance is forgotten");
     assert!(REFUSED_RETRY >= LAST_RETRY);
+    assert!(READ_BACK >= crate::core::timing::PUBLISH_DEBOUNCE * 4);
     assert!(doubled(FIRST_DISTANCE, MAX_DOUBLINGS, LAST_DISTANCE) == LAST_DISTANCE);
     assert!(doubled(FIRST_RETRY, u32::MAX, LAST_RETRY) == LAST_RETRY);
 }
