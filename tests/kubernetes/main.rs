@@ -161,7 +161,7 @@ async fn after_410_gone_what_was_missed_comes_and_who_is_gone_goes() {
     for (node, seed) in [("a", 1), ("b", 2), ("c", 3)] {
         api.annotate(node, &[(KEY, Some(&key(seed).to_string()))]);
     }
-    let (mut a, _view) = start(&api, "a", MeshAgent::Wns);
+    let (mut a, _view) = start(&api, "a", MeshAgent::Kilo);
     until_connected(&mut a).await;
     // While nobody is told.
     api.refuse(Some((503, "starting")));
@@ -190,6 +190,28 @@ async fn an_altered_annotation_is_put_right() {
     api.annotate("a", &[(ADVERT, Some("by hand"))]);
     until_held(&api, "a", ADVERT, &text).await;
     api.annotate("a", &[(ADVERT, None)]);
+    until_held(&api, "a", ADVERT, &text).await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_registered_anew_gets_its_advert_back() {
+    let api = Api::start("anew", "36").await;
+    api.annotate("a", &[(KEY, Some(&key(1).to_string()))]);
+    let (mut a, mut view) = start(&api, "a", MeshAgent::Wns);
+    let text = encode(&advert(1, 1)).unwrap();
+    a.publish(RecordKind::Advert, advert(1, 1));
+    until_held(&api, "a", ADVERT, &text).await;
+    api.delete("a");
+    let gone = view.wait_for(|view| view.listed && view.objects.is_empty());
+    tokio::time::timeout(SOON, gone).await.unwrap().unwrap();
+    let before = api.requests("PATCH").len();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(
+        api.requests("PATCH").len(),
+        before,
+        "a Node is not ours to make"
+    );
+    api.annotate("a", &[(KEY, Some(&key(1).to_string()))]);
     until_held(&api, "a", ADVERT, &text).await;
 }
 

@@ -13,7 +13,7 @@ use advice::Adviser;
 /// Attaches to the mesh agent's interface and runs until told to stop. Endpoints and annotations stay as they are then: it may be an
 /// upgrade.
 pub async fn agent(settings: Settings, config: KubernetesConfig) -> anyhow::Result<()> {
-    run(settings, Meet::Cluster(config)).await
+    run(settings, Meet::Cluster(Box::new(config))).await
 }
 
 /// The cluster's side of a daemon: where its records go, and what is heeded of the rest.

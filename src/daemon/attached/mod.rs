@@ -93,7 +93,7 @@ pub(super) enum Meet {
     Token,
     /// In a cluster.
     #[cfg(feature = "kubernetes")]
-    Cluster(crate::signaling::kubernetes::KubernetesConfig),
+    Cluster(Box<crate::signaling::kubernetes::KubernetesConfig>),
 }
 
 impl Meet {

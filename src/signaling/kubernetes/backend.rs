@@ -148,8 +148,7 @@ impl KubernetesBackend {
         self.take_wanted(outbox);
         loop {
             let now = Instant::now();
-            // Before the own Node was seen, what stands there is unknown: a node that lost its state must go on above it.
-            if self.objects.is_listed(Source::Nodes) {
+            if self.may_write() {
                 self.advert.begin(client, &self.config.node, now);
                 if let Some(keepalive) = &mut self.keepalive {
                     keepalive.begin(client, &self.config.node, now);
@@ -183,9 +182,15 @@ impl KubernetesBackend {
         }
     }
 
-    /// The next write; none before the own Node was seen.
+    /// Before the own Node was seen, what stands there is unknown: a node that lost its state must go on above it. One that was
+    /// deleted is not made by us, and comes back without annotations.
+    fn may_write(&self) -> bool {
+        self.objects.is_listed(Source::Nodes) && self.objects.facts(&self.own).is_some()
+    }
+
+    /// The next write, if there may be one.
     fn due(&self) -> Option<Instant> {
-        if !self.objects.is_listed(Source::Nodes) {
+        if !self.may_write() {
             return None;
         }
         let keepalive = self.keepalive.as_ref();
@@ -220,12 +225,7 @@ impl KubernetesBackend {
                     self.see_own(&seen);
                 }
             }
-            Told::Deleted(seen) => {
-                self.objects.handle_deleted(Source::Nodes, seen.name());
-                if seen.name() == self.config.node {
-                    self.see_own(&Seen::default());
-                }
-            }
+            Told::Deleted(seen) => self.objects.handle_deleted(Source::Nodes, seen.name()),
             Told::Listed => {
                 self.objects.handle_listed(Source::Nodes);
                 if self.objects.facts(&self.own).is_none() {

@@ -150,10 +150,11 @@ async fn apply(
 
 /// What the client did wrong stays wrong; whatever else may pass.
 fn refusal_of(error: &kube::Error) -> Refusal {
-    match error {
-        kube::Error::Api(status) if matches!(status.code, 400..=428 | 430..=499) => {
-            Refusal::UntilMended
-        }
+    let kube::Error::Api(status) = error else {
+        return Refusal::ForNow;
+    };
+    match status.code {
+        400..=428 | 430..=499 => Refusal::UntilMended,
         _ => Refusal::ForNow,
     }
 }
