@@ -197,7 +197,7 @@ async fn an_altered_annotation_is_put_right() {
 async fn a_node_that_is_registered_anew_gets_its_advert_back() {
     let api = Api::start("anew", "36").await;
     api.annotate("a", &[(KEY, Some(&key(1).to_string()))]);
-    let (mut a, mut view) = start(&api, "a", MeshAgent::Wns);
+    let (a, mut view) = start(&api, "a", MeshAgent::Wns);
     let text = encode(&advert(1, 1)).unwrap();
     a.publish(RecordKind::Advert, advert(1, 1));
     until_held(&api, "a", ADVERT, &text).await;
