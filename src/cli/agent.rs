@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, ValueEnum};
 
-use super::up::run_daemon;
-use super::{Usage, log, print, usage};
-use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Overrides, Surroundings};
+use super::up::{resolve, run_daemon};
+use super::{Usage, log, print};
+use crate::config::Overrides;
 use crate::report::Health;
 use crate::signaling::kubernetes::state::{MeshAgent, Names};
 use crate::signaling::kubernetes::{Access, KubernetesConfig};
@@ -31,7 +31,7 @@ Examples:
   wice agent --mesh wns                   beside kubernetes-wireguard-overlay
   wice agent --api-server https://127.0.0.1:6443
 
-Flags are also keys in /etc/wice/wice.toml, as for `wice up`, and WICE_* variables.")]
+Flags are also WICE_* variables, and those that `wice up` has keys in /etc/wice/wice.toml; the interface is not taken from there.")]
 pub(super) struct AgentArgs {
     /// The mesh agent beside which it runs: it says what interface and annotations are called.
     #[arg(long, value_name = "AGENT", env = "WICE_MESH", default_value = "kilo")]
@@ -119,14 +119,9 @@ enum Mesh {
 }
 
 pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
-    let path = args.config.clone();
-    let is_default = path.is_none();
-    let path = path.unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    let file = FileConfig::read(&path, is_default)?;
-    let print_config = args.print_config;
+    let (file, print_config) = (args.config.clone(), args.print_config);
     let cluster = args.cluster()?;
-    let config = DaemonConfig::resolve(args.overrides(&file), file, Surroundings::here())
-        .map_err(|error| usage::located(error, matches, &path))?;
+    let config = resolve(args.overrides(), file, matches)?;
     if print_config {
         print(&config.to_toml())?;
         return Ok(Health::Well);
@@ -164,13 +159,14 @@ impl AgentArgs {
         })
     }
 
-    fn overrides(self, file: &FileConfig) -> Overrides {
+    fn overrides(self) -> Overrides {
         let default = match self.mesh {
             Mesh::Kilo => KILO_INTERFACE,
             Mesh::Wns => WNS_INTERFACE,
         };
-        let interface = self.interface.or(file.interface.clone());
+        let interface = self.interface;
         Overrides {
+            // The file's is managed mode's.
             interface: Some(interface.unwrap_or_else(|| default.to_owned())),
             // Adverts take no longer names; a Node's may have 253 characters.
             name: Some(shortened(self.node_name)),
@@ -223,24 +219,14 @@ mod tests {
             (cluster.node.as_str(), cluster.set_keepalive),
             ("n1", Some(25))
         );
-        let overrides = kilo.overrides(&FileConfig::default());
+        let overrides = kilo.overrides();
         assert_eq!(overrides.interface.as_deref(), Some("kilo0"));
         let wns = args(&["--mesh", "wns", "--set-keepalive", "0"]);
         assert_eq!(wns.cluster().unwrap().names, Names::of(MeshAgent::Wns));
         assert_eq!(wns.cluster().unwrap().set_keepalive, None);
-        let overrides = wns.overrides(&FileConfig::default());
+        let overrides = wns.overrides();
         assert_eq!(overrides.interface.as_deref(), Some("wg0"));
-    }
-
-    #[test]
-    fn the_file_names_the_interface_where_no_flag_does() {
-        let file = FileConfig {
-            interface: Some("wg7".into()),
-            ..FileConfig::default()
-        };
-        let overrides = args(&[]).overrides(&file);
-        assert_eq!(overrides.interface.as_deref(), Some("wg7"));
-        let overrides = args(&["--interface", "wg8"]).overrides(&file);
+        let overrides = args(&["--interface", "wg8"]).overrides();
         assert_eq!(overrides.interface.as_deref(), Some("wg8"));
     }
 
