@@ -7,6 +7,10 @@ use wice_signaling::protocol::{IpPrefix, PublicKey};
 
 /// Whose endpoints are not touched as long as they are theirs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "kubernetes"),
+    allow(dead_code, reason = "only a cluster holds anybody")
+)]
 pub(in crate::daemon) enum Held {
     /// Nobody's.
     #[default]
