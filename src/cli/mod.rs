@@ -19,6 +19,7 @@ mod revoke;
 mod signal;
 mod store;
 mod turn;
+mod turn_check;
 mod up;
 mod usage;
 mod visit;

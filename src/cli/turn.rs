@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Deserialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
+use super::turn_check::{TurnCheckArgs, turn_check};
 use super::{Usage, log};
 use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
@@ -22,6 +23,7 @@ const OTHERS: u32 = 0o077;
 
 /// Run the TURN and STUN server: the relay of a mesh, and of anyone's WebRTC or SIP clients.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = "\
 Examples:
   wice turn --secret-file /etc/wice/turn.secret
@@ -32,6 +34,8 @@ Peers in private, shared, loopback, link-local and other special ranges are deni
 SIGHUP reads users, secrets, lists and certificate again. SIGTERM lets allocations end, a second one ends at once.
 /metrics, /healthz and /readyz are served at --metrics.")]
 pub(super) struct TurnArgs {
+    #[command(subcommand)]
+    command: Option<TurnCommand>,
     /// Where clients are served: udp://ADDR:PORT, tcp://…, tls://…; give it once for each [default: UDP and TCP 3478].
     #[arg(long, value_name = "URL")]
     listen: Vec<String>,
@@ -108,6 +112,11 @@ pub(super) struct TurnArgs {
     log_json: bool,
 }
 
+#[derive(Subcommand, Debug)]
+enum TurnCommand {
+    Check(TurnCheckArgs),
+}
+
 /// The file: every flag but those of the log. Unknown keys are refused.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -135,6 +144,9 @@ struct File {
 }
 
 pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
+    if let Some(TurnCommand::Check(check)) = &args.command {
+        return turn_check(check);
+    }
     log::start(&LogConfig {
         level: args.log_level.clone(),
         format: if args.log_json {
@@ -144,14 +156,16 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
         },
     })?;
     let (settings, drain) = settings(args)?;
-    let service = Service::start(&settings).map_err(usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    // Before anything is said to be served: a SIGHUP that comes then must not end the program.
+    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+    let service = Service::start(&settings).map_err(usage)?;
     for listen in service.listeners() {
         tracing::info!(event = "turn-serving", transport = ?listen.transport, address = %listen.address, realm = %settings.realm);
     }
-    runtime.block_on(wait(args, &service))?;
+    runtime.block_on(wait(args, &service, hangup))?;
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
@@ -200,9 +214,8 @@ fn usage(error: StartError) -> anyhow::Error {
 }
 
 /// Reloads on SIGHUP until SIGTERM or SIGINT.
-async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
+async fn wait(args: &TurnArgs, service: &Service, mut hangup: Signal) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = ends()?;
-    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -218,7 +231,7 @@ async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
     }
 }
 
-fn ends() -> std::io::Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)> {
+fn ends() -> std::io::Result<(Signal, Signal)> {
     Ok((
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -332,7 +345,7 @@ fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, Usage> {
     range.ok_or_else(|| Usage(format!("--ports {text}: write it like 49152-65535")))
 }
 
-fn user(text: &str) -> Result<(String, String), Usage> {
+pub(super) fn user(text: &str) -> Result<(String, String), Usage> {
     match text.split_once(':') {
         Some((name, password)) if !name.is_empty() && !password.is_empty() => {
             Ok((name.to_owned(), password.to_owned()))
@@ -342,7 +355,7 @@ fn user(text: &str) -> Result<(String, String), Usage> {
 }
 
 /// One secret a line, in a file of its owner's alone.
-fn secrets(path: &Path) -> anyhow::Result<Vec<String>> {
+pub(super) fn secrets(path: &Path) -> anyhow::Result<Vec<String>> {
     use std::os::unix::fs::PermissionsExt as _;
     let text = read(path, "the secret file")?;
     let mode = std::fs::metadata(path)?.permissions().mode();

@@ -33,7 +33,8 @@ use allocate::Opening;
 use allocation::{Allocation, Family};
 use auth::{Author, MAX_REQUEST};
 pub use config::{
-    Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME, RelayConfig,
+    Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME,
+    RelayConfig, mint,
 };
 pub use data::data_indication;
 pub use error::ErrorCode;
