@@ -99,3 +99,33 @@ fn minted_credentials_serve_wrong_ones_are_named_and_a_dead_way_degrades() {
     let (code, json) = check(&["stun:127.0.0.1", "--secret-file", &secret]);
     assert_eq!((code, &json["exit_code"]), (64, &64.into()));
 }
+
+/// A port that is free at both addresses, as far as one can know.
+fn free_port() -> u16 {
+    loop {
+        let first = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        if std::net::UdpSocket::bind(("127.0.0.2", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+#[test]
+fn netcheck_learns_the_filtering_from_a_server_with_two_addresses() {
+    let (p, q) = (free_port(), free_port());
+    let listen = ["127.0.0.1", "127.0.0.2"]
+        .map(|ip| [p, q].map(|port| format!("--listen=udp://{ip}:{port}")))
+        .concat();
+    let mut arguments: Vec<&str> = listen.iter().map(String::as_str).collect();
+    arguments.extend(["--user", USER]);
+    let mut server = Running::start(&arguments);
+    server.line("turn-serving");
+    let output = Command::new(env!("CARGO_BIN_EXE_wice"))
+        .args(["netcheck", "--json", "--proxy", "", "--stun"])
+        .arg(format!("stun:127.0.0.1:{p}"))
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["nat"]["filtering"], "endpoint-independent", "{json:#}");
+}

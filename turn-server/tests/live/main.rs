@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod client;
+mod discovery;
 mod http;
 mod uclient;
 
