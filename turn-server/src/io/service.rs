@@ -295,6 +295,7 @@ fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, StartError> {
     let mut options = UdpOptions {
         reuse_port: false,
         fragment: true,
+        packet_info: true,
         receive_buffer: LISTENER_BUFFER_BYTES,
         send_buffer: LISTENER_BUFFER_BYTES,
     };
