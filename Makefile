@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml interop bench bench-wireguard bench-proxy lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-wireguard: setup-bench-wireguard ## in-process WireGuard against wireguard
 
 bench-proxy: setup-test setup-bench-wireguard ## attached mode's proxy against bare forwarders; builds a release
 	WIREGUARD_GO=$(CURDIR)/$(TOOLS)/bin/wireguard ./benches/run proxy
+
+bench-turn: setup-test ## the TURN server against coturn and a bare forwarder; builds a release
+	./benches/run turn
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check
