@@ -11,9 +11,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
+use super::Usage;
+use super::log::ServiceLog;
 use super::turn_check::{TurnCheckArgs, turn_check};
-use super::{Usage, log};
-use crate::config::{LogConfig, LogFormat};
 use crate::report::Health;
 
 /// How long allocations may go on after SIGTERM: nodes of a mesh move to another relay within seconds.
@@ -99,17 +99,8 @@ pub(super) struct TurnArgs {
     /// A TOML file with the same keys (with _ for -); flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// error, warn, info, debug or trace.
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "WICE_LOG_LEVEL",
-        default_value = "info"
-    )]
-    log_level: String,
-    /// One JSON object a line.
-    #[arg(long)]
-    log_json: bool,
+    #[command(flatten)]
+    log: ServiceLog,
 }
 
 #[derive(Subcommand, Debug)]
@@ -147,14 +138,7 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     if let Some(TurnCommand::Check(check)) = &args.command {
         return turn_check(check);
     }
-    log::start(&LogConfig {
-        level: args.log_level.clone(),
-        format: if args.log_json {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
-        },
-    })?;
+    args.log.start()?;
     let (settings, drain) = settings(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
