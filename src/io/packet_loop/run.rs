@@ -10,7 +10,7 @@ use super::{
     Notice, PacketLoop, Plane, TOKEN_INBOX, TOKEN_RELAYS, TOKEN_SLOTS, TOKEN_TUN, TOKEN_V4,
     TOKEN_V6,
 };
-use crate::core::node::{Arrival, Inbound, RelayId, Via};
+use crate::core::node::{RelayId, Via};
 use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source, UdpSocket};
 use crate::wireguard::inprocess::TunRead;
 
@@ -161,26 +161,7 @@ impl PacketLoop {
                 ..
             } = self;
             match plane {
-                Plane::Managed(managed) => {
-                    for run in buffers.arrivals() {
-                        let Some(local) = run.local else { continue };
-                        let arrival = Arrival::Host {
-                            local,
-                            interface: run.ifindex,
-                            from: run.remote,
-                        };
-                        for datagram in run.datagrams() {
-                            let payload = datagram.payload;
-                            match node.handle_datagram(arrival, payload, now) {
-                                Inbound::Consumed => {}
-                                Inbound::Data => {
-                                    managed.handle_datagram(arrival, payload, links, notes, now);
-                                }
-                            }
-                        }
-                    }
-                    managed.flush();
-                }
+                Plane::Managed(managed) => managed.take_host(buffers, node, links, notes, now),
                 Plane::Attached(attached) => attached.take_host(buffers, node, notes, now),
             }
             if slots < SLOTS {
@@ -205,14 +186,7 @@ impl PacketLoop {
             } = self;
             match plane {
                 Plane::Managed(managed) => {
-                    for datagram in buffers.datagrams() {
-                        let data = node.handle_relay_datagram(relay, datagram.payload, now);
-                        if let Some((from, payload)) = data {
-                            let arrival = Arrival::Relay { relay, from };
-                            managed.handle_datagram(arrival, payload, links, notes, now);
-                        }
-                    }
-                    managed.flush();
+                    managed.take_relay(relay, buffers, node, links, notes, now);
                 }
                 Plane::Attached(attached) => attached.take_relay(relay, buffers, node, notes, now),
             }
