@@ -9,7 +9,9 @@ use wice_signaling::protocol::PublicKey;
 
 use super::links::{Batch, Links};
 use super::notes::Notes;
-use crate::core::node::{Arrival, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket};
+use crate::core::node::{
+    Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
+};
 use crate::core::slots::{Message, Recipients, Sender, Slots, spans};
 use crate::io::slots::SlotSocket;
 use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
@@ -145,6 +147,7 @@ impl Attached {
         for run in buffers.arrivals() {
             let Some(local) = run.local else { continue };
             let arrival = Arrival::Host {
+                socket: HostSocket::Own,
                 local,
                 interface: run.ifindex,
                 from: run.remote,
@@ -281,11 +284,13 @@ impl<'p> Outbound<'_, '_, 'p> {
     fn answer(&mut self, arrival: Arrival, bytes: &'p [u8]) {
         match arrival {
             Arrival::Host {
+                socket,
                 local,
                 interface,
                 from,
             } => {
                 let back = Route::Host {
+                    socket,
                     local,
                     interface,
                     remote: from,

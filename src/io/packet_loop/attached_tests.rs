@@ -70,6 +70,7 @@ impl Rig {
 
     fn route(&self) -> Route {
         Route::Host {
+            socket: HostSocket::Own,
             local: Ipv4Addr::LOCALHOST.into(),
             interface: 0,
             remote: self.peer.local_addr().unwrap(),
@@ -273,6 +274,7 @@ fn the_handshake_that_found_no_path_leaves_with_the_path() {
 fn an_answer_goes_back_where_the_question_came_from() {
     let mut rig = Rig::new();
     let arrival = Arrival::Host {
+        socket: HostSocket::Own,
         local: Ipv4Addr::LOCALHOST.into(),
         interface: 0,
         from: rig.peer.local_addr().unwrap(),

@@ -203,6 +203,7 @@ impl Egress for Out<'_> {
     fn reply(&mut self, packet: &[u8]) {
         match self.arrival {
             Some(Arrival::Host {
+                socket,
                 local,
                 interface,
                 from,
@@ -215,7 +216,7 @@ impl Egress for Out<'_> {
                     remote: from,
                     source,
                 };
-                self.links.send_host(destination, packet);
+                self.links.send_host(socket, destination, packet);
             }
             Some(Arrival::Relay { relay, from }) => {
                 let reply = (relay, from, packet.to_vec());
