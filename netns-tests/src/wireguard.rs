@@ -158,6 +158,15 @@ impl WireGuards {
         Ok(())
     }
 
+    /// Waits until a peer has an endpoint: a packet for one without costs 5 s.
+    pub fn wait_endpoint(&self, node: &str, peer: &str) -> Result<()> {
+        let shown = wait_for(crate::PATIENCE, || {
+            let shown = self.shown(node, peer, "endpoints")?;
+            Ok(shown.filter(|shown| shown != "(none)"))
+        })?;
+        shown.map(drop).with_context(|| self.evidence(node, peer))
+    }
+
     /// Waits until a peer's endpoint is its own address, and gives that.
     pub fn wait_native(&self, node: &str, peer: &str) -> Result<SocketAddr> {
         let native = wait_for(crate::PATIENCE, || {

@@ -215,7 +215,13 @@ impl Peer {
 
     /// Where the endpoint should point instead, if it should.
     pub(super) fn decide(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
-        let ours = self.path.ready.unwrap_or(self.slot);
+        let mut ours = self.path.ready.unwrap_or(self.slot);
+        // The first handshake goes by the slot, where one of two that cross can wait. WireGuard then
+        // roams by itself, or the next look finds the session.
+        let handshaken = self.handshaken.is_some_and(|at| now < at + SESSION);
+        if !handshaken && self.endpoint != Some(ours) {
+            ours = self.slot;
+        }
         let Some(endpoint) = self.endpoint else {
             // Without a path as well: what WireGuard sends to the slot shows that one is needed.
             let wanted = self.path.advert || self.path.ready.is_some();

@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use wice_signaling::protocol::PublicKey;
+use wice_signaling::protocol::{CandidateKind, PublicKey};
 
 use super::path::{assign_uses, choose, ranked};
 use super::scheduler::Timer;
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, Via, WireGuardPacket};
-use crate::core::ice::{Failure, PairKey, Role};
+use crate::core::ice::{Failure, PairKey, Role, is_own_socket};
 use crate::core::timing::{EAGER_PEERS, HANDSHAKE_GRACE};
 
 impl Node {
@@ -114,6 +114,19 @@ impl Node {
             };
             self.note_received(id, arrival, packet, now);
         }
+    }
+
+    /// Whether the peer's end of its path is its WireGuard's own port: what arrives there nobody sees before
+    /// WireGuard does.
+    pub fn ends_at_wireguard(&self, id: PeerId) -> bool {
+        let pair = self
+            .peers
+            .get(&id)
+            .and_then(|peer| peer.pair(peer.path.selected?));
+        pair.is_some_and(|pair| {
+            let remote = pair.remote();
+            remote.kind != CandidateKind::Relayed && !is_own_socket(remote.priority)
+        })
     }
 
     /// Traffic waits for this peer and there may be no path: its checks go first.

@@ -155,6 +155,7 @@ impl PacketLoop {
                 handshake,
             } => {
                 let Self {
+                    node,
                     plane,
                     links,
                     notes,
@@ -165,7 +166,10 @@ impl PacketLoop {
                         managed.bind(peer, routes, handshake, links, notes, now);
                     }
                     // Its handshakes are WireGuard's own.
-                    Plane::Attached(attached) => attached.bind(peer, routes, links, notes, now),
+                    Plane::Attached(attached) => {
+                        let native = node.ends_at_wireguard(peer);
+                        attached.bind(peer, routes, native, links, notes, now);
+                    }
                 }
             }
             Event::PathChanged { peer, .. } => {

@@ -235,7 +235,10 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
             tunnels,
             tun,
         } => Plane::Managed(Box::new(Managed::new(overlay, *tunnels, tun))),
-        PlaneParts::Attached { slots } => Plane::Attached(Box::new(Attached::new(slots))),
+        PlaneParts::Attached { slots } => {
+            let own = parts.node.public_key();
+            Plane::Attached(Box::new(Attached::new(slots, own)))
+        }
     };
     let packet_loop = PacketLoop {
         node: parts.node,

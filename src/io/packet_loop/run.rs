@@ -85,7 +85,7 @@ impl PacketLoop {
         } = self;
         match plane {
             Plane::Managed(managed) => managed.handle_timeout(links, notes, now),
-            Plane::Attached(_) => {}
+            Plane::Attached(attached) => attached.handle_timeout(links, notes, now),
         }
         // What is sent can cause events and the other way round; both end by themselves.
         loop {
@@ -102,7 +102,7 @@ impl PacketLoop {
         let core = self.node.poll_timeout().map(|(at, _)| at);
         let plane = match &self.plane {
             Plane::Managed(managed) => managed.poll_timeout(),
-            Plane::Attached(_) => None,
+            Plane::Attached(attached) => attached.poll_timeout(),
         };
         let next = [core, plane].into_iter().flatten().min();
         next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now))
