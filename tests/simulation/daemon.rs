@@ -7,8 +7,7 @@ use std::time::Duration;
 use stun_types::attribute::AttributeStaticType as _;
 use turn_types::attribute::{Data, XorPeerAddress};
 use wice::core::node::{
-    Arrival, Event, HostSocket, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via,
-    WireGuardPacket,
+    Arrival, Event, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via, WireGuardPacket,
 };
 use wice_signaling::protocol::{Advert, RelayTransport, Session};
 
