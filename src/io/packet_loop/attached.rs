@@ -125,7 +125,7 @@ impl Attached {
             return;
         };
         let mut batch = links.batch();
-        for route in &*known {
+        for route in known {
             batch.push(route, &initiation[..], initiation.len());
         }
         notes.sent(peer, WireGuardPacket::HandshakeInitiation);
