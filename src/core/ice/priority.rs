@@ -17,7 +17,7 @@ fn type_preference(kind: CandidateKind) -> u32 {
 }
 
 /// What an own socket of a node that forwards for WireGuard gives away of its local preference, which
-/// leaves the bit of this value clear: a path from WireGuard's own port needs no hop through a program.
+/// leaves the bit of this value clear, as relayed candidates do: a path from WireGuard's own port needs no hop through a program.
 /// Preferences of every family fill 14 bits, this is their highest.
 pub const OWN_SOCKET: u16 = 1 << 13;
 

@@ -156,8 +156,9 @@ impl Bases {
         };
         let step = u16::try_from(id.0 % PREFERENCE_STEP).unwrap_or(0);
         let own = match source {
-            Source::Host(_, HostSocket::Own) => OWN_SOCKET,
-            Source::Host(_, HostSocket::WireGuard) | Source::Relay(_) => 0,
+            // A peer that has not been told of our relay takes it for another address of ours.
+            Source::Host(_, HostSocket::Own) | Source::Relay(_) => OWN_SOCKET,
+            Source::Host(_, HostSocket::WireGuard) => 0,
         };
         let base = Base {
             id,
