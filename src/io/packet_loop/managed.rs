@@ -7,7 +7,9 @@ use wice_signaling::protocol::PublicKey;
 
 use super::links::Links;
 use super::notes::Notes;
-use crate::core::node::{Arrival, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket};
+use crate::core::node::{
+    Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
+};
 use crate::core::overlay::{Overlay, Owned};
 use crate::core::slots::Message;
 use crate::io::udp::{Destination, ReceiveBuffers, Source};
@@ -139,6 +141,7 @@ impl Managed {
         for run in buffers.arrivals() {
             let Some(local) = run.local else { continue };
             let arrival = Arrival::Host {
+                socket: HostSocket::Own,
                 local,
                 interface: run.ifindex,
                 from: run.remote,
@@ -244,6 +247,7 @@ impl Egress for Out<'_> {
     fn reply(&mut self, packet: &[u8]) {
         match self.arrival {
             Some(Arrival::Host {
+                socket,
                 local,
                 interface,
                 from,
@@ -256,7 +260,7 @@ impl Egress for Out<'_> {
                     remote: from,
                     source,
                 };
-                self.links.send_host(destination, packet);
+                self.links.send_host(socket, destination, packet);
             }
             Some(Arrival::Relay { relay, from }) => {
                 let reply = (relay, from, packet.to_vec());
