@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml interop bench bench-wireguard bench-proxy lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ netns: setup-test ## real daemons behind real kernel NATs
 
 # Tests whose WireGuard is chosen by the environment, and the lab itself: its NATs are those of another kernel there. The two that
 # time the machine rather than the lab are left to make netns: an emulated processor proves nothing by them.
-UML_TESTS := kernel_wireguard shared_port lab
+UML_TESTS := kernel_wireguard kernel_backend attached attached_shared_port shared_port lab
 UML_ARGS := --include-ignored --test-threads=1 --skip delay_is_as_asked --skip a_lab_of_two_homes_is_built_in_time
 UML := WICE_TEST_WIREGUARD=kernel CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/netns-tests/uml/run
 
@@ -62,6 +62,9 @@ bench-wireguard: setup-bench-wireguard ## in-process WireGuard against wireguard
 
 bench-proxy: setup-test setup-bench-wireguard ## attached mode's proxy against bare forwarders; builds a release
 	WIREGUARD_GO=$(CURDIR)/$(TOOLS)/bin/wireguard ./benches/run proxy
+
+bench-turn: setup-test ## the TURN server against coturn and a bare forwarder; builds a release
+	./benches/run turn
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check

@@ -135,7 +135,7 @@ impl AttachedNode {
     }
 
     pub(crate) fn wireguard_port(&self, port: Option<u16>) -> Result<(), Error> {
-        Ok(self.inbox.send(Command::WireGuardPort(port))?)
+        Ok(self.inbox.send(Command::WireGuardPort(port, Vec::new()))?)
     }
 
     /// Looks at the loop's state, in the loop's thread.

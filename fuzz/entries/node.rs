@@ -12,8 +12,8 @@ use turn_types::message::SEND;
 use wice::core::credentials::{End, derive};
 use wice::core::ice::Credentials;
 use wice::core::node::{
-    Admission, Arrival, Event, HostAddress, Node, NodeConfig, RelayId, RelayServer, StunServer,
-    Via, WireGuardPacket,
+    Admission, Arrival, Event, HostAddress, HostSocket, Node, NodeConfig, RelayId, RelayServer,
+    StunServer, Via, WireGuardPacket,
 };
 use wice::core::stun::{
     Binding, BindingClass, Check, RoleClaim, TransactionId, encode_error, encode_success,
@@ -245,11 +245,13 @@ impl Rig {
         while let Some(transmit) = self.node.poll_transmit() {
             match transmit.via {
                 Via::Host {
+                    socket,
                     local,
                     interface,
                     remote,
                 } => {
                     let arrival = Arrival::Host {
+                        socket,
                         local,
                         interface,
                         from: remote,
@@ -347,6 +349,7 @@ impl Rig {
                 from,
             },
             None => Arrival::Host {
+                socket: HostSocket::Own,
                 local: IpAddr::from([192, 168, 1, 10 + u8::from(script.below(16) == 0)]),
                 interface: 1,
                 from,

@@ -101,7 +101,8 @@ impl WireGuards {
             .map(drop)
     }
 
-    /// Starts `wice attach` on a node, with the token.
+    /// Starts `wice attach` on a node, with the token, and with paths through the proxy unless `more` says
+    /// otherwise.
     pub fn attach(&mut self, node: &str, more: &[&str]) -> Result<()> {
         let token = self.mesh.token().to_owned();
         self.start(node, Some(&token), more)
@@ -112,15 +113,21 @@ impl WireGuards {
         self.start(node, None, &[])
     }
 
-    /// Starts it with the token and with CAP_NET_ADMIN alone.
-    pub fn attach_without_capabilities(&mut self, node: &str) -> Result<()> {
+    /// The same, with direct paths bound as `--direct` says.
+    pub fn attach_again_by(&mut self, node: &str, direct: &str) -> Result<()> {
+        self.start(node, None, &["--direct", direct])
+    }
+
+    /// Starts it with the token and no capabilities but these, like `+net_admin,+net_raw`.
+    pub fn attach_with_capabilities(&mut self, node: &str, capabilities: &str) -> Result<()> {
+        let capabilities = format!("-all,{capabilities}");
         let binary = self.mesh.lab.binary()?;
         let machine = self.mesh.lab.node(node)?;
         let authority = self.mesh.lab.authority();
         let daemon = self.mesh.lab.start(node, node, |ns| {
             let mut command = ns.command("setpriv");
-            command.args(["--bounding-set", "-all,+net_admin"]);
-            command.args(["--inh-caps", "-all,+net_admin", "--no-new-privs"]);
+            command.args(["--bounding-set", &capabilities]);
+            command.args(["--inh-caps", &capabilities, "--no-new-privs"]);
             command.arg(binary).args(["attach", WG, self.mesh.token()]);
             command.args(["--name", node]);
             command.arg("--state-dir").arg(machine.state_dir());
@@ -133,7 +140,10 @@ impl WireGuards {
     }
 
     fn start(&mut self, node: &str, token: Option<&str>, more: &[&str]) -> Result<()> {
-        let daemon = self.mesh.lab.start_attached(node, WG, token, more)?;
+        let direct = ["--direct", "proxy"];
+        let direct = direct.iter().filter(|_| !more.contains(&"--direct"));
+        let more: Vec<&str> = more.iter().chain(direct).copied().collect();
+        let daemon = self.mesh.lab.start_attached(node, WG, token, &more)?;
         self.mesh.take(node, daemon);
         Ok(())
     }
@@ -146,6 +156,25 @@ impl WireGuards {
         })?;
         ensure!(slot.is_some(), "{}", self.evidence(node, peer));
         Ok(())
+    }
+
+    /// Waits until a peer has an endpoint: a packet for one without costs 5 s.
+    pub fn wait_endpoint(&self, node: &str, peer: &str) -> Result<()> {
+        let shown = wait_for(crate::PATIENCE, || {
+            let shown = self.shown(node, peer, "endpoints")?;
+            Ok(shown.filter(|shown| shown != "(none)"))
+        })?;
+        shown.map(drop).with_context(|| self.evidence(node, peer))
+    }
+
+    /// Waits until a peer's endpoint is its own address, and gives that.
+    pub fn wait_native(&self, node: &str, peer: &str) -> Result<SocketAddr> {
+        let native = wait_for(crate::PATIENCE, || {
+            let shown = self.shown(node, peer, "endpoints")?;
+            let address = shown.and_then(|shown| shown.parse::<SocketAddr>().ok());
+            Ok(address.filter(|address| !address.ip().is_loopback()))
+        })?;
+        native.with_context(|| self.evidence(node, peer))
     }
 
     /// Pings a node's inner address from another until the result is dropped.

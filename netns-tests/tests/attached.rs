@@ -413,7 +413,7 @@ fn everything_but_net_admin_is_dropped() -> Result<()> {
     let mut all = WireGuards::build(config(&[nat; 2]), &nodes)?;
     all.join_all()?;
     for node in nodes {
-        all.attach_without_capabilities(node)?;
+        all.attach_with_capabilities(node, "+net_admin")?;
     }
     for (node, peer) in [("home-a", "home-b"), ("home-b", "home-a")] {
         all.wait_slot(node, peer)?;

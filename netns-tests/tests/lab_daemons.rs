@@ -50,7 +50,7 @@ fn a_daemon_is_started_asked_pinged_stopped_and_killed() -> Result<()> {
     let said = daemon.output();
     assert!(said.starts_with("up wice1-token --state-dir /"), "{said}");
     assert!(
-        said.contains("--interface wice0 --name home-a --verbose"),
+        said.contains("--name home-a --interface wice0 --verbose"),
         "{said}"
     );
     assert_eq!(lab.peers("home-a")?[0].path.kind, "direct");

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgMatches, Args, ValueEnum};
+use clap::{ArgMatches, Args};
 
 use super::up::{read_token, resolve, run_daemon};
 use super::{log, print};
@@ -35,9 +35,10 @@ pub(super) struct AttachArgs {
     /// The interface's private key, where WireGuard does not tell it (boringtun).
     #[arg(long, value_name = "FILE", env = "WICE_PRIVATE_KEY_FILE")]
     private_key_file: Option<PathBuf>,
-    /// How direct paths are bound: proxy passes every packet on over loopback; auto is the best that there is.
-    #[arg(long, value_name = "HOW", env = "WICE_DIRECT", default_value = "auto")]
-    direct: Direct,
+    /// How direct paths are bound: proxy passes every packet on over loopback, shared-port lets WireGuard send itself (CAP_NET_RAW);
+    /// auto is shared-port where that works, else proxy [default: auto].
+    #[arg(long, value_name = "HOW", env = "WICE_DIRECT")]
+    direct: Option<String>,
     /// Read this configuration instead of /etc/wice/wice.toml.
     #[arg(long, value_name = "FILE", env = "WICE_CONFIG")]
     config: Option<PathBuf>,
@@ -76,13 +77,6 @@ pub(super) struct AttachArgs {
     print_config: bool,
 }
 
-/// How direct paths are bound. One way is built: both words mean it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Direct {
-    Auto,
-    Proxy,
-}
-
 pub(super) fn attach(args: AttachArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
     let (file, print_config) = (args.config.clone(), args.print_config);
     let config = resolve(args.overrides()?, file, matches)?;
@@ -111,6 +105,7 @@ impl AttachArgs {
             log_format: self.log_format,
             metrics: self.metrics,
             private_key_file: self.private_key_file,
+            direct: self.direct,
             ..Overrides::default()
         })
     }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use clap::Args;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
@@ -17,6 +18,35 @@ const QUIET: &str = "boringtun=off,stun_types=off,stun_proto=off";
 const LEVELS: &str = "it is error, warn, info, debug or trace";
 /// The field that is the event's text.
 const MESSAGE: &str = "message";
+
+/// How the services log; the daemons have it in their configuration.
+#[derive(Args, Debug)]
+pub(super) struct ServiceLog {
+    /// error, warn, info, debug or trace.
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        env = "WICE_LOG_LEVEL",
+        default_value = "info"
+    )]
+    log_level: String,
+    /// One JSON object a line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+impl ServiceLog {
+    pub(super) fn start(&self) -> anyhow::Result<()> {
+        start(&LogConfig {
+            level: self.log_level.clone(),
+            format: if self.log_json {
+                LogFormat::Json
+            } else {
+                LogFormat::Text
+            },
+        })
+    }
+}
 
 /// Starts it. A second start in one process (tests) keeps the first.
 pub(super) fn start(log: &LogConfig) -> anyhow::Result<()> {

@@ -21,6 +21,7 @@ mod revoke;
 mod signal;
 mod store;
 mod turn;
+mod turn_check;
 mod up;
 mod usage;
 mod visit;

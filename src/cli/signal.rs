@@ -10,8 +10,8 @@ use tokio::signal::unix::{SignalKind, signal as os_signal};
 use wice_signaling::protocol::{NetworkId, ServerAddress};
 use wice_signaling::server::{Config, Networks, Server, Transport, TurnSecrets};
 
-use super::{StateDir, Usage, log, store};
-use crate::config::{LogConfig, LogFormat};
+use super::log::ServiceLog;
+use super::{StateDir, Usage, store};
 use crate::report::Health;
 
 /// Run the signaling service: it carries sealed adverts between proven members, answers STUN, and hands out relays.
@@ -75,30 +75,14 @@ pub(super) struct SignalArgs {
     /// Answer /metrics to everyone, not to this machine alone.
     #[arg(long)]
     metrics_public: bool,
-    /// error, warn, info, debug or trace.
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "WICE_LOG_LEVEL",
-        default_value = "info"
-    )]
-    log_level: String,
-    /// One JSON object a line.
-    #[arg(long)]
-    log_json: bool,
+    #[command(flatten)]
+    log: ServiceLog,
     #[command(flatten)]
     state: StateDir,
 }
 
 pub(super) fn signal(args: &SignalArgs) -> anyhow::Result<Health> {
-    log::start(&LogConfig {
-        level: args.log_level.clone(),
-        format: if args.log_json {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
-        },
-    })?;
+    args.log.start()?;
     let named: BTreeSet<NetworkId> = args
         .network
         .iter()

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Deserialize;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
-use super::{Usage, log};
-use crate::config::{LogConfig, LogFormat};
+use super::Usage;
+use super::log::ServiceLog;
+use super::turn_check::{TurnCheckArgs, turn_check};
 use crate::report::Health;
 
 /// How long allocations may go on after SIGTERM: nodes of a mesh move to another relay within seconds.
@@ -22,6 +23,7 @@ const OTHERS: u32 = 0o077;
 
 /// Run the TURN and STUN server: the relay of a mesh, and of anyone's WebRTC or SIP clients.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = "\
 Examples:
   wice turn --secret-file /etc/wice/turn.secret
@@ -32,6 +34,8 @@ Peers in private, shared, loopback, link-local and other special ranges are deni
 SIGHUP reads users, secrets, lists and certificate again. SIGTERM lets allocations end, a second one ends at once.
 /metrics, /healthz and /readyz are served at --metrics.")]
 pub(super) struct TurnArgs {
+    #[command(subcommand)]
+    command: Option<TurnCommand>,
     /// Where clients are served: udp://ADDR:PORT, tcp://…, tls://…; give it once for each [default: UDP and TCP 3478].
     #[arg(long, value_name = "URL")]
     listen: Vec<String>,
@@ -95,17 +99,13 @@ pub(super) struct TurnArgs {
     /// A TOML file with the same keys (with _ for -); flags win over it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// error, warn, info, debug or trace.
-    #[arg(
-        long,
-        value_name = "LEVEL",
-        env = "WICE_LOG_LEVEL",
-        default_value = "info"
-    )]
-    log_level: String,
-    /// One JSON object a line.
-    #[arg(long)]
-    log_json: bool,
+    #[command(flatten)]
+    log: ServiceLog,
+}
+
+#[derive(Subcommand, Debug)]
+enum TurnCommand {
+    Check(TurnCheckArgs),
 }
 
 /// The file: every flag but those of the log. Unknown keys are refused.
@@ -135,23 +135,21 @@ struct File {
 }
 
 pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
-    log::start(&LogConfig {
-        level: args.log_level.clone(),
-        format: if args.log_json {
-            LogFormat::Json
-        } else {
-            LogFormat::Text
-        },
-    })?;
+    if let Some(TurnCommand::Check(check)) = &args.command {
+        return turn_check(check);
+    }
+    args.log.start()?;
     let (settings, drain) = settings(args)?;
-    let service = Service::start(&settings).map_err(usage)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    // Before anything is said to be served: a SIGHUP that comes then must not end the program.
+    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+    let service = Service::start(&settings).map_err(usage)?;
     for listen in service.listeners() {
         tracing::info!(event = "turn-serving", transport = ?listen.transport, address = %listen.address, realm = %settings.realm);
     }
-    runtime.block_on(wait(args, &service))?;
+    runtime.block_on(wait(args, &service, hangup))?;
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
@@ -200,9 +198,8 @@ fn usage(error: StartError) -> anyhow::Error {
 }
 
 /// Reloads on SIGHUP until SIGTERM or SIGINT.
-async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
+async fn wait(args: &TurnArgs, service: &Service, mut hangup: Signal) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = ends()?;
-    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -218,7 +215,7 @@ async fn wait(args: &TurnArgs, service: &Service) -> anyhow::Result<()> {
     }
 }
 
-fn ends() -> std::io::Result<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)> {
+fn ends() -> std::io::Result<(Signal, Signal)> {
     Ok((
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -332,7 +329,7 @@ fn port_range(text: &str) -> Result<std::ops::RangeInclusive<u16>, Usage> {
     range.ok_or_else(|| Usage(format!("--ports {text}: write it like 49152-65535")))
 }
 
-fn user(text: &str) -> Result<(String, String), Usage> {
+pub(super) fn user(text: &str) -> Result<(String, String), Usage> {
     match text.split_once(':') {
         Some((name, password)) if !name.is_empty() && !password.is_empty() => {
             Ok((name.to_owned(), password.to_owned()))
@@ -342,7 +339,7 @@ fn user(text: &str) -> Result<(String, String), Usage> {
 }
 
 /// One secret a line, in a file of its owner's alone.
-fn secrets(path: &Path) -> anyhow::Result<Vec<String>> {
+pub(super) fn secrets(path: &Path) -> anyhow::Result<Vec<String>> {
     use std::os::unix::fs::PermissionsExt as _;
     let text = read(path, "the secret file")?;
     let mode = std::fs::metadata(path)?.permissions().mode();

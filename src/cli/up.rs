@@ -160,7 +160,7 @@ impl UpArgs {
             log_level: self.log_level,
             log_format: self.log_format,
             metrics: self.metrics,
-            private_key_file: None,
+            ..Overrides::default()
         })
     }
 }

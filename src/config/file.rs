@@ -53,6 +53,8 @@ pub struct FileConfig {
     pub metrics: Option<String>,
     /// The private key of the interface that is attached to.
     pub private_key_file: Option<PathBuf>,
+    /// `auto`, `proxy` or `shared-port`.
+    pub direct: Option<String>,
 }
 
 /// A TURN server with static credentials.

@@ -21,7 +21,7 @@ enum Form {
 }
 
 /// Keys at the top.
-const TOP: [Key; 18] = [
+const TOP: [Key; 19] = [
     text("token_file", "\"/etc/wice/token\""),
     text("interface", "\"wice0\""),
     text("name", "\"lab-a\""),
@@ -44,6 +44,7 @@ const TOP: [Key; 18] = [
     text("log_format", "\"json\""),
     text("metrics", "\"127.0.0.1:9586\""),
     text("private_key_file", "\"/etc/wireguard/private.key\""),
+    text("direct", "\"auto\""),
 ];
 /// Keys of a `[[turn]]`.
 const TURN: [Key; 3] = [

@@ -12,7 +12,7 @@ use super::{
     ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
     LogConfig, LogFormat,
 };
-use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, PortMapping, Settings, StaticRelay};
+use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Direct, PortMapping, Settings, StaticRelay};
 use crate::io::http_proxy::ProxyUrl;
 
 /// IPv6 needs it (RFC 8200 §5).
@@ -61,6 +61,8 @@ pub struct Overrides {
     pub metrics: Option<String>,
     /// The private key of the interface that is attached to.
     pub private_key_file: Option<PathBuf>,
+    /// How direct paths of an attached interface are bound.
+    pub direct: Option<String>,
 }
 
 /// What the machine says, where nobody else does.
@@ -125,6 +127,10 @@ impl DaemonConfig {
             Some(text) => parse("port_mapping", &text, "auto asks the router, off does not")?,
             None => PortMapping::default(),
         };
+        let direct = match overrides.direct.or(file.direct) {
+            Some(text) => parse("direct", &text, "auto is the best that there is")?,
+            None => Direct::default(),
+        };
         Ok(Self {
             settings: Settings {
                 token,
@@ -153,6 +159,7 @@ impl DaemonConfig {
                 port_mapping,
                 metrics,
                 private_key_file: overrides.private_key_file.or(file.private_key_file),
+                direct,
             },
             log: LogConfig {
                 level: overrides
@@ -194,6 +201,7 @@ impl DaemonConfig {
                 prefixes(&settings.advertise_routes)
             ),
             format!("port_mapping = \"{}\"", settings.port_mapping.as_str()),
+            format!("direct = \"{}\"", settings.direct.as_str()),
             format!("log_level = {}", quoted(&self.log.level)),
             format!("log_format = {}", quoted(self.log.format.as_str())),
         ];

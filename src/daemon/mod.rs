@@ -42,7 +42,7 @@ use state::{NodeState, State};
 
 #[cfg(feature = "kubernetes")]
 pub use agent::agent;
-pub use attached::{AttachError, Detached, attach, detach};
+pub use attached::{AttachError, Detached, Direct, attach, detach};
 pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
 pub use leave::{LeaveError, Leaving};
@@ -94,6 +94,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Attached mode: the interface's private key, where WireGuard does not tell it.
     pub private_key_file: Option<PathBuf>,
+    /// Attached mode: how direct paths are bound.
+    pub direct: Direct,
 }
 
 /// A TURN server with credentials that do not come from signaling.

@@ -25,6 +25,7 @@ const ADVERTS: &str = "adverts.json";
 const ROUTES: &str = "routes.json";
 const SERVERS: &str = "servers.json";
 const ENDPOINTS: &str = "endpoints.json";
+const GIVEN: &str = "given.json";
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -284,22 +285,47 @@ impl State {
 
     /// What peers' endpoints were before they were ours, by key. Damaged ones are as good as none.
     pub(super) fn endpoints(&self) -> BTreeMap<PublicKey, SocketAddr> {
-        let kept: Option<BTreeMap<String, SocketAddr>> = self.read_json(ENDPOINTS).ok().flatten();
+        self.read_endpoints(ENDPOINTS)
+    }
+
+    /// What peers were given that is no slot, by key; as good as none where it is damaged.
+    pub(super) fn given(&self) -> BTreeMap<PublicKey, SocketAddr> {
+        self.read_endpoints(GIVEN)
+    }
+
+    fn read_endpoints(&self, name: &str) -> BTreeMap<PublicKey, SocketAddr> {
+        let kept: Option<BTreeMap<String, SocketAddr>> = self.read_json(name).ok().flatten();
         let kept = kept.unwrap_or_default().into_iter();
         kept.filter_map(|(key, endpoint)| Some((key.parse().ok()?, endpoint)))
             .collect()
     }
 
-    /// Keeps them.
+    /// Keeps what endpoints were.
     pub(super) fn set_endpoints(
         &self,
+        endpoints: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<(), StateError> {
+        self.write_endpoints(ENDPOINTS, endpoints)
+    }
+
+    /// Keeps what peers were given.
+    pub(super) fn set_given(
+        &self,
+        given: &BTreeMap<PublicKey, SocketAddr>,
+    ) -> Result<(), StateError> {
+        self.write_endpoints(GIVEN, given)
+    }
+
+    fn write_endpoints(
+        &self,
+        name: &str,
         endpoints: &BTreeMap<PublicKey, SocketAddr>,
     ) -> Result<(), StateError> {
         let endpoints: BTreeMap<String, &SocketAddr> = endpoints
             .iter()
             .map(|(key, endpoint)| (key.to_string(), endpoint))
             .collect();
-        self.write_json(ENDPOINTS, &endpoints)
+        self.write_json(name, &endpoints)
     }
 
     fn read_json<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, StateError> {

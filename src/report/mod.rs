@@ -13,6 +13,7 @@ mod render_netcheck;
 mod style;
 #[cfg(test)]
 mod tests;
+mod turn_check;
 mod units;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,7 @@ pub use nodes::{NetworkNode, NetworkNodes};
 pub use ping::PingEvent;
 pub use port_mapping::PortMapping;
 pub use style::Style;
+pub use turn_check::{TurnCheck, TurnWay};
 pub use units::{bytes, duration, rtt};
 
 /// Version of every JSON document. It rises when a field changes its meaning or goes; new fields may come without.

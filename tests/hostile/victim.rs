@@ -6,8 +6,8 @@ use std::time::Instant;
 use wice::core::credentials::{End, derive};
 use wice::core::ice::Credentials;
 use wice::core::node::{
-    Admission, Arrival, Counters, HostAddress, Inbound, Node, NodeConfig, RecordOutcome,
-    RecordRefusal, Transmit, Via,
+    Admission, Arrival, Counters, HostAddress, HostSocket, Inbound, Node, NodeConfig,
+    RecordOutcome, RecordRefusal, Transmit, Via,
 };
 use wice::core::stun::{Check, RoleClaim, TransactionId, integrity_key};
 use wice_signaling::protocol::{
@@ -131,6 +131,7 @@ impl Victim {
     pub(crate) fn hears_at(&mut self, datagram: &[u8], local: IpAddr) -> Vec<Transmit> {
         self.drain();
         let arrival = Arrival::Host {
+            socket: HostSocket::Own,
             local,
             interface: 1,
             from: ATTACKER.into(),
@@ -147,6 +148,7 @@ impl Victim {
 
     pub(crate) fn arrival(from: SocketAddr) -> Arrival {
         Arrival::Host {
+            socket: HostSocket::Own,
             local: LOCAL.into(),
             interface: 1,
             from,

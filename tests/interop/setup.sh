@@ -1,12 +1,12 @@
 #!/bin/sh
-# Builds icecat and the peers that are not Rust. Needs: python3-venv; libnice-dev, gcc, pkg-config;
+# Builds icecat, wice and the peers that are not Rust. Needs: python3-venv; libnice-dev, gcc, pkg-config;
 # golang-go, golang-github-pion-ice.v2-dev (Debian, Ubuntu).
 set -eu
 cd "$(dirname "$0")"
 peers=target/peers
 mkdir -p "$peers"
 
-(cd ../.. && cargo build -q --example icecat)
+(cd ../.. && cargo build -q --example icecat && cargo build -q --bin wice)
 
 [ -x "$peers/venv/bin/python3" ] || python3 -m venv "$peers/venv"
 "$peers/venv/bin/pip" -q install aioice==0.13.0

@@ -11,7 +11,7 @@ use wice::core::node::{
 };
 use wice_signaling::protocol::{Advert, RelayTransport, Session};
 
-use crate::host::{Connection, PORT};
+use crate::host::{Connection, port_of};
 use crate::network::{Attached, HostId, INTERNET};
 use crate::turn_server::{self, Client};
 use crate::wireguard;
@@ -121,12 +121,14 @@ impl World {
         let now = self.now;
         match transmit.via {
             Via::Host {
+                socket,
                 local,
                 interface,
                 remote,
             } => {
                 self.hosts[id].audit(Some(remote), &transmit.payload, now);
-                self.send_from_host(id, local, interface, remote, &transmit.payload);
+                let from = (SocketAddr::new(local, port_of(socket)), interface);
+                self.send_from_host(id, from, remote, &transmit.payload);
             }
             Via::Relay { relay, .. } => {
                 if let Some((to, payload)) = relayed(&transmit.payload) {
@@ -140,8 +142,7 @@ impl World {
     fn send_from_host(
         &mut self,
         id: HostId,
-        local: std::net::IpAddr,
-        interface: u32,
+        (from, interface): (SocketAddr, u32),
         remote: SocketAddr,
         payload: &[u8],
     ) {
@@ -150,7 +151,6 @@ impl World {
             return;
         }
         if let Some(realm) = self.hosts[id].realm_of(interface) {
-            let from = SocketAddr::new(local, PORT);
             self.send(Some(id), realm, from, remote, payload);
         }
     }
@@ -315,9 +315,10 @@ impl World {
         if self.hosts[id].node.is_none() || self.hosts[id].owns(from.ip()) {
             return;
         }
-        if to.port() == PORT {
+        if let Some(socket) = self.hosts[id].socket_at(to.port()) {
             self.hosts[id].learn(from, payload);
             let arrival = Arrival::Host {
+                socket,
                 local: to.ip(),
                 interface,
                 from,
@@ -395,10 +396,14 @@ impl World {
     fn send_by(&mut self, id: HostId, route: Route, bytes: &[u8]) {
         match route {
             Route::Host {
+                socket,
                 local,
                 interface,
                 remote,
-            } => self.send_from_host(id, local, interface, remote, bytes),
+            } => {
+                let from = (SocketAddr::new(local, port_of(socket)), interface);
+                self.send_from_host(id, from, remote, bytes);
+            }
             Route::Relayed { relay, channel } => {
                 let Some(connection) = self.hosts[id].relays.get(&relay) else {
                     return;

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use wice::core::node::{
-    Admission, HostAddress, Node, NodeConfig, PeerId, PeerSnapshot, RelayId, RelayServer,
-    StunServer,
+    Admission, HostAddress, HostSocket, Node, NodeConfig, PeerId, PeerSnapshot, RelayId,
+    RelayServer, SharedPorts, StunServer,
 };
 use wice::core::stun::{Binding, BindingClass, is_stun};
 use wice::core::timing::TA_NODE;
@@ -19,6 +19,17 @@ use crate::wireguard::Tunnel;
 
 /// Every node's port: three behind one NAT collide.
 pub(crate) const PORT: u16 = 51_821;
+/// WireGuard's own, of hosts that share it.
+const WIREGUARD_PORT: u16 = 51_820;
+
+/// Which port is behind a socket.
+pub(crate) fn port_of(socket: HostSocket) -> u16 {
+    match socket {
+        HostSocket::Own => PORT,
+        HostSocket::WireGuard => WIREGUARD_PORT,
+    }
+}
+
 /// More calls of `handle_timeout` than this in one millisecond are a busy loop.
 const MAX_WAKES: u32 = 50;
 
@@ -43,6 +54,8 @@ pub(crate) struct Host {
     pub(crate) sequence: u64,
     pub(crate) interfaces: Vec<Interface>,
     pub(crate) node: Option<Node>,
+    /// WireGuard's port is shared with the node.
+    pub(crate) shares: bool,
     /// The last advert of each peer, as the state folder has it.
     pub(crate) stored: BTreeMap<HostId, Vec<u8>>,
     pub(crate) peers: BTreeMap<PeerId, HostId>,
@@ -75,6 +88,7 @@ impl Host {
             sequence: 0,
             interfaces: Vec::new(),
             node: None,
+            shares: false,
             stored: BTreeMap::new(),
             peers: BTreeMap::new(),
             numbers: BTreeMap::new(),
@@ -128,6 +142,10 @@ impl Host {
         for record in self.stored.values() {
             node.handle_advert(record, now).unwrap();
         }
+        if self.shares {
+            let port = Some(WIREGUARD_PORT);
+            node.handle_shared_ports(SharedPorts { v4: port, v6: port }, now);
+        }
         node.handle_addresses(&self.addresses(), now);
         node.handle_stun_servers(&servers.0, now);
         node.handle_relay_servers(&servers.1, now);
@@ -147,6 +165,14 @@ impl Host {
                 .collect::<Vec<_>>()
         };
         self.interfaces.iter().flat_map(of).collect()
+    }
+
+    pub(crate) fn socket_at(&self, port: u16) -> Option<HostSocket> {
+        match port {
+            PORT => Some(HostSocket::Own),
+            WIREGUARD_PORT if self.shares => Some(HostSocket::WireGuard),
+            _ => None,
+        }
     }
 
     pub(crate) fn owns(&self, ip: IpAddr) -> bool {

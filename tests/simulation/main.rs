@@ -15,6 +15,7 @@ mod oracle;
 mod presence;
 mod random;
 mod servers;
+mod shared_port;
 mod signaling;
 mod sweep;
 mod topology;

@@ -1,6 +1,7 @@
 //! Floods a TURN server on this machine and says what a delivered packet cost it: `turnflood SERVER PID SECONDS CLIENTS
-//! up|down|relay|allocate [gso]`. The server must know alice:wonderland in realm example.org and allow peers in 127.0.0.0/8;
-//! `turnflood serve PORT` is one, with one thread.
+//! up|down|relay|allocate|bare [gso]`. The server must know alice:wonderland in realm example.org and allow peers in 127.0.0.0/8;
+//! `turnflood serve PORT` is one, with one thread. `turnflood forward PORT` is no TURN server but what one is measured against
+//! (mode `bare`): it takes the header off and passes payloads on to the port above its own. `benches/turn` has them take turns.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFlags;
 use wice_turn::codec::{
     Class, Hash, Key, Message, TransactionId, Writer, attribute, channel_header, method,
 };
 use wice_turn::io::{Service, Settings};
 use wice_turn::server::{DEFAULT_QUOTAS, Quotas, Rate};
+use wice_udp::{Coalescer, Destination, ReceiveBuffers, SendFailures, UdpOptions};
 
 /// Bytes of a payload: a WireGuard packet of 1,140 bytes inside.
 const PAYLOAD: usize = 1200;
@@ -184,15 +187,48 @@ fn serve(port: &str) {
     }
 }
 
+/// The least that a relay of ChannelData does, with the same system calls.
+fn forward(port: &str) {
+    let port: u16 = port.parse().expect("a port");
+    let options = UdpOptions {
+        packet_info: false,
+        ..UdpOptions::default()
+    };
+    let socket = wice_udp::UdpSocket::bind_with(SocketAddr::from(([127, 0, 0, 1], port)), &options)
+        .expect("a socket");
+    let (mut buffers, mut failures) = (ReceiveBuffers::new(), SendFailures::new());
+    let to = Destination {
+        remote: SocketAddr::from(([127, 0, 0, 1], port + 1)),
+        source: None,
+    };
+    loop {
+        let mut waits = [rustix::event::PollFd::new(&socket, PollFlags::IN)];
+        rustix::event::poll(&mut waits, None).expect("waited");
+        while socket.receive(&mut buffers).expect("received") > 0 {
+            let mut out = Coalescer::new(&socket, &failures);
+            for datagram in buffers.datagrams() {
+                out.push(to, None, datagram.payload.get(4..).unwrap_or_default());
+            }
+            drop(out);
+            failures.drain().for_each(drop);
+        }
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
+    if let [_, word, port] = &arguments[..]
+        && word == "forward"
+    {
+        return forward(port);
+    }
     if let [_, word, port] = &arguments[..]
         && word == "serve"
     {
         return serve(port);
     }
     let [_, server, pid, seconds, clients, mode, rest @ ..] = &arguments[..] else {
-        panic!("usage: turnflood SERVER PID SECONDS CLIENTS up|down|relay [gso]");
+        panic!("usage: turnflood SERVER PID SECONDS CLIENTS up|down|relay|allocate|bare [gso]");
     };
     let server: SocketAddr = server.parse().expect("an address");
     let (seconds, clients): (u64, usize) = (
@@ -213,6 +249,16 @@ fn main() {
     let framed = [framed, vec![7; PAYLOAD]].concat();
     let mut senders: Vec<(UdpSocket, SocketAddr, Vec<u8>)> = Vec::new();
     match mode.as_str() {
+        "bare" => {
+            for _ in 0..clients {
+                let socket = UdpSocket::bind("127.0.0.2:0").expect("a socket");
+                socket.connect(server).expect("connected");
+                senders.push((socket, server, framed.clone()));
+            }
+            let above = (server.ip(), server.port() + 1);
+            let peer = UdpSocket::bind(above).expect("the port above");
+            sink(peer, Arc::clone(&count), Arc::clone(&stop), PAYLOAD);
+        }
         "up" => {
             for _ in 0..clients {
                 let (mut client, _) = Client::allocate(server);

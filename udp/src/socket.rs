@@ -17,6 +17,8 @@ pub struct UdpOptions {
     pub reuse_port: bool,
     /// Datagrams too large for the path are fragmented instead of refused (IP_PMTUDISC_DONT).
     pub fragment: bool,
+    /// Every arrival tells which address and interface it came to; a socket of one address does without.
+    pub packet_info: bool,
     /// Bytes of receive buffer asked for.
     pub receive_buffer: libc::c_int,
     /// Bytes of send buffer asked for.
@@ -28,6 +30,7 @@ impl Default for UdpOptions {
         Self {
             reuse_port: false,
             fragment: false,
+            packet_info: true,
             receive_buffer: RECEIVE_BUFFER_BYTES,
             send_buffer: SEND_BUFFER_BYTES,
         }
@@ -307,12 +310,16 @@ impl UdpSocket {
         self.set_fragment(options.fragment)?;
         match self.family {
             Family::V4 => {
-                self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                if options.packet_info {
+                    self.set(libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+                }
                 self.set(libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
             }
             Family::V6 => {
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
-                self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                if options.packet_info {
+                    self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
+                }
                 self.set(libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
             }
         }

@@ -3,8 +3,8 @@
 mod nat;
 mod port_mapping;
 mod refused;
-mod relay;
-mod stun;
+pub(super) mod relay;
+pub(super) mod stun;
 #[cfg(test)]
 mod tests;
 
@@ -113,7 +113,10 @@ async fn run(args: &NetcheckArgs) -> anyhow::Result<Netcheck> {
     }
     let mut seen = BTreeSet::new();
     resolved.retain(|server: &Server| seen.insert(server.address));
-    let tools = RelayTools::new(args.ca_file.as_deref(), proxy(args)?.as_deref());
+    let tools = RelayTools::new(
+        args.ca_file.as_deref(),
+        proxy(args.proxy.as_ref())?.as_deref(),
+    );
     let tools = tools.map_err(|error| servers.notes.push(error)).ok();
     let relays = async {
         match &tools {
@@ -266,8 +269,9 @@ fn login(told: &TurnLogin) -> Option<Login> {
     })
 }
 
-fn proxy(args: &NetcheckArgs) -> anyhow::Result<Option<String>> {
-    let proxy = match &args.proxy {
+/// The one that was given, or the environment's.
+pub(super) fn proxy(given: Option<&String>) -> anyhow::Result<Option<String>> {
+    let proxy = match given {
         Some(proxy) => Some(proxy.clone()),
         None => crate::config::Surroundings::here().https_proxy,
     };
@@ -299,7 +303,7 @@ async fn check_relays(logins: &[Login], tools: &RelayTools) -> Vec<RelayCheck> {
 }
 
 /// One address a family.
-async fn resolve(server: &ServerAddress) -> Result<Vec<SocketAddr>, String> {
+pub(super) async fn resolve(server: &ServerAddress) -> Result<Vec<SocketAddr>, String> {
     let host = (server.host.as_str(), server.port);
     let failed = |why: String| {
         format!(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
-use wice_signaling::protocol::{RelayTransport, ServerKind};
+use wice_signaling::protocol::{RelayTransport, ServerAddress, ServerKind};
 
 use super::{Login, resolve, stun};
 use crate::cli::random::random;
@@ -28,14 +28,14 @@ const MAX_DATAGRAM: usize = 1500;
 
 /// What connections over TCP and TLS are made with.
 #[derive(Clone)]
-pub(super) struct RelayTools {
+pub(in crate::cli) struct RelayTools {
     tls: Result<Tls, String>,
     proxy: Option<ProxyUrl>,
 }
 
 impl RelayTools {
     /// An error says that the proxy cannot be used.
-    pub(super) fn new(ca_file: Option<&Path>, proxy: Option<&str>) -> Result<Self, String> {
+    pub(in crate::cli) fn new(ca_file: Option<&Path>, proxy: Option<&str>) -> Result<Self, String> {
         let trust = match ca_file {
             Some(path) => Trust::CaFile(path.to_owned()),
             None => Trust::System,
@@ -67,13 +67,8 @@ pub(super) async fn check(login: &Login, tools: &RelayTools) -> TransportCheck {
             )),
         ),
     };
-    let name = match transport {
-        RelayTransport::Udp => "udp",
-        RelayTransport::Tcp => "tcp",
-        RelayTransport::Tls => "tls",
-    };
     TransportCheck {
-        transport: name.to_owned(),
+        transport: name_of(transport).to_owned(),
         port: login.address.port,
         rtt_ms: rtt.map(milliseconds),
         allocates: login.credentials.as_ref().map(|_| rtt.is_some()),
@@ -81,21 +76,31 @@ pub(super) async fn check(login: &Login, tools: &RelayTools) -> TransportCheck {
     }
 }
 
+/// A transport as reports call it.
+pub(in crate::cli) fn name_of(transport: RelayTransport) -> &'static str {
+    match transport {
+        RelayTransport::Udp => "udp",
+        RelayTransport::Tcp => "tcp",
+        RelayTransport::Tls => "tls",
+    }
+}
+
 /// The connection to a relay, in one manner for all transports.
-enum Link {
+pub(in crate::cli) enum Link {
     Udp(UdpSocket),
     Stream(RelayConnection, mpsc::Receiver<(u64, RelayEvent)>),
 }
 
 impl Link {
-    async fn open(
-        login: &Login,
+    /// Connects; also tells the family that it came to.
+    pub(in crate::cli) async fn open(
+        server: &ServerAddress,
         transport: RelayTransport,
         tools: &RelayTools,
     ) -> Result<(Self, Family), String> {
         let tls = match transport {
             RelayTransport::Udp => {
-                let addresses = resolve(&login.address).await?;
+                let addresses = resolve(server).await?;
                 let address = addresses.first().ok_or("the name has no address")?;
                 let any: SocketAddr = match address {
                     SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -111,12 +116,12 @@ impl Link {
             RelayTransport::Tcp => None,
             RelayTransport::Tls => Some(tools.tls.clone()?),
         };
-        let host = &login.address.host;
+        let host = &server.host;
         let endpoint = Endpoint {
             host: host
                 .parse()
                 .map_or_else(|_| Host::Name(host.clone()), Host::Address),
-            port: login.address.port,
+            port: server.port,
             tls,
             proxy: tools.proxy.clone(),
             device: None,
@@ -133,7 +138,8 @@ impl Link {
         }
     }
 
-    async fn send(&self, frame: Vec<u8>) {
+    /// One whole message.
+    pub(in crate::cli) async fn send(&self, frame: Vec<u8>) {
         match self {
             // An ICMP error shows when receiving.
             Self::Udp(socket) => drop(socket.send(&frame).await),
@@ -143,7 +149,8 @@ impl Link {
         }
     }
 
-    async fn receive(&mut self) -> Result<Vec<u8>, String> {
+    /// A datagram, or what the stream has.
+    pub(in crate::cli) async fn receive(&mut self) -> Result<Vec<u8>, String> {
         match self {
             Self::Udp(socket) => {
                 let mut buffer = [0; MAX_DATAGRAM];
@@ -168,7 +175,7 @@ async fn try_check(
     transport: RelayTransport,
     tools: &RelayTools,
 ) -> Result<Duration, String> {
-    let (mut link, family) = Link::open(login, transport, tools).await?;
+    let (mut link, family) = Link::open(&login.address, transport, tools).await?;
     match &login.credentials {
         Some((username, password)) => {
             let credentials =

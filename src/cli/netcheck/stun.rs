@@ -29,7 +29,7 @@ const COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 
 /// From where an answer is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::cli) enum Change {
     /// From the address that was asked.
     Nothing,
     /// From the server's other port.
@@ -40,9 +40,9 @@ pub(super) enum Change {
 
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(in crate::cli) struct Answer {
     /// What the server saw.
-    pub(super) mapped: SocketAddr,
+    pub(in crate::cli) mapped: SocketAddr,
     /// Where the answer came from.
     pub(super) from: SocketAddr,
     /// The server's other address and port, if it has any.
@@ -58,7 +58,7 @@ struct Asked {
 }
 
 /// Asks all from one socket at once; answers in the order of the questions.
-pub(super) async fn ask_all(
+pub(in crate::cli) async fn ask_all(
     socket: &UdpSocket,
     questions: &[(SocketAddr, Change)],
 ) -> anyhow::Result<Vec<Option<Answer>>> {

@@ -122,20 +122,25 @@ pub struct Binder {
     peers: BTreeMap<PublicKey, Peer>,
     /// What the endpoints were in a run before.
     remembered: BTreeMap<PublicKey, SocketAddr>,
+    /// What they were given then.
+    remembered_given: BTreeMap<PublicKey, SocketAddr>,
     changed: bool,
     events: VecDeque<Event>,
 }
 
 impl Binder {
-    /// Without peers. `remembered` is what [`Self::originals`] was when the daemon ran last.
+    /// Without peers. `remembered` and `given` are what [`Self::originals`] and [`Self::given`] were
+    /// when the daemon ran last.
     pub fn new(
         slot_of: fn(&PublicKey) -> SocketAddr,
         remembered: BTreeMap<PublicKey, SocketAddr>,
+        given: BTreeMap<PublicKey, SocketAddr>,
     ) -> Self {
         Self {
             slot_of,
             peers: BTreeMap::new(),
             remembered,
+            remembered_given: given,
             changed: false,
             events: VecDeque::new(),
         }
@@ -155,15 +160,16 @@ impl Binder {
             let known = self.peers.get_mut(&sighting.key);
             let left = match known {
                 Some(peer) => {
-                    let before = peer.original();
+                    let before = (peer.original(), peer.given());
                     let left = peer.observe(sighting, now);
-                    self.changed |= peer.original() != before;
+                    self.changed |= (peer.original(), peer.given()) != before;
                     left
                 }
                 None => {
                     let slot = (self.slot_of)(&sighting.key);
                     let original = self.remembered.remove(&sighting.key);
-                    let peer = Peer::new(slot, original, sighting, now);
+                    let given = self.remembered_given.remove(&sighting.key);
+                    let peer = Peer::new(slot, original, given, sighting, now);
                     self.peers.insert(sighting.key, peer);
                     self.changed = true;
                     self.events.push_back(Event::Added(sighting.key));
@@ -182,9 +188,12 @@ impl Binder {
 
     /// The way to a peer has changed; one that the interface does not have is passed over.
     pub fn handle_path(&mut self, key: &PublicKey, path: PathState, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(key)
-            && peer.set_path(path, now)
-        {
+        let Some(peer) = self.peers.get_mut(key) else {
+            return;
+        };
+        let given = peer.given();
+        if peer.set_path(path, now) {
+            self.changed |= peer.given() != given;
             self.decide(*key, now);
         }
     }
@@ -210,7 +219,14 @@ impl Binder {
         self.peers.iter().filter_map(of).collect()
     }
 
-    /// Whether [`Self::originals`] has changed since this was asked last.
+    /// What peers have instead of their slots: to be kept as well, or a daemon that starts again would
+    /// take it for theirs.
+    pub fn given(&self) -> BTreeMap<PublicKey, SocketAddr> {
+        let of = |(key, peer): (&PublicKey, &Peer)| Some((*key, peer.given()?));
+        self.peers.iter().filter_map(of).collect()
+    }
+
+    /// Whether [`Self::originals`] or [`Self::given`] has changed since this was asked last.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
@@ -233,7 +249,10 @@ impl Binder {
         let Some(peer) = self.peers.get_mut(&key) else {
             return;
         };
-        if let Some((endpoint, cause)) = peer.decide(now) {
+        let given = peer.given();
+        let decided = peer.decide(now);
+        self.changed |= peer.given() != given;
+        if let Some((endpoint, cause)) = decided {
             self.events.push_back(Event::SetEndpoint {
                 key,
                 endpoint,

@@ -26,6 +26,12 @@ pub const NATIVE_RETRY: Duration = Duration::from_secs(30);
 pub const NATIVE_RETRY_UNKNOWN: Duration = Duration::from_secs(10);
 /// A keepalive has this length and wants no answer (§5.4.6, §6.5).
 const KEEPALIVE: u64 = 32;
+/// WireGuard that has roamed from where it was given to the slot is given that again after this, a
+/// look, doubled each time up to a bound above which a daemon that dies would leave much behind.
+const MOVE_AGAIN: Duration = Duration::from_millis(800);
+const MOVE_AGAIN_MAX: Duration = Duration::from_secs(16);
+/// What has stayed for so long was no to and fro.
+const MOVE_CALM: Duration = Duration::from_secs(60);
 /// Resets that are remembered, to see whether they are regular: three distances.
 const REMEMBERED_RESETS: usize = 4;
 /// Distances of resets count as equal up to this: looks are a second apart.
@@ -40,6 +46,8 @@ pub(super) struct Peer {
     endpoint: Option<SocketAddr>,
     /// What we gave it last, where that is not the slot.
     given: Option<SocketAddr>,
+    /// When it was given that last, and how long it is not given again once it has roamed to the slot.
+    moved: Option<(Instant, Duration)>,
     /// Something has come since the endpoint is what it is.
     heard: bool,
     /// Since when something that wants an answer has none.
@@ -72,10 +80,13 @@ impl Peer {
     pub(super) fn new(
         slot: SocketAddr,
         remembered: Option<SocketAddr>,
+        given: Option<SocketAddr>,
         sighting: &Sighting,
         now: Instant,
     ) -> Self {
-        let theirs = sighting.endpoint.filter(|endpoint| *endpoint != slot);
+        let given = given.filter(|given| sighting.endpoint == Some(*given));
+        let ours = |endpoint: &SocketAddr| *endpoint == slot || Some(*endpoint) == given;
+        let theirs = sighting.endpoint.filter(|endpoint| !ours(endpoint));
         let in_session = sighting.handshake_age.is_some_and(|age| age < SESSION);
         // A handshake was sent before we came, and none has ever been answered.
         let asked = sighting.handshake.is_none() && sighting.tx_bytes > 0;
@@ -84,7 +95,8 @@ impl Peer {
             path: PathState::default(),
             path_since: now,
             endpoint: sighting.endpoint,
-            given: None,
+            given,
+            moved: None,
             heard: in_session,
             unanswered: asked.then_some(now),
             displaced: None,
@@ -106,6 +118,10 @@ impl Peer {
 
     pub(super) fn original(&self) -> Option<SocketAddr> {
         self.original
+    }
+
+    pub(super) fn given(&self) -> Option<SocketAddr> {
+        self.given
     }
 
     pub(super) fn resets(&self) -> u64 {
@@ -132,6 +148,13 @@ impl Peer {
         if path.ready.is_some() != self.path.ready.is_some() {
             self.path_since = now;
         }
+        if path.ready != self.path.ready {
+            self.moved = None;
+        }
+        // What the path had itself is ours to change when the path does.
+        if self.endpoint.is_some_and(|e| e != self.slot) && self.endpoint == self.path.ready {
+            self.given = self.endpoint;
+        }
         self.path = path;
         true
     }
@@ -157,6 +180,10 @@ impl Peer {
         } else {
             sent > 0 && sent != KEEPALIVE
         };
+        // What it was given is theirs again once it has left it for good.
+        if sighting.endpoint == Some(self.slot) && self.path.ready != self.given {
+            self.given = None;
+        }
         let before = std::mem::replace(&mut self.endpoint, sighting.endpoint);
         let asked_since = self.looked;
         self.rx_bytes = sighting.rx_bytes;
@@ -188,7 +215,13 @@ impl Peer {
 
     /// Where the endpoint should point instead, if it should.
     pub(super) fn decide(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
-        let ours = self.path.ready.unwrap_or(self.slot);
+        let mut ours = self.path.ready.unwrap_or(self.slot);
+        // The first handshake goes by the slot, where one of two that cross can wait. WireGuard then
+        // roams by itself, or the next look finds the session.
+        let handshaken = self.handshaken.is_some_and(|at| now < at + SESSION);
+        if !handshaken && self.endpoint != Some(ours) {
+            ours = self.slot;
+        }
         let Some(endpoint) = self.endpoint else {
             // Without a path as well: what WireGuard sends to the slot shows that one is needed.
             let wanted = self.path.advert || self.path.ready.is_some();
@@ -196,7 +229,9 @@ impl Peer {
         };
         if self.is_ours(endpoint) {
             if self.path.ready.is_some() && endpoint != ours {
-                return Some(self.give(ours, Cause::Moved, now));
+                return self
+                    .may_move(ours, now)
+                    .then(|| self.give(ours, Cause::Moved, now));
             }
             return self.retry(now);
         }
@@ -209,7 +244,29 @@ impl Peer {
     }
 
     fn is_ours(&self, endpoint: SocketAddr) -> bool {
-        endpoint == self.slot || Some(endpoint) == self.given
+        endpoint == self.slot || Some(endpoint) == self.given || Some(endpoint) == self.path.ready
+    }
+
+    /// Whether it may be given `ours` now, which is another of ours than it has. A peer that still sends
+    /// through the proxy makes our WireGuard roam to the slot, where its packets come from: nothing is
+    /// lost there, so what is undone at once is done again ever more seldom.
+    fn may_move(&mut self, ours: SocketAddr, now: Instant) -> bool {
+        let again = ours != self.slot && self.given == Some(ours);
+        let Some((at, wait)) = self.moved.filter(|_| again) else {
+            self.moved = Some((now, MOVE_AGAIN));
+            return true;
+        };
+        let since = now.saturating_duration_since(at);
+        if since < wait {
+            return false;
+        }
+        let wait = if since < MOVE_CALM {
+            (wait * 2).min(MOVE_AGAIN_MAX)
+        } else {
+            MOVE_AGAIN
+        };
+        self.moved = Some((now, wait));
+        true
     }
 
     fn unanswered_for(&self, now: Instant) -> Duration {
@@ -281,12 +338,15 @@ impl Peer {
             return None;
         }
         self.failed = None;
+        self.given = self.given.filter(|given| *given != native);
         self.retried = Some(native);
         Some((native, Cause::Retry))
     }
 
     fn give(&mut self, endpoint: SocketAddr, cause: Cause, now: Instant) -> (SocketAddr, Cause) {
-        self.given = (endpoint != self.slot).then_some(endpoint);
+        if endpoint != self.slot {
+            self.given = Some(endpoint);
+        }
         // Once for each displacement, however often it has to be tried.
         let Some(displaced) = self.displaced.filter(|at| self.counted != Some(*at)) else {
             return (endpoint, cause);

@@ -1,3 +1,5 @@
+mod native;
+
 use super::*;
 
 const KEY: PublicKey = PublicKey([7; 32]);
@@ -44,7 +46,7 @@ impl Interface {
         remembered: BTreeMap<PublicKey, SocketAddr>,
     ) -> Self {
         let mut interface = Self {
-            binder: Binder::new(slot_of, remembered),
+            binder: Binder::new(slot_of, remembered, BTreeMap::new()),
             now: Instant::now(),
             peer: Sighting {
                 key: KEY,

@@ -21,7 +21,7 @@ pub use agent::{Agent, AgentConfig, AgentEvent};
 pub use inbound::Reply;
 pub use outbound::Outgoing;
 pub use pair::{Failure, Pair, PairKey, PairState, Use};
-pub use priority::{candidate_priority, pair_priority};
+pub use priority::{OWN_SOCKET, candidate_priority, is_own_socket, pair_priority};
 
 /// What a local candidate sends from: a socket with its address and interface, or an allocation.
 /// Numbered by the node, never reused.

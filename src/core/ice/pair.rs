@@ -251,6 +251,11 @@ impl Pair {
         self.used
     }
 
+    /// The priority of our side, as the other side knows it.
+    pub fn local_priority(&self) -> u32 {
+        self.local_priority
+    }
+
     /// Answered among the last eight checks that have had their time: (answered, of).
     pub fn recent(&self) -> (u32, u32) {
         (self.history.count_ones(), self.history_len)

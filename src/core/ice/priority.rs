@@ -16,6 +16,16 @@ fn type_preference(kind: CandidateKind) -> u32 {
     }
 }
 
+/// What an own socket of a node that forwards for WireGuard gives away of its local preference, which
+/// leaves the bit of this value clear, as relayed candidates do: a path from WireGuard's own port needs no hop through a program.
+/// Preferences of every family fill 14 bits, this is their highest.
+pub const OWN_SOCKET: u16 = 1 << 13;
+
+/// Whether a candidate of this priority is at a node's own socket.
+pub fn is_own_socket(priority: u32) -> bool {
+    (priority >> 8) & u32::from(OWN_SOCKET) == 0
+}
+
 /// RFC 8445 §5.1.2.1 for component 1.
 pub fn candidate_priority(kind: CandidateKind, local_preference: u16) -> u32 {
     type_preference(kind) << 24 | u32::from(local_preference) << 8 | 255

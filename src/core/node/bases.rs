@@ -8,17 +8,17 @@ use wice_signaling::protocol::{
     Candidate, CandidateKind, Mapping, NatBehavior, RelayTransport, normalize_candidates,
 };
 
-use super::{Arrival, HostAddress, Node, RelayId, StunServer, Via};
-use crate::core::ice::{Base, BaseId, BaseKind, candidate_priority};
+use super::{Arrival, HostAddress, HostSocket, Node, RelayId, StunServer, Via};
+use crate::core::ice::{Base, BaseId, BaseKind, OWN_SOCKET, candidate_priority};
 use crate::core::policy;
 
 /// The most host addresses that become bases: 16 remote candidates each fill an agent's 64 pairs.
 const MAX_HOST_BASES: usize = 8;
 /// Local preferences: IPv6 before IPv4 (RFC 8421 §4), falling with the base's number so that each is
-/// unique in its kind (RFC 8445 §5.1.2.1).
+/// unique in its kind (RFC 8445 §5.1.2.1). Below each the half of the node's own sockets ([`OWN_SOCKET`]).
 const PREFERENCE_V6: u16 = 65535;
 const PREFERENCE_V4: u16 = 49151;
-const PREFERENCE_STEP: u32 = 16384;
+const PREFERENCE_STEP: u32 = 8192;
 
 /// Servers are not asked more often than this because of paths in doubt, whatever becomes of them:
 /// a path that is given up has missed its probes for that long.
@@ -26,8 +26,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(4);
 
 #[derive(Debug)]
 enum Source {
-    Host(HostAddress),
+    Host(HostAddress, HostSocket),
     Relay(RelayId),
+}
+
+/// The ports of WireGuard's that are shared, by family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharedPorts {
+    /// IPv4.
+    pub v4: Option<u16>,
+    /// IPv6.
+    pub v6: Option<u16>,
 }
 
 /// All bases.
@@ -36,6 +45,9 @@ pub(super) struct Bases {
     known: Vec<(Base, Source)>,
     /// Ports on routers that lead to host bases, by the base's address.
     mapped: BTreeMap<SocketAddr, SocketAddr>,
+    /// The interfaces' addresses as they were told last, the preferred first.
+    addresses: Vec<HostAddress>,
+    shared: SharedPorts,
     next_id: u32,
 }
 
@@ -48,34 +60,63 @@ impl Bases {
         self.iter().find(|base| base.id == id)
     }
 
-    pub(super) fn hosts(&self) -> impl Iterator<Item = (&Base, &HostAddress)> {
+    pub(super) fn hosts(&self) -> impl Iterator<Item = (&Base, &HostAddress, HostSocket)> {
         self.known.iter().filter_map(|(base, source)| match source {
-            Source::Host(host) => Some((base, host)),
+            Source::Host(host, socket) => Some((base, host, *socket)),
             Source::Relay(_) => None,
         })
+    }
+
+    /// Whether data from this base is sent and received by another program's WireGuard.
+    pub(super) fn is_shared(&self, id: BaseId) -> bool {
+        self.hosts()
+            .any(|(base, _, socket)| base.id == id && socket == HostSocket::WireGuard)
+    }
+
+    /// The host bases that there should be: each address with WireGuard's port, where that is shared,
+    /// before the node's own.
+    fn wanted(&self) -> Vec<(HostAddress, HostSocket)> {
+        let mut wanted = Vec::new();
+        for own in &self.addresses {
+            let port = match own.address {
+                SocketAddr::V4(_) => self.shared.v4,
+                SocketAddr::V6(_) => self.shared.v6,
+            };
+            let shared = port.map(|port| HostAddress {
+                address: SocketAddr::new(own.address.ip(), port),
+                ..*own
+            });
+            wanted.extend(shared.map(|host| (host, HostSocket::WireGuard)));
+            wanted.push((*own, HostSocket::Own));
+        }
+        wanted.truncate(MAX_HOST_BASES);
+        wanted
     }
 
     /// The base at which something arrived.
     pub(super) fn of_arrival(&self, arrival: &Arrival) -> Option<BaseId> {
         let arrived = |(_, source): &&(Base, Source)| match (source, arrival) {
             (
-                Source::Host(host),
+                Source::Host(host, behind),
                 Arrival::Host {
-                    local, interface, ..
+                    socket,
+                    local,
+                    interface,
+                    ..
                 },
-            ) => host.address.ip() == *local && host.interface == *interface,
+            ) => behind == socket && host.address.ip() == *local && host.interface == *interface,
             (Source::Relay(known), Arrival::Relay { relay, .. }) => known == relay,
-            (Source::Host(_), Arrival::Relay { .. }) | (Source::Relay(_), Arrival::Host { .. }) => {
-                false
-            }
+            (Source::Host(..), Arrival::Relay { .. })
+            | (Source::Relay(_), Arrival::Host { .. }) => false,
         };
         self.known.iter().find(arrived).map(|(base, _)| base.id)
     }
 
     /// How something leaves from a host base.
     pub(super) fn via_host(&self, id: BaseId, remote: SocketAddr) -> Option<Via> {
-        let (base, host) = self.hosts().find(|(base, _)| base.id == id)?;
+        let (base, host, socket) = self.hosts().find(|(base, ..)| base.id == id)?;
         Some(Via::Host {
+            socket,
             local: base.address.ip(),
             interface: host.interface,
             remote,
@@ -87,7 +128,7 @@ impl Bases {
             .iter()
             .find(|(base, _)| base.id == id)
             .and_then(|(_, source)| match source {
-                Source::Host(_) => None,
+                Source::Host(..) => None,
                 Source::Relay(relay) => Some(*relay),
             })
     }
@@ -114,11 +155,16 @@ impl Bases {
             PREFERENCE_V4
         };
         let step = u16::try_from(id.0 % PREFERENCE_STEP).unwrap_or(0);
+        let own = match source {
+            // A peer that has not been told of our relay takes it for another address of ours.
+            Source::Host(_, HostSocket::Own) | Source::Relay(_) => OWN_SOCKET,
+            Source::Host(_, HostSocket::WireGuard) => 0,
+        };
         let base = Base {
             id,
             kind,
             address,
-            preference: top - step,
+            preference: top - step - own,
             reflexive: Vec::new(),
         };
         self.known.push((base, source));
@@ -155,30 +201,48 @@ impl Node {
                 wanted.push(*address);
             }
         }
-        wanted.truncate(MAX_HOST_BASES);
+        self.bases.addresses = wanted;
+        self.sync_host_bases();
+    }
+
+    /// WireGuard's ports that are shared, which changes when WireGuard's listen port does. The sockets
+    /// are there: what is sent from these ports leaves.
+    pub fn handle_shared_ports(&mut self, shared: SharedPorts, now: std::time::Instant) {
+        self.now = now;
+        if self.bases.shared != shared {
+            self.bases.shared = shared;
+            self.sync_host_bases();
+        }
+    }
+
+    fn sync_host_bases(&mut self) {
+        let now = self.now;
+        let wanted = self.bases.wanted();
         let gone: Vec<BaseId> = self
             .bases
             .hosts()
-            .filter(|(_, host)| !wanted.contains(host))
-            .map(|(base, _)| base.id)
+            .filter(|(_, host, socket)| !wanted.contains(&(**host, *socket)))
+            .map(|(base, ..)| base.id)
             .collect();
         for base in gone {
             self.drop_base(base);
         }
-        for host in wanted {
-            if self.bases.hosts().any(|(_, known)| *known == host) {
+        for (host, socket) in wanted {
+            let mut known = self.bases.hosts();
+            if known.any(|(_, known, behind)| (*known, behind) == (host, socket)) {
                 continue;
             }
+            drop(known);
             let id = self
                 .bases
-                .add(host.address, BaseKind::Host, Source::Host(host));
+                .add(host.address, BaseKind::Host, Source::Host(host, socket));
             self.bases.set_reflexive(id, Vec::new());
             self.spread_base(id);
         }
         let hosts = self
             .bases
             .hosts()
-            .map(|(base, host)| (base.id, host.address))
+            .map(|(base, host, _)| (base.id, host.address))
             .collect();
         self.gatherer.set_bases(hosts, now);
         self.note_candidates();
@@ -255,7 +319,7 @@ impl Node {
 
     /// A STUN server has told something: bases may be seen elsewhere than before.
     pub(super) fn update_reflexive(&mut self) {
-        let hosts: Vec<BaseId> = self.bases.hosts().map(|(base, _)| base.id).collect();
+        let hosts: Vec<BaseId> = self.bases.hosts().map(|(base, ..)| base.id).collect();
         for id in hosts {
             let seen = self.gatherer.reflexive(id);
             if self.bases.set_reflexive(id, seen) {
@@ -371,7 +435,7 @@ mod tests {
         };
         assert_eq!((last.kind, last.address), (CandidateKind::Mapped, outside));
         assert_eq!(candidates.len(), 3);
-        let priority = |kind| candidate_priority(kind, PREFERENCE_V4);
+        let priority = |kind| candidate_priority(kind, PREFERENCE_V4 - OWN_SOCKET);
         assert_eq!(last.priority, priority(CandidateKind::Mapped));
         assert!(last.priority < priority(CandidateKind::PeerReflexive));
         assert!(last.priority > priority(CandidateKind::ServerReflexive));

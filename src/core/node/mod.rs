@@ -42,10 +42,11 @@ use relays::Relays;
 use scheduler::{AgentRef, Need, Scheduler, Timer};
 
 pub use adverts::{RecordOutcome, RecordRefusal};
-pub use snapshot::{Counters, NodeSnapshot, PairView, PathView, PeerSnapshot, RelaySnapshot};
+pub use bases::SharedPorts;
+pub use snapshot::{Counters, NodeSnapshot, PairView, PathView, PeerSnapshot, RelaySnapshot, Way};
 pub use types::{
-    Admission, Arrival, Event, HostAddress, Inbound, NodeConfig, PathRef, PeerId, RelayId,
-    RelayServer, Route, StunServer, Transmit, Via, WireGuardPacket,
+    Admission, Arrival, Event, HostAddress, HostSocket, Inbound, NodeConfig, PathRef, PeerId,
+    RelayId, RelayServer, Route, StunServer, Transmit, Via, WireGuardPacket,
 };
 
 /// The most messages that wait for the owner's sockets; past them the newest is dropped like a lost

@@ -8,7 +8,7 @@ use wice_signaling::protocol::{CandidateKind, RelayTransport};
 
 use super::peer::{Peer, Slot};
 use super::{PathRef, Route, WireGuardPacket};
-use crate::core::ice::{Pair, Role, Use};
+use crate::core::ice::{Pair, Role, Use, is_own_socket};
 use crate::core::timing::{
     DATA_DEAD, DATA_DEAD_FIRST_HANDSHAKES, DATA_DEAD_HANDSHAKES, DUAL_SEND, HANDSHAKE_TIMEOUT,
     HOLD_DOWN, IDLE_AFTER, RECHECK, UPGRADE_EVERY, UPGRADE_HOLD, UPGRADE_RTT, UPGRADE_RTT_PERCENT,
@@ -234,8 +234,9 @@ impl PathState {
     }
 }
 
-/// Fewer relays are better, then the faster transport to them. Lower is better.
-fn class(pair: &Pair) -> (u8, u8) {
+/// Fewer relays are better, then the faster transport to them, then fewer ends where a program passes
+/// on what WireGuard could send itself: both sides read the same of the priorities. Lower is better.
+fn class(pair: &Pair) -> (u8, u8, u8) {
     let rank = |transport: Option<RelayTransport>| match transport {
         None => 0,
         Some(RelayTransport::Udp) => 1,
@@ -243,7 +244,15 @@ fn class(pair: &Pair) -> (u8, u8) {
         Some(RelayTransport::Tls) => 3,
     };
     let transports = rank(pair.relay_transport()).max(rank(pair.remote().relay_transport));
-    (pair.relays(), transports)
+    let ends = [pair.local_priority(), pair.remote().priority];
+    let hops = match pair.relays() {
+        0 => ends
+            .into_iter()
+            .map(|end| u8::from(is_own_socket(end)))
+            .sum(),
+        _ => 0,
+    };
+    (pair.relays(), transports, hops)
 }
 
 /// The path that this peer's data should take now.

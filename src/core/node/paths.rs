@@ -1,11 +1,14 @@
 //! Paths of the peers: chosen again whenever something has changed, and told to the owner.
 
+use std::net::SocketAddr;
 use std::time::Instant;
+
+use wice_signaling::protocol::{CandidateKind, PublicKey};
 
 use super::path::{assign_uses, choose, ranked};
 use super::scheduler::Timer;
-use super::{Arrival, Event, Node, PathRef, PeerId, Route, WireGuardPacket};
-use crate::core::ice::{Failure, PairKey, Role};
+use super::{Arrival, Event, Node, PathRef, PeerId, Route, Via, WireGuardPacket};
+use crate::core::ice::{Failure, PairKey, Role, is_own_socket};
 use crate::core::timing::{EAGER_PEERS, HANDSHAKE_GRACE};
 
 impl Node {
@@ -70,6 +73,60 @@ impl Node {
             self.update_path(id);
         }
         self.arm_path(id);
+    }
+
+    /// What another program's WireGuard has counted of a peer whose endpoint is `endpoint`. That is
+    /// where the last authentic packet came from, so what was received came by the path that leads there
+    /// from WireGuard's own port; on all others data is seen and noted as it passes.
+    pub fn note_counted(
+        &mut self,
+        key: &PublicKey,
+        endpoint: SocketAddr,
+        sent: Option<WireGuardPacket>,
+        received: Option<WireGuardPacket>,
+        now: Instant,
+    ) {
+        let Some(id) = self.peer_of(key) else { return };
+        let path = self.peers.get(&id).and_then(|peer| peer.path.selected);
+        let native =
+            path.filter(|path| path.key.remote == endpoint && self.bases.is_shared(path.key.base));
+        let Some(via) = native.and_then(|path| self.bases.via_host(path.key.base, endpoint)) else {
+            return;
+        };
+        if let Some(packet) = sent {
+            self.note_sent(id, packet, now);
+        }
+        if let (
+            Some(packet),
+            Via::Host {
+                socket,
+                local,
+                interface,
+                remote,
+            },
+        ) = (received, via)
+        {
+            let arrival = Arrival::Host {
+                socket,
+                local,
+                interface,
+                from: remote,
+            };
+            self.note_received(id, arrival, packet, now);
+        }
+    }
+
+    /// Whether the peer's end of its path is its WireGuard's own port: what arrives there nobody sees before
+    /// WireGuard does.
+    pub fn ends_at_wireguard(&self, id: PeerId) -> bool {
+        let pair = self
+            .peers
+            .get(&id)
+            .and_then(|peer| peer.pair(peer.path.selected?));
+        pair.is_some_and(|pair| {
+            let remote = pair.remote();
+            remote.kind != CandidateKind::Relayed && !is_own_socket(remote.priority)
+        })
     }
 
     /// Traffic waits for this peer and there may be no path: its checks go first.
@@ -227,16 +284,18 @@ impl Node {
             return Some(Route::Relayed { relay, channel });
         }
         match self.bases.via_host(key.base, key.remote)? {
-            super::Via::Host {
+            Via::Host {
+                socket,
                 local,
                 interface,
                 remote,
             } => Some(Route::Host {
+                socket,
                 local,
                 interface,
                 remote,
             }),
-            super::Via::Relay { .. } => None,
+            Via::Relay { .. } => None,
         }
     }
 

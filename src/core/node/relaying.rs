@@ -113,7 +113,7 @@ impl Node {
             self.note_candidates();
             self.close_superfluous();
         }
-        let has_ipv4 = self.bases.hosts().any(|(base, _)| base.address.is_ipv4());
+        let has_ipv4 = self.bases.hosts().any(|(base, ..)| base.address.is_ipv4());
         loop {
             let Self { relays, rng, .. } = self;
             let seed = || {

@@ -122,6 +122,21 @@ pub struct PathView {
     pub age: Duration,
     /// Our relay's host, where one of ours is in the path.
     pub relay: Option<String>,
+    /// It begins at WireGuard's own port: WireGuard sends to the pair's remote address itself.
+    pub native: bool,
+}
+
+/// How there is a way to a peer, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The peer.
+    pub key: PublicKey,
+    /// It has published an advert.
+    pub advert: bool,
+    /// It has a path.
+    pub has_path: bool,
+    /// Where that leads, if it begins at WireGuard's own port.
+    pub native: Option<SocketAddr>,
 }
 
 /// One pair.
@@ -193,11 +208,17 @@ impl Node {
         self.counters
     }
 
-    /// Every peer's key, whether it has published an advert, and whether it has a path.
-    pub fn ways(&self) -> impl Iterator<Item = (PublicKey, bool, bool)> + '_ {
+    /// Every peer's way.
+    pub fn ways(&self) -> impl Iterator<Item = Way> + '_ {
         let of = |peer: &super::Peer| {
-            let has_path = peer.path.selected.is_some();
-            (peer.key, peer.advert.is_some(), has_path)
+            let path = peer.path.selected;
+            let native = path.filter(|path| self.bases.is_shared(path.key.base));
+            Way {
+                key: peer.key,
+                advert: peer.advert.is_some(),
+                has_path: path.is_some(),
+                native: native.map(|path| path.key.remote),
+            }
         };
         self.peers.values().map(of)
     }
@@ -254,6 +275,7 @@ impl Node {
             up: peer.path.up,
             age: now.saturating_duration_since(peer.path.since),
             relay: relay.map(|relay| relay.server.name.clone()),
+            native: self.bases.is_shared(path.key.base),
         })
     }
 

@@ -15,6 +15,16 @@ pub struct PeerId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId(pub u32);
 
+/// Which socket a host address stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostSocket {
+    /// The node's own, through which it carries data itself.
+    Own,
+    /// The port that another program's WireGuard has bound, shared for STUN: data on a path from here is
+    /// sent and received by WireGuard, and the node does not see it.
+    WireGuard,
+}
+
 /// An address of one of this node's interfaces, with the socket behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostAddress {
@@ -88,8 +98,10 @@ pub struct Transmit {
 /// How a message leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
-    /// From the shared socket of the address's family.
+    /// From a socket of the address's family.
     Host {
+        /// Which.
+        socket: HostSocket,
         /// Source address.
         local: IpAddr,
         /// Interface by which it leaves.
@@ -109,8 +121,11 @@ pub enum Via {
 /// How data to a peer travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// From the shared socket.
+    /// From a socket of the address's family. Data from WireGuard's port is WireGuard's to send, but for
+    /// what it still sends elsewhere.
     Host {
+        /// Which.
+        socket: HostSocket,
         /// Source address.
         local: IpAddr,
         /// Interface by which it leaves.
@@ -130,8 +145,10 @@ pub enum Route {
 /// Where a datagram came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// At a shared socket.
+    /// At a socket of the address's family.
     Host {
+        /// Which.
+        socket: HostSocket,
         /// The address that it was sent to.
         local: IpAddr,
         /// The interface that it came in by.

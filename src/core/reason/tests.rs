@@ -140,6 +140,7 @@ fn on(mut peer: PeerSnapshot, pair: PairView, up: bool, age: Duration) -> PeerSn
         up,
         age,
         relay: None,
+        native: false,
     });
     peer
 }

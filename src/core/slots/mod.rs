@@ -361,6 +361,11 @@ impl Slots {
         crosses
     }
 
+    /// Whether the peer's initiations go before ours where two would cross.
+    pub fn yields(&self, peer: PeerId, own: &PublicKey) -> bool {
+        self.peers.get(&peer).is_some_and(|entry| *own < entry.key)
+    }
+
     /// An initiation of the peer came in here and went to WireGuard.
     pub fn note_asked(&mut self, peer: PeerId, arrival: Arrival, now: Instant) {
         if let Some(entry) = self.peers.get_mut(&peer) {

@@ -32,7 +32,7 @@ pub async fn detach(state_dir: &Path, interface: &str) -> anyhow::Result<Detache
     let state = State::open(&path)?;
     let mut backend = AnyBackend::open(interface).await?;
     let device = backend.device().await?;
-    let mut binder = Binder::new(slot_endpoint, state.endpoints());
+    let mut binder = Binder::new(slot_endpoint, state.endpoints(), state.given());
     let sightings: Vec<_> = device.peers.iter().map(sighting).collect();
     binder.handle_device(&sightings, Instant::now());
     let (restored, without) = binder.restore();

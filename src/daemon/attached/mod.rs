@@ -2,8 +2,10 @@
 //! does there, and touches endpoints alone.
 
 mod adverts;
+mod counted;
 mod culprit;
 mod detach;
+mod direct;
 mod guidance;
 mod port;
 mod start;
@@ -20,7 +22,7 @@ use wice_signaling::protocol::{PublicKey, RecordKind};
 use super::base::{Base, Left, Record};
 use super::{LOOP_ENDED, Settings, Signals};
 use crate::core::binding::{Binder, Cause, Event, LOOK_EVERY, PathState, Sighting, Standing};
-use crate::core::node::PeerSnapshot;
+use crate::core::node::Way;
 use crate::core::slots::{SLOT_PORT, slot_of};
 use crate::io::packet_loop::{Command, Notice};
 use crate::report::PeerInputs;
@@ -28,12 +30,15 @@ use crate::wireguard::backend::{BackendError, Device, DevicePeer};
 use crate::wireguard::inprocess::PeerStats;
 use crate::wireguard::netlink::Interface;
 use adverts::Adverts;
+use counted::Counted;
 use culprit::culprit;
+use direct::Sharing;
 use guidance::Guide;
 use port::is_bound;
 use watcher::{Report, Watcher};
 
 pub use detach::{Detached, detach};
+pub use direct::Direct;
 #[cfg(feature = "kubernetes")]
 pub(super) use guidance::{Guidance, Held};
 pub use start::AttachError;
@@ -66,14 +71,16 @@ struct Attached {
     paths: BTreeMap<PublicKey, PathState>,
     /// The port that the packet loop was told.
     port: Option<u16>,
+    sharing: Sharing,
+    counted: Counted,
     view: Arc<Mutex<InterfaceView>>,
     ways: (mpsc::Sender<Ways>, mpsc::Receiver<Ways>),
     culprit: Option<(Instant, String)>,
     refused: Option<(Instant, String)>,
 }
 
-/// Of every peer whether it has published an advert, and whether it has a path.
-type Ways = Vec<(PublicKey, bool, bool)>;
+/// Of every peer.
+type Ways = Vec<Way>;
 
 /// Why serving has ended.
 enum End {
@@ -167,11 +174,11 @@ impl Attached {
                 },
                 report = self.watcher.next() => match report {
                     Some(Report::Device { device, port }) => {
-                        if self.handle_device(&device, port)? {
+                        if self.handle_device(&device, port).await? {
                             return Ok(End::NewKey);
                         }
                     }
-                    Some(Report::Lost(error)) => self.handle_lost(&error)?,
+                    Some(Report::Lost(error)) => self.handle_lost(&error).await?,
                     Some(Report::NotSet { key, error }) => self.handle_not_set(&key, &error),
                     None => anyhow::bail!("the watch of the interface has ended: see the log above"),
                 },
@@ -203,7 +210,10 @@ impl Attached {
             Notice::Path(peer) => {
                 let path = PathState {
                     advert: peer.name.is_some(),
-                    ready: peer.path.as_ref().map(|_| endpoint_of(&peer)),
+                    ready: peer.path.as_ref().map(|path| {
+                        let native = path.native.then_some(path.pair.remote);
+                        endpoint_of(&peer.key, native)
+                    }),
                 };
                 self.set_path(peer.key, path)?;
                 self.base.log_path(*peer).await;
@@ -220,7 +230,7 @@ impl Attached {
     }
 
     /// The interface as it is. True when it has become another node's.
-    fn handle_device(&mut self, device: &Device, port: Option<u16>) -> anyhow::Result<bool> {
+    async fn handle_device(&mut self, device: &Device, port: Option<u16>) -> anyhow::Result<bool> {
         let now = Instant::now();
         let key = device.public_key;
         if key.is_some_and(|key| key != self.base.key.public_key()) {
@@ -233,13 +243,16 @@ impl Attached {
             (Some(_), None) => Some(unbound(&self.base.settings.interface, device.listen_port)),
             (Some(_), Some(_)) => None,
         };
-        self.tell_port(port)?;
+        self.tell_port(port).await?;
         self.tell_problem(problem);
+        for counted in self.counted.look(device) {
+            self.base.pass_on(counted)?;
+        }
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();
         self.binder.handle_device(&sightings, now);
         self.drain()?;
         if self.binder.take_changed() {
-            self.base.state.set_endpoints(&self.binder.originals())?;
+            self.keep_endpoints()?;
         }
         let peers = device
             .peers
@@ -253,8 +266,9 @@ impl Attached {
 
     /// The interface cannot be asked: what is known is kept for its return. What it still does is
     /// forwarded as long as its port is there.
-    fn handle_lost(&mut self, error: &BackendError) -> anyhow::Result<()> {
-        self.tell_port(self.port.filter(|port| is_bound(*port)))?;
+    async fn handle_lost(&mut self, error: &BackendError) -> anyhow::Result<()> {
+        self.tell_port(self.port.filter(|port| is_bound(*port)))
+            .await?;
         self.tell_problem(Some(error.to_string()));
         Ok(())
     }
@@ -274,10 +288,9 @@ impl Attached {
 
     /// Notices may be lost where there are too many; this is the whole truth, once a second.
     fn handle_ways(&mut self, ways: Ways) -> anyhow::Result<()> {
-        for (key, advert, has_path) in ways {
-            let known = self.paths.get(&key).copied().unwrap_or_default();
-            let ready = known.ready.or_else(|| Some(slot_endpoint(&key)));
-            let ready = ready.filter(|_| has_path);
+        for way in ways {
+            let (key, advert) = (way.key, way.advert);
+            let ready = way.has_path.then(|| endpoint_of(&key, way.native));
             self.set_path(key, PathState { advert, ready })?;
         }
         Ok(())
@@ -403,10 +416,15 @@ impl Attached {
         }
     }
 
-    fn tell_port(&mut self, port: Option<u16>) -> anyhow::Result<()> {
-        if port != self.port {
+    async fn tell_port(&mut self, port: Option<u16>) -> anyhow::Result<()> {
+        if port != self.port || self.sharing.is_due(Instant::now()) {
             self.port = port;
-            self.base.inbox.send(Command::WireGuardPort(port))?;
+            let shared = match port {
+                Some(port) => self.sharing.open(port).await,
+                None => Vec::new(),
+            };
+            let command = Command::WireGuardPort(port, shared);
+            self.base.inbox.send(command)?;
             tracing::debug!(event = "wireguard-port", port);
         }
         Ok(())
@@ -465,15 +483,21 @@ impl Attached {
         Ok(())
     }
 
+    fn keep_endpoints(&self) -> anyhow::Result<()> {
+        let state = &self.base.state;
+        state.set_endpoints(&self.binder.originals())?;
+        Ok(state.set_given(&self.binder.given())?)
+    }
+
     fn with_view<T>(&self, change: impl FnOnce(&mut InterfaceView) -> T) -> T {
         change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// By which endpoint WireGuard uses a peer's path: the proxy's slot for every kind of path. A direct
-/// path on WireGuard's own port would have the peer's address here.
-fn endpoint_of(peer: &PeerSnapshot) -> SocketAddr {
-    slot_endpoint(&peer.key)
+/// By which endpoint WireGuard uses a peer's path: the address that a path from WireGuard's own port
+/// leads to, else the proxy's slot.
+fn endpoint_of(key: &PublicKey, native: Option<SocketAddr>) -> SocketAddr {
+    native.unwrap_or_else(|| slot_endpoint(key))
 }
 
 /// Where this node stands in for a peer.

@@ -9,6 +9,8 @@ use wice_signaling::protocol::{PrivateKey, RecordKind};
 use zeroize::Zeroizing;
 
 use super::adverts::Adverts;
+use super::counted::Counted;
+use super::direct::Sharing;
 use super::guidance::Guide;
 use super::watcher::Watcher;
 use super::{Attached, InterfaceView, Meet, WAYS, slot_endpoint};
@@ -145,7 +147,7 @@ impl Attached {
             port: SLOT_PORT,
             why: error.to_string(),
         })?;
-        let binder = Binder::new(slot_endpoint, state.endpoints());
+        let binder = Binder::new(slot_endpoint, state.endpoints(), state.given());
         let view = Arc::new(Mutex::new(InterfaceView::default()));
         tracing::info!(
             event = "attached",
@@ -171,6 +173,7 @@ impl Attached {
             view: View::Attached(Arc::clone(&view)),
         };
         let (base, notices) = Base::start(prepared, PlaneParts::Attached { slots }).await?;
+        let sharing = Sharing::new(base.settings.direct);
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
             base,
@@ -179,6 +182,8 @@ impl Attached {
             watcher: Watcher::start(interface, backend),
             paths: BTreeMap::new(),
             port: None,
+            sharing,
+            counted: Counted::default(),
             view,
             ways: mpsc::channel(WAYS),
             culprit: None,

@@ -1,15 +1,17 @@
 //! The data plane of attached mode: between the slots, where another program's WireGuard finds its
 //! peers, and the routes. It forwards runs whole, copies nothing, and decides nothing by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::PublicKey;
 
 use super::links::{Batch, Links};
 use super::notes::Notes;
-use crate::core::node::{Arrival, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket};
+use crate::core::node::{
+    Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
+};
 use crate::core::slots::{Message, Recipients, Sender, Slots, spans};
 use crate::io::slots::SlotSocket;
 use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
@@ -18,6 +20,10 @@ use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffer
 /// message (WireGuard paper §5.4.6).
 const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 
+/// At WireGuard's own port nobody can drop one of two initiations that cross, so the other side's waits for
+/// so long: paths are ready on both sides within a round trip, and half of one more brings theirs here. For round trips up to 160 ms; beyond, WireGuard's own retry has to do.
+const YIELD: Duration = Duration::from_millis(250);
+
 /// The slots, their socket, and every peer's routes.
 pub(super) struct Attached {
     pub(super) slots: Slots,
@@ -25,16 +31,24 @@ pub(super) struct Attached {
     /// The port that WireGuard has bound; without it nothing is forwarded.
     pub(super) port: Option<u16>,
     routes: BTreeMap<PeerId, Vec<Route>>,
+    own: PublicKey,
+    /// Peers whose paths end at their WireGuard's own port.
+    natives: BTreeSet<PeerId>,
+    /// Whose held initiations leave when.
+    yielding: BTreeMap<PeerId, Instant>,
     failures: SendFailures,
 }
 
 impl Attached {
-    pub(super) fn new(socket: SlotSocket) -> Self {
+    pub(super) fn new(socket: SlotSocket, own: PublicKey) -> Self {
         Self {
             slots: Slots::default(),
             socket,
             port: None,
             routes: BTreeMap::new(),
+            own,
+            natives: BTreeSet::new(),
+            yielding: BTreeMap::new(),
             failures: SendFailures::new(),
         }
     }
@@ -47,13 +61,17 @@ impl Attached {
     pub(super) fn remove_peer(&mut self, peer: PeerId) {
         self.slots.remove(peer);
         self.routes.remove(&peer);
+        self.yielding.remove(&peer);
+        self.natives.remove(&peer);
     }
 
-    /// Takes a peer's routes. The handshake that waited for them leaves at once.
+    /// Takes a peer's routes. The handshake that waited for them leaves at once, unless it yields: `native`
+    /// is whether the first of them ends at the port of the peer's WireGuard.
     pub(super) fn bind(
         &mut self,
         peer: PeerId,
         routes: Vec<Route>,
+        native: bool,
         links: &Links,
         notes: &mut Notes,
         now: Instant,
@@ -62,14 +80,52 @@ impl Attached {
             return;
         };
         *known = routes;
+        match native {
+            true => self.natives.insert(peer),
+            false => self.natives.remove(&peer),
+        };
         if known.is_empty() {
             return;
         }
+        if self.yields(peer) {
+            self.yielding.entry(peer).or_insert(now + YIELD);
+            return;
+        }
+        self.release(peer, links, notes, now);
+    }
+
+    /// Lets the initiations go that have yielded for long enough.
+    pub(super) fn handle_timeout(&mut self, links: &Links, notes: &mut Notes, now: Instant) {
+        while let Some(peer) = self.next_yielding().filter(|(at, _)| *at <= now) {
+            self.yielding.remove(&peer.1);
+            self.release(peer.1, links, notes, now);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.next_yielding().map(|(at, _)| at)
+    }
+
+    fn next_yielding(&self) -> Option<(Instant, PeerId)> {
+        self.yielding.iter().map(|(peer, at)| (*at, *peer)).min()
+    }
+
+    /// Whether an initiation of ours is to wait for the peer's.
+    fn yields(&self, peer: PeerId) -> bool {
+        self.natives.contains(&peer) && self.slots.yields(peer, &self.own)
+    }
+
+    /// The handshake that waited leaves by the routes that there are.
+    fn release(&mut self, peer: PeerId, links: &Links, notes: &mut Notes, now: Instant) {
+        let Some(known) = self.routes.get(&peer).filter(|routes| !routes.is_empty()) else {
+            return;
+        };
         let Some(initiation) = self.slots.take_held(peer, now) else {
             return;
         };
         let mut batch = links.batch();
-        for route in &*known {
+        for route in known {
             batch.push(route, &initiation[..], initiation.len());
         }
         notes.sent(peer, WireGuardPacket::HandshakeInitiation);
@@ -145,6 +201,7 @@ impl Attached {
         for run in buffers.arrivals() {
             let Some(local) = run.local else { continue };
             let arrival = Arrival::Host {
+                socket: HostSocket::Own,
                 local,
                 interface: run.ifindex,
                 from: run.remote,
@@ -218,6 +275,13 @@ impl Attached {
         out: &mut Outbound<'_, '_, 'p>,
     ) {
         let now = out.now;
+        if let Message::Initiation { .. } = message
+            && self.yields(peer)
+        {
+            self.slots.hold(peer, bytes, now);
+            self.yielding.entry(peer).or_insert(now + YIELD);
+            return;
+        }
         let answered = match message {
             Message::Response { .. } | Message::Cookie { .. } => self.slots.take_asked(peer, now),
             Message::Initiation { .. } | Message::Data { .. } => None,
@@ -281,11 +345,13 @@ impl<'p> Outbound<'_, '_, 'p> {
     fn answer(&mut self, arrival: Arrival, bytes: &'p [u8]) {
         match arrival {
             Arrival::Host {
+                socket,
                 local,
                 interface,
                 from,
             } => {
                 let back = Route::Host {
+                    socket,
                     local,
                     interface,
                     remote: from,

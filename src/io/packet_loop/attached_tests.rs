@@ -4,7 +4,7 @@ use std::time::Duration;
 use wice_signaling::protocol::{PrivateKey, Session};
 
 use super::*;
-use crate::core::node::{Admission, NodeConfig};
+use crate::core::node::{Admission, HostSocket, NodeConfig};
 use crate::core::slots::slot_of;
 use crate::io::packet_loop::links::RelayLink;
 use crate::io::udp::{SLOTS, UdpSocket};
@@ -48,7 +48,7 @@ impl Rig {
         let peer = StdSocket::bind(any).unwrap();
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         wireguard.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut plane = Attached::new(SlotSocket::open(0).unwrap());
+        let mut plane = Attached::new(SlotSocket::open(0).unwrap(), node.public_key());
         plane.add_peer(PEER, &KEY);
         plane.port = Some(wireguard.local_addr().unwrap().port());
         Self {
@@ -70,6 +70,7 @@ impl Rig {
 
     fn route(&self) -> Route {
         Route::Host {
+            socket: HostSocket::Own,
             local: Ipv4Addr::LOCALHOST.into(),
             interface: 0,
             remote: self.peer.local_addr().unwrap(),
@@ -77,6 +78,10 @@ impl Rig {
     }
 
     fn bind(&mut self, routes: Vec<Route>) {
+        self.bind_to(routes, false);
+    }
+
+    fn bind_to(&mut self, routes: Vec<Route>, native: bool) {
         let Self {
             plane,
             links,
@@ -84,7 +89,7 @@ impl Rig {
             now,
             ..
         } = self;
-        plane.bind(PEER, routes, links, notes, *now);
+        plane.bind(PEER, routes, native, links, notes, *now);
     }
 
     /// Takes `datagrams` from the slots' socket, however the kernel hands them over.
@@ -273,6 +278,7 @@ fn the_handshake_that_found_no_path_leaves_with_the_path() {
 fn an_answer_goes_back_where_the_question_came_from() {
     let mut rig = Rig::new();
     let arrival = Arrival::Host {
+        socket: HostSocket::Own,
         local: Ipv4Addr::LOCALHOST.into(),
         interface: 0,
         from: rig.peer.local_addr().unwrap(),
@@ -352,4 +358,43 @@ fn a_closed_port_is_noticed_by_what_is_sent_to_it() {
     rig.peer.send_to(&message(4, 77, 64), host).unwrap();
     rig.pump_host(1);
     assert_eq!(rig.counters().no_port, 1);
+}
+
+/// Two WireGuards that send to each other themselves: of initiations that would cross one waits.
+#[test]
+fn on_a_path_between_wireguards_one_side_lets_the_other_begin() {
+    let mut rig = Rig::new();
+    let native = Route::Host {
+        socket: HostSocket::WireGuard,
+        local: Ipv4Addr::LOCALHOST.into(),
+        interface: 0,
+        remote: rig.peer.local_addr().unwrap(),
+    };
+    let own = rig.node.public_key();
+    for (yields, key) in [(false, PublicKey([0; 32])), (true, PublicKey([0xff; 32]))] {
+        assert_eq!(own < key, yields);
+        rig.plane.remove_peer(PEER);
+        rig.plane.add_peer(PEER, &key);
+        rig.plane.slots.hold(PEER, &message(1, 1, 148), rig.now);
+        rig.bind_to(vec![native], true);
+        assert_eq!(rig.plane.poll_timeout().is_some(), yields);
+        let left = rig.plane.slots.take_held(PEER, rig.now);
+        assert_eq!(left.is_some(), yields);
+    }
+    // Another path is not waited for, and what has waited leaves.
+    rig.plane.slots.hold(PEER, &message(1, 2, 148), rig.now);
+    let due = rig.plane.poll_timeout().unwrap();
+    let route = rig.route();
+    rig.bind(vec![route]);
+    assert_eq!(receive(&rig.peer).0, message(1, 2, 148));
+    rig.now = due;
+    let Rig {
+        plane,
+        links,
+        notes,
+        now,
+        ..
+    } = &mut rig;
+    plane.handle_timeout(links, notes, *now);
+    assert_eq!(plane.poll_timeout(), None);
 }

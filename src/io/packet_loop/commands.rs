@@ -1,15 +1,20 @@
 //! Commands from the daemon, and the core's events.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use wice_signaling::protocol::{Membership, PublicKey, RelayTransport};
 
 use super::links::RelayLink;
-use super::{AttachedView, Command, Notice, PacketLoop, Plane, PlaneView, TOKEN_RELAYS, View};
+use super::{
+    AttachedView, Command, Notice, PacketLoop, Plane, PlaneView, TOKEN_RELAYS, TOKEN_WIREGUARD_V4,
+    TOKEN_WIREGUARD_V6, View,
+};
 use crate::core::node::{Arrival, Event, PeerId, RecordOutcome, RelayId, RelayServer};
 use crate::io::relay::{RelayConnection, RelayEvent};
-use crate::io::udp::UdpSocket;
+use crate::io::shared_port::SharedPort;
+use crate::io::udp::{Family, UdpSocket};
 
 impl PacketLoop {
     pub(super) fn take_commands(&mut self, now: Instant) {
@@ -54,13 +59,39 @@ impl PacketLoop {
                 }
             }
             Command::RemovePeer(key) => self.node.remove_peer(&key, now),
-            Command::WireGuardPort(port) => match &mut self.plane {
-                Plane::Attached(attached) => attached.port = port,
+            Command::WireGuardPort(port, shared) => match &mut self.plane {
+                Plane::Attached(attached) => {
+                    attached.port = port;
+                    self.share(shared, now);
+                }
                 Plane::Managed(_) => {}
             },
+            Command::Counted {
+                key,
+                endpoint,
+                sent,
+                received,
+            } => self.node.note_counted(&key, endpoint, sent, received, now),
             Command::Inspect(look) => look(&self.view(now)),
             Command::Stop => self.stopped = true,
         }
+    }
+
+    /// WireGuard's port is shared by these from now on, and by no others.
+    pub(super) fn share(&mut self, ports: Vec<SharedPort>, now: Instant) {
+        let mut watched = Vec::new();
+        for port in ports {
+            let token = match port.family() {
+                Family::V4 => TOKEN_WIREGUARD_V4,
+                Family::V6 => TOKEN_WIREGUARD_V6,
+            };
+            match self.watch(port.as_fd(), token) {
+                Ok(()) => watched.push(port),
+                Err(error) => tracing::warn!(event = "shared-port-lost", %error),
+            }
+        }
+        let shared = self.links.share(watched);
+        self.node.handle_shared_ports(shared, now);
     }
 
     fn view(&self, now: Instant) -> View<'_> {
@@ -125,6 +156,7 @@ impl PacketLoop {
                 handshake,
             } => {
                 let Self {
+                    node,
                     plane,
                     links,
                     notes,
@@ -135,7 +167,10 @@ impl PacketLoop {
                         managed.bind(peer, routes, handshake, links, notes, now);
                     }
                     // Its handshakes are WireGuard's own.
-                    Plane::Attached(attached) => attached.bind(peer, routes, links, notes, now),
+                    Plane::Attached(attached) => {
+                        let native = node.ends_at_wireguard(peer);
+                        attached.bind(peer, routes, native, links, notes, now);
+                    }
                 }
             }
             Event::PathChanged { peer, .. } => {
@@ -191,7 +226,7 @@ impl PacketLoop {
         };
         let socket = UdpSocket::connect(local, server, None).map_err(|e| e.to_string())?;
         let token = TOKEN_RELAYS + u64::from(relay.0);
-        self.watch(std::os::fd::AsFd::as_fd(&socket), token)
+        self.watch(socket.as_fd(), token)
             .map_err(|e| e.to_string())?;
         Ok(socket)
     }

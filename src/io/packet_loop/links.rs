@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::core::node::{RelayId, Route};
+use crate::core::node::{HostSocket, RelayId, Route, SharedPorts};
 use crate::core::turn::channel_data_header;
 use crate::io::relay::RelayConnection;
-use crate::io::udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
+use crate::io::shared_port::SharedPort;
+use crate::io::udp::{Coalescer, Destination, Family, SendFailures, Source, UdpSocket};
 
 /// Over a stream ChannelData is padded to four bytes (RFC 8656 §12.5).
 const STREAM_ALIGNMENT: usize = 4;
@@ -28,6 +29,9 @@ pub(super) enum RelayLink {
 pub(super) struct Links {
     pub(super) v4: Option<UdpSocket>,
     pub(super) v6: Option<UdpSocket>,
+    /// WireGuard's own port, by family, where it is shared.
+    pub(super) wireguard_v4: Option<SharedPort>,
+    pub(super) wireguard_v6: Option<SharedPort>,
     pub(super) relays: BTreeMap<RelayId, RelayLink>,
     /// Each is one lost packet or more; the sockets count them.
     pub(super) failures: SendFailures,
@@ -38,15 +42,52 @@ impl Links {
         Self {
             v4,
             v6,
+            wireguard_v4: None,
+            wireguard_v6: None,
             relays: BTreeMap::new(),
             failures: SendFailures::new(),
         }
     }
 
-    /// Sends one datagram from a shared socket.
-    pub(super) fn send_host(&self, destination: Destination, payload: &[u8]) {
-        if let Some(socket) = self.shared(destination.remote) {
-            Coalescer::new(socket, &self.failures).push(destination, None, payload);
+    /// Sends one datagram.
+    pub(super) fn send_host(&self, from: HostSocket, destination: Destination, payload: &[u8]) {
+        match from {
+            HostSocket::Own => {
+                if let Some(socket) = self.shared(destination.remote) {
+                    Coalescer::new(socket, &self.failures).push(destination, None, payload);
+                }
+            }
+            HostSocket::WireGuard => self.send_wireguard(&destination, payload, payload.len()),
+        }
+    }
+
+    /// Takes what shares WireGuard's port from now on.
+    pub(super) fn share(&mut self, ports: Vec<SharedPort>) -> SharedPorts {
+        (self.wireguard_v4, self.wireguard_v6) = (None, None);
+        for port in ports {
+            match port.family() {
+                Family::V4 => self.wireguard_v4 = Some(port),
+                Family::V6 => self.wireguard_v6 = Some(port),
+            }
+        }
+        SharedPorts {
+            v4: self.wireguard_v4.as_ref().map(SharedPort::port),
+            v6: self.wireguard_v6.as_ref().map(SharedPort::port),
+        }
+    }
+
+    /// From WireGuard's port: checks, and what WireGuard has sent to the slot while its endpoint was on
+    /// its way there. One call a datagram; what fails is lost and counted.
+    fn send_wireguard(&self, destination: &Destination, segments: &[u8], segment_size: usize) {
+        let shared = match destination.remote {
+            SocketAddr::V4(_) => &self.wireguard_v4,
+            SocketAddr::V6(_) => &self.wireguard_v6,
+        };
+        let Some(shared) = shared else { return };
+        for payload in segments.chunks(segment_size.max(1)) {
+            if let Err(failure) = shared.send(destination, payload) {
+                tracing::trace!(?failure, "not sent");
+            }
         }
     }
 
@@ -109,24 +150,36 @@ impl<'s, 'p> Batch<'s, 'p> {
     pub(super) fn push(&mut self, route: &Route, segments: &'p [u8], segment_size: usize) {
         match route {
             Route::Host {
+                socket: from,
                 local,
                 interface,
                 remote,
             } => {
-                let source = Some(Source {
-                    ip: *local,
-                    ifindex: *interface,
-                });
-                let way = if remote.is_ipv4() { Way::V4 } else { Way::V6 };
-                let Some(socket) = self.links.shared(*remote) else {
-                    return;
-                };
                 let destination = Destination {
                     remote: *remote,
-                    source,
+                    source: Some(Source {
+                        ip: *local,
+                        ifindex: *interface,
+                    }),
                 };
-                self.over(way, socket)
-                    .push_segments(destination, |_| None, segments, segment_size);
+                match from {
+                    HostSocket::Own => {
+                        let way = if remote.is_ipv4() { Way::V4 } else { Way::V6 };
+                        let Some(socket) = self.links.shared(*remote) else {
+                            return;
+                        };
+                        self.over(way, socket).push_segments(
+                            destination,
+                            |_| None,
+                            segments,
+                            segment_size,
+                        );
+                    }
+                    HostSocket::WireGuard => {
+                        self.links
+                            .send_wireguard(&destination, segments, segment_size);
+                    }
+                }
             }
             Route::Relayed { relay, channel } => {
                 let header = |payload: &[u8]| channel_data_header(*channel, payload.len() as u16);

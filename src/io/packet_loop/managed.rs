@@ -7,10 +7,12 @@ use wice_signaling::protocol::PublicKey;
 
 use super::links::Links;
 use super::notes::Notes;
-use crate::core::node::{Arrival, PeerId, Route, WireGuardPacket};
+use crate::core::node::{
+    Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
+};
 use crate::core::overlay::{Overlay, Owned};
 use crate::core::slots::Message;
-use crate::io::udp::{Destination, Source};
+use crate::io::udp::{Destination, ReceiveBuffers, Source};
 use crate::wireguard::inprocess::{
     self, Egress, MessageKind, PeerConfig, TunRead, Tunnels, Verdict,
 };
@@ -26,8 +28,6 @@ pub(super) struct Managed {
     pub(super) tun: Tun,
     numbers: BTreeMap<PeerId, inprocess::PeerId>,
     routes: Routes,
-    /// Packets of peers without a route.
-    unrouted: u64,
 }
 
 /// Sealed packets on their way out: each peer's routes, over the shared sockets, a channel, or both
@@ -36,7 +36,6 @@ struct Out<'a> {
     links: &'a Links,
     notes: &'a mut Notes,
     routes: &'a Routes,
-    unrouted: &'a mut u64,
     /// Where the datagram came from that is being handled.
     arrival: Option<Arrival>,
 }
@@ -49,7 +48,6 @@ impl Managed {
             tun,
             numbers: BTreeMap::new(),
             routes: Routes::new(),
-            unrouted: 0,
         }
     }
 
@@ -131,6 +129,55 @@ impl Managed {
         tunnels.handle_device(tun, &mut out)
     }
 
+    /// What came in at a shared socket: STUN is the core's, the rest is for WireGuard.
+    pub(super) fn take_host(
+        &mut self,
+        buffers: &ReceiveBuffers,
+        node: &mut Node,
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        for run in buffers.arrivals() {
+            let Some(local) = run.local else { continue };
+            let arrival = Arrival::Host {
+                socket: HostSocket::Own,
+                local,
+                interface: run.ifindex,
+                from: run.remote,
+            };
+            for datagram in run.datagrams() {
+                match node.handle_datagram(arrival, datagram.payload, now) {
+                    Inbound::Consumed => {}
+                    Inbound::Data => {
+                        self.handle_datagram(arrival, datagram.payload, links, notes, now);
+                    }
+                }
+            }
+        }
+        self.flush();
+    }
+
+    /// What came from a TURN server over UDP.
+    pub(super) fn take_relay(
+        &mut self,
+        relay: RelayId,
+        buffers: &ReceiveBuffers,
+        node: &mut Node,
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        for datagram in buffers.datagrams() {
+            let data = node.handle_relay_datagram(relay, datagram.payload, now);
+            if let Some((from, payload)) = data {
+                let arrival = Arrival::Relay { relay, from };
+                self.handle_datagram(arrival, payload, links, notes, now);
+            }
+        }
+        self.flush();
+    }
+
     /// A datagram that is not STUN.
     pub(super) fn handle_datagram(
         &mut self,
@@ -170,14 +217,12 @@ impl Managed {
             tunnels,
             tun,
             routes,
-            unrouted,
             ..
         } = self;
         let out = Out {
             links,
             notes,
             routes,
-            unrouted,
             arrival,
         };
         (tunnels, tun, out)
@@ -189,7 +234,6 @@ impl Egress for Out<'_> {
         let Some((id, routes)) = self.routes.get(&peer) else {
             return;
         };
-        *self.unrouted += u64::from(routes.is_empty());
         let first = segments.get(..segment_size.min(segments.len()));
         if let Some(packet) = first.and_then(Message::parse).and_then(|m| m.packet()) {
             self.notes.sent(*id, packet);
@@ -203,6 +247,7 @@ impl Egress for Out<'_> {
     fn reply(&mut self, packet: &[u8]) {
         match self.arrival {
             Some(Arrival::Host {
+                socket,
                 local,
                 interface,
                 from,
@@ -215,7 +260,7 @@ impl Egress for Out<'_> {
                     remote: from,
                     source,
                 };
-                self.links.send_host(destination, packet);
+                self.links.send_host(socket, destination, packet);
             }
             Some(Arrival::Relay { relay, from }) => {
                 let reply = (relay, from, packet.to_vec());

@@ -20,9 +20,10 @@ use rustix::event::epoll;
 use tokio::sync::mpsc;
 use wice_signaling::protocol::{IpPrefix, Presence, PublicKey, RevocationList};
 
-use crate::core::node::{HostAddress, Node, RelayServer, StunServer};
+use crate::core::node::{HostAddress, Node, RelayServer, StunServer, WireGuardPacket};
 use crate::core::overlay::Overlay;
 use crate::io::relay::{Endpoint, RelayEvent};
+use crate::io::shared_port::SharedPort;
 use crate::io::slots::SlotSocket;
 use crate::io::udp::UdpSocket;
 use crate::wireguard::inprocess::Tunnels;
@@ -44,6 +45,8 @@ const TOKEN_TUN: u64 = 1;
 const TOKEN_V4: u64 = 2;
 const TOKEN_V6: u64 = 3;
 const TOKEN_SLOTS: u64 = 4;
+const TOKEN_WIREGUARD_V4: u64 = 5;
+const TOKEN_WIREGUARD_V6: u64 = 6;
 /// Relay connections count from here.
 const TOKEN_RELAYS: u64 = 16;
 
@@ -83,7 +86,19 @@ pub enum Command {
     RemovePeer(PublicKey),
     /// Attached mode: the port that WireGuard has bound; `None` while it has none, and at the start.
     /// Nothing is forwarded without it: only what has that port at 127.0.0.1 may send through a slot.
-    WireGuardPort(Option<u16>),
+    /// With it what shares that port, at most one a family.
+    WireGuardPort(Option<u16>, Vec<SharedPort>),
+    /// Attached mode: what WireGuard has counted of a peer since the last look.
+    Counted {
+        /// The peer.
+        key: PublicKey,
+        /// Where its packets go.
+        endpoint: SocketAddr,
+        /// What it was sent, if anything.
+        sent: Option<WireGuardPacket>,
+        /// What has come from it, if anything.
+        received: Option<WireGuardPacket>,
+    },
     /// A relay connection of the runtime's has something to tell.
     Relay(u64, RelayEvent),
     /// Looks at the state; for diagnosis.
@@ -222,7 +237,10 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
             tunnels,
             tun,
         } => Plane::Managed(Box::new(Managed::new(overlay, *tunnels, tun))),
-        PlaneParts::Attached { slots } => Plane::Attached(Box::new(Attached::new(slots))),
+        PlaneParts::Attached { slots } => {
+            let own = parts.node.public_key();
+            Plane::Attached(Box::new(Attached::new(slots, own)))
+        }
     };
     let packet_loop = PacketLoop {
         node: parts.node,

@@ -8,9 +8,10 @@ use rustix::event::epoll;
 
 use super::{
     Notice, PacketLoop, Plane, TOKEN_INBOX, TOKEN_RELAYS, TOKEN_SLOTS, TOKEN_TUN, TOKEN_V4,
-    TOKEN_V6,
+    TOKEN_V6, TOKEN_WIREGUARD_V4, TOKEN_WIREGUARD_V6,
 };
-use crate::core::node::{Arrival, Inbound, RelayId, Via};
+use crate::core::node::{Arrival, HostSocket, RelayId, Via};
+use crate::io::shared_port::SharedPort;
 use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source, UdpSocket};
 use crate::wireguard::inprocess::TunRead;
 
@@ -61,6 +62,9 @@ impl PacketLoop {
                     TOKEN_TUN => tun_waits = true,
                     token @ (TOKEN_V4 | TOKEN_V6) => self.receive(token, &mut buffers, now),
                     TOKEN_SLOTS => self.receive_slots(&mut buffers, now),
+                    token @ (TOKEN_WIREGUARD_V4 | TOKEN_WIREGUARD_V6) => {
+                        self.receive_wireguard(token, &mut buffers, now);
+                    }
                     relay => self.receive_relay(relay, &mut buffers, now),
                 }
             }
@@ -81,7 +85,7 @@ impl PacketLoop {
         } = self;
         match plane {
             Plane::Managed(managed) => managed.handle_timeout(links, notes, now),
-            Plane::Attached(_) => {}
+            Plane::Attached(attached) => attached.handle_timeout(links, notes, now),
         }
         // What is sent can cause events and the other way round; both end by themselves.
         loop {
@@ -98,7 +102,7 @@ impl PacketLoop {
         let core = self.node.poll_timeout().map(|(at, _)| at);
         let plane = match &self.plane {
             Plane::Managed(managed) => managed.poll_timeout(),
-            Plane::Attached(_) => None,
+            Plane::Attached(attached) => attached.poll_timeout(),
         };
         let next = [core, plane].into_iter().flatten().min();
         next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now))
@@ -109,6 +113,7 @@ impl PacketLoop {
         while let Some(transmit) = self.node.poll_transmit() {
             match transmit.via {
                 Via::Host {
+                    socket,
                     local,
                     interface,
                     remote,
@@ -117,8 +122,8 @@ impl PacketLoop {
                         ip: local,
                         ifindex: interface,
                     });
-                    self.links
-                        .send_host(Destination { remote, source }, &transmit.payload);
+                    let to = Destination { remote, source };
+                    self.links.send_host(socket, to, &transmit.payload);
                 }
                 Via::Relay { relay, droppable } => {
                     self.links.send_relay(relay, transmit.payload, droppable);
@@ -161,26 +166,7 @@ impl PacketLoop {
                 ..
             } = self;
             match plane {
-                Plane::Managed(managed) => {
-                    for run in buffers.arrivals() {
-                        let Some(local) = run.local else { continue };
-                        let arrival = Arrival::Host {
-                            local,
-                            interface: run.ifindex,
-                            from: run.remote,
-                        };
-                        for datagram in run.datagrams() {
-                            let payload = datagram.payload;
-                            match node.handle_datagram(arrival, payload, now) {
-                                Inbound::Consumed => {}
-                                Inbound::Data => {
-                                    managed.handle_datagram(arrival, payload, links, notes, now);
-                                }
-                            }
-                        }
-                    }
-                    managed.flush();
-                }
+                Plane::Managed(managed) => managed.take_host(buffers, node, links, notes, now),
                 Plane::Attached(attached) => attached.take_host(buffers, node, notes, now),
             }
             if slots < SLOTS {
@@ -205,14 +191,7 @@ impl PacketLoop {
             } = self;
             match plane {
                 Plane::Managed(managed) => {
-                    for datagram in buffers.datagrams() {
-                        let data = node.handle_relay_datagram(relay, datagram.payload, now);
-                        if let Some((from, payload)) = data {
-                            let arrival = Arrival::Relay { relay, from };
-                            managed.handle_datagram(arrival, payload, links, notes, now);
-                        }
-                    }
-                    managed.flush();
+                    managed.take_relay(relay, buffers, node, links, notes, now);
                 }
                 Plane::Attached(attached) => attached.take_relay(relay, buffers, node, notes, now),
             }
@@ -242,6 +221,39 @@ impl PacketLoop {
         }
     }
 
+    /// STUN that came to WireGuard's own port. All else there is WireGuard's, and never comes here.
+    fn receive_wireguard(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {
+        for _ in 0..MAX_RECEIVES {
+            let Some(shared) = self.wireguard_port(token) else {
+                return;
+            };
+            let slots = shared.receive(buffers).unwrap_or(0);
+            for run in buffers.arrivals() {
+                let Some(local) = run.local else { continue };
+                let arrival = Arrival::Host {
+                    socket: HostSocket::WireGuard,
+                    local,
+                    interface: run.ifindex,
+                    from: run.remote,
+                };
+                for datagram in run.datagrams() {
+                    self.node.handle_datagram(arrival, datagram.payload, now);
+                }
+            }
+            if slots < SLOTS {
+                return;
+            }
+        }
+    }
+
+    fn wireguard_port(&self, token: u64) -> Option<&SharedPort> {
+        match token {
+            TOKEN_WIREGUARD_V4 => self.links.wireguard_v4.as_ref(),
+            TOKEN_WIREGUARD_V6 => self.links.wireguard_v6.as_ref(),
+            _ => None,
+        }
+    }
+
     /// What ICMP says of what was sent: hints that anybody can forge, but for what comes of `lo`.
     fn take_errors(&mut self, token: u64, now: Instant) {
         let Self {
@@ -254,7 +266,17 @@ impl PacketLoop {
                 if let Plane::Attached(attached) = plane
                     && let Some(port) = attached.take_errors()
                 {
+                    self.share(Vec::new(), now);
                     self.notify(Notice::PortClosed(port));
+                }
+                return;
+            }
+            token @ (TOKEN_WIREGUARD_V4 | TOKEN_WIREGUARD_V6) => {
+                while let Some(error) = self.wireguard_port(token).and_then(SharedPort::next_error)
+                {
+                    if error.is_refusal() {
+                        self.node.handle_refused(error.remote, now);
+                    }
                 }
                 return;
             }

@@ -70,6 +70,7 @@ fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnaps
             up: true,
             age: Duration::from_secs(90),
             relay: (pair.relays > 0).then(|| "turn.lab.example".into()),
+            native: false,
         }),
         changes: 1,
         looking: None,

@@ -1,10 +1,10 @@
 //! Sessions that only a relay can carry: UDP between the two sides is dropped (`run.sh`), a real TURN
-//! server stands between. Once the allocation is ours, once the other stack's.
+//! server stands between, coturn or `wice turn`. Once the allocation is ours, once the other stack's.
 
 mod harness;
 
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,37 @@ const PASSWORD: &str = "wonderland";
 /// How long the server may take to listen.
 const SERVER_START: Duration = Duration::from_secs(8);
 
-/// Every stack, in both roles, through our allocation.
+/// Which TURN server.
+#[derive(Clone, Copy)]
+enum Kind {
+    Coturn,
+    /// `wice turn`: the program that `WICE` names, or the one that is built in this repository.
+    Ours,
+}
+
 #[test]
-fn through_our_relay() {
-    let _server = Server::start();
+fn through_our_allocation_on_coturn() {
+    through_our_relay(Kind::Coturn);
+}
+
+#[test]
+fn through_our_allocation_on_wice_turn() {
+    through_our_relay(Kind::Ours);
+}
+
+#[test]
+fn through_their_allocation_on_coturn() {
+    through_their_relay(Kind::Coturn);
+}
+
+#[test]
+fn through_their_allocation_on_wice_turn() {
+    through_their_relay(Kind::Ours);
+}
+
+/// Every stack, in both roles, through our allocation.
+fn through_our_relay(kind: Kind) {
+    let _server = Server::start(kind);
     for peer in peers() {
         for controlling in [true, false] {
             let mut ours = icecat_command(controlling, OURS);
@@ -37,9 +64,8 @@ fn through_our_relay() {
 }
 
 /// Every stack with a TURN client, in both roles, through its allocation.
-#[test]
-fn through_their_relay() {
-    let _server = Server::start();
+fn through_their_relay(kind: Kind) {
+    let _server = Server::start(kind);
     let clients = peers()
         .into_iter()
         .filter(|peer| last_argument(peer) != "is_peer");
@@ -70,41 +96,65 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Self {
+    fn start(kind: Kind) -> Self {
         let folder = std::env::temp_dir().join(format!("wice-interop-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        let file = |name: &str| folder.join(name).display().to_string();
-        let child = Command::new("turnserver")
-            .args([
-                "-n",
-                "--lt-cred-mech",
-                "--realm=example.org",
-                "--no-cli",
-                "--no-tls",
-                "--no-dtls",
-            ])
-            .arg(format!("--listening-ip={RELAY}"))
-            .arg(format!("--relay-ip={RELAY}"))
-            .arg(format!("--listening-port={PORT}"))
-            .arg(format!("--user={USER}:{PASSWORD}"))
-            .arg(format!("--pidfile={}", file("pid")))
-            .arg(format!("--userdb={}", file("db")))
-            .arg(format!("--log-file={}", file("log")))
+        let mut command = match kind {
+            Kind::Coturn => coturn(&folder),
+            Kind::Ours => ours(),
+        };
+        let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("turnserver (Debian package coturn)");
+            .expect("turnserver (Debian package coturn), or wice (cargo build)");
         let server = Self { child, folder };
         let begun = Instant::now();
         while TcpStream::connect((RELAY, PORT)).is_err() {
             assert!(
                 begun.elapsed() < SERVER_START,
-                "turnserver does not listen: ./run.sh makes its address"
+                "the server does not listen: ./run.sh makes its address"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
         server
     }
+}
+
+fn coturn(folder: &Path) -> Command {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut command = Command::new("turnserver");
+    command
+        .args([
+            "-n",
+            "--lt-cred-mech",
+            "--realm=example.org",
+            "--no-cli",
+            "--no-tls",
+            "--no-dtls",
+        ])
+        .arg(format!("--listening-ip={RELAY}"))
+        .arg(format!("--relay-ip={RELAY}"))
+        .arg(format!("--listening-port={PORT}"))
+        .arg(format!("--user={USER}:{PASSWORD}"))
+        .arg(format!("--pidfile={}", file("pid")))
+        .arg(format!("--userdb={}", file("db")))
+        .arg(format!("--log-file={}", file("log")));
+    command
+}
+
+fn ours() -> Command {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/debug/wice");
+    let program = std::env::var("WICE").unwrap_or_else(|_| built.to_owned());
+    let mut command = Command::new(program);
+    command
+        .args(["turn", "--realm", "example.org", "--threads", "2"])
+        // The test's network is a documentation range.
+        .args(["--allow-peer", "198.51.100.0/24", "--relay-ip", RELAY])
+        .args(["--user", &format!("{USER}:{PASSWORD}")])
+        .args(["--listen", &format!("udp://{RELAY}:{PORT}")])
+        .args(["--listen", &format!("tcp://{RELAY}:{PORT}")]);
+    command
 }
 
 impl Drop for Server {

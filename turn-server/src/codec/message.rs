@@ -226,8 +226,8 @@ fn unmask<const N: usize>(address: &[u8], mask: &[u8]) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// Attributes below 0x8000 that RFC 8489 and RFC 8656 define. Those of ICE and RFC 5780 are refused, as RFC 5780 §7 asks of
-/// a server that does not have it.
+/// Attributes below 0x8000 that RFC 8489 and RFC 8656 define. Those of ICE are refused, and those of RFC 5780 where the server
+/// does not find that it has it (§7).
 fn is_known(kind: u16) -> bool {
     use attribute as a;
     matches!(

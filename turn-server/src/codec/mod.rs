@@ -59,6 +59,8 @@ pub mod method {
 pub mod attribute {
     /// MAPPED-ADDRESS.
     pub const MAPPED_ADDRESS: u16 = 0x0001;
+    /// CHANGE-REQUEST (RFC 5780 §7.2).
+    pub const CHANGE_REQUEST: u16 = 0x0003;
     /// USERNAME.
     pub const USERNAME: u16 = 0x0006;
     /// MESSAGE-INTEGRITY.
@@ -99,6 +101,8 @@ pub mod attribute {
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     /// RESERVATION-TOKEN.
     pub const RESERVATION_TOKEN: u16 = 0x0022;
+    /// RESPONSE-PORT (RFC 5780 §7.5).
+    pub const RESPONSE_PORT: u16 = 0x0027;
     /// ADDITIONAL-ADDRESS-FAMILY.
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     /// ADDRESS-ERROR-CODE.
@@ -109,4 +113,8 @@ pub mod attribute {
     pub const ICMP: u16 = 0x8004;
     /// FINGERPRINT.
     pub const FINGERPRINT: u16 = 0x8028;
+    /// RESPONSE-ORIGIN (RFC 5780 §7.3).
+    pub const RESPONSE_ORIGIN: u16 = 0x802B;
+    /// OTHER-ADDRESS (RFC 5780 §7.4).
+    pub const OTHER_ADDRESS: u16 = 0x802C;
 }

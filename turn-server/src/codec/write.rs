@@ -55,24 +55,20 @@ impl Writer {
 
     /// An address masked by cookie and transaction id (RFC 8489 §14.2).
     pub fn add_xor_address(&mut self, kind: u16, address: SocketAddr) -> &mut Self {
-        let mut value = [0; 20];
-        let port = address.port() ^ (COOKIE >> 16) as u16;
-        value[2..4].copy_from_slice(&port.to_be_bytes());
-        let len = match address.ip() {
-            IpAddr::V4(ip) => {
-                value[1] = 1;
-                value[4..8].copy_from_slice(&ip.octets());
-                8
-            }
-            IpAddr::V6(ip) => {
-                value[1] = 2;
-                value[4..].copy_from_slice(&ip.octets());
-                20
-            }
-        };
+        let (mut value, len) = address_value(address);
+        // The mask of the port is the cookie's first half, as it is of the address.
+        for (byte, mask) in value[2..4].iter_mut().zip(COOKIE.to_be_bytes()) {
+            *byte ^= mask;
+        }
         for (byte, mask) in value[4..len].iter_mut().zip(&self.bytes[4..HEADER_LEN]) {
             *byte ^= mask;
         }
+        self.add(kind, &value[..len])
+    }
+
+    /// An address as it is (RFC 8489 §14.1).
+    pub fn add_address(&mut self, kind: u16, address: SocketAddr) -> &mut Self {
+        let (value, len) = address_value(address);
         self.add(kind, &value[..len])
     }
 
@@ -103,4 +99,23 @@ impl Writer {
         let len = (self.bytes.len() - HEADER_LEN + more) as u16;
         self.bytes[2..4].copy_from_slice(&len.to_be_bytes());
     }
+}
+
+/// One zero byte, family, port, address (RFC 8489 §14.1), and how many bytes that is.
+fn address_value(address: SocketAddr) -> ([u8; 20], usize) {
+    let mut value = [0; 20];
+    value[2..4].copy_from_slice(&address.port().to_be_bytes());
+    let len = match address.ip() {
+        IpAddr::V4(ip) => {
+            value[1] = 1;
+            value[4..8].copy_from_slice(&ip.octets());
+            8
+        }
+        IpAddr::V6(ip) => {
+            value[1] = 2;
+            value[4..].copy_from_slice(&ip.octets());
+            20
+        }
+    };
+    (value, len)
 }

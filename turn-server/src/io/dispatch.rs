@@ -26,13 +26,15 @@ impl Sockets {
         self.relays.get(relay.0 as usize)?.as_ref()
     }
 
-    /// Sends all of `batch`, in order.
+    /// Sends all of `batch`: what goes to one place in order, and together.
     pub(super) fn dispatch(
         &self,
-        mut batch: &[Routed<'_>],
+        batch: &mut [Routed<'_>],
         streams: &mut Streams,
         failures: &mut SendFailures,
     ) {
+        group(batch);
+        let mut batch = &*batch;
         while let Some(((forward, _), rest)) = batch.split_first() {
             let sent = match forward {
                 Forward::Peer {
@@ -146,6 +148,24 @@ impl Sockets {
     }
 }
 
+/// Brings together what leaves by one socket to one port: packets of many clients come mixed, and only neighbours share a
+/// system call. All payloads of a batch lie in one buffer as they arrived, so their places in memory keep their order.
+fn group(batch: &mut [Routed<'_>]) {
+    batch.sort_unstable_by_key(|(forward, payload)| {
+        let (kind, socket, port) = match forward {
+            Forward::Peer { relay, to, .. } => (0, relay.0, to.port()),
+            Forward::Client(to) => {
+                let kind = match to.client.transport {
+                    Transport::Udp => 1,
+                    Transport::Tcp | Transport::Tls => 2,
+                };
+                (kind, to.client.link, to.client.remote.port())
+            }
+        };
+        (kind, socket, port, payload.as_ptr().addr())
+    });
+}
+
 fn by_route(remote: SocketAddr) -> Destination {
     Destination {
         remote,
@@ -161,5 +181,32 @@ fn reply_to(client: &ClientAddr) -> Destination {
             ip: client.local.ip(),
             ifindex: 0,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_to_one_place_stands_together_and_in_order() {
+        let buffer = [0u8; 64];
+        let to_peer = |relay, port: u16| Forward::Peer {
+            relay: RelayId(relay),
+            to: SocketAddr::from(([8, 8, 8, 8], port)),
+            dont_fragment: false,
+        };
+        // Four clients in turns, each to two peers.
+        let mut batch: Vec<Routed<'_>> = buffer
+            .chunks(1)
+            .enumerate()
+            .map(|(n, byte)| (to_peer(n as u32 % 4, 7 + (n as u16 / 4) % 2), byte))
+            .collect();
+        group(&mut batch);
+        let changes = batch.windows(2).filter(|pair| pair[0].0 != pair[1].0);
+        assert_eq!(changes.count(), 7);
+        let in_order =
+            |pair: &[Routed<'_>]| pair[0].0 != pair[1].0 || pair[0].1.as_ptr() < pair[1].1.as_ptr();
+        assert!(batch.windows(2).all(in_order));
     }
 }

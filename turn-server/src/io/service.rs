@@ -162,14 +162,14 @@ impl Service {
         let unix = unix.map_or(0, |time| time.as_secs());
         let now_both = Now { instant: now, unix };
         let mut sockets = Sockets::default();
-        let (mut ports, mut tcp) = (Vec::new(), Vec::new());
+        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
         for listen in &mut self.listeners {
             match listen.transport {
                 Transport::Udp => {
                     let socket = open_udp(listen.address, shard == 0)?;
                     let local = socket.local_addr().map_err(system("name a socket"))?;
                     listen.address = local;
-                    ports.push(local.port());
+                    udp.push(local);
                     sockets.listeners.push(socket);
                 }
                 Transport::Tcp | Transport::Tls => {
@@ -193,13 +193,18 @@ impl Service {
             wake: Arc::clone(&wake),
             handle: None,
         });
+        let mut server = Server::new(Arc::clone(config), shared.clone(), shard, seed, now_both);
+        server.set_listeners(&udp);
+        if shard == 0 && server.discovers() {
+            tracing::info!(event = "turn-behaviour-discovery");
+        }
         let worker = Worker {
-            server: Server::new(Arc::clone(config), shared.clone(), shard, seed, now_both),
+            server,
             epoll,
             wake,
             inbox,
             sockets,
-            ports,
+            ports: udp.iter().map(SocketAddr::port).collect(),
             tcp,
             tls,
             published,
@@ -290,6 +295,7 @@ fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, StartError> {
     let mut options = UdpOptions {
         reuse_port: false,
         fragment: true,
+        packet_info: true,
         receive_buffer: LISTENER_BUFFER_BYTES,
         send_buffer: LISTENER_BUFFER_BYTES,
     };

@@ -209,7 +209,7 @@ impl Worker {
                 }
             }
             self.sockets
-                .dispatch(&batch, &mut self.streams, &mut self.failures);
+                .dispatch(&mut batch, &mut self.streams, &mut self.failures);
             self.batch = recycle(batch);
             self.obey(now.instant);
             if filled < SLOTS {
@@ -235,7 +235,7 @@ impl Worker {
                 route_arrival(&mut self.server, relay, arrival, now.instant, &mut batch);
             }
             self.sockets
-                .dispatch(&batch, &mut self.streams, &mut self.failures);
+                .dispatch(&mut batch, &mut self.streams, &mut self.failures);
             self.batch = recycle(batch);
             if filled < SLOTS {
                 return;
@@ -338,7 +338,7 @@ impl Worker {
             }
         };
         self.sockets
-            .dispatch(&batch, &mut self.streams, &mut self.failures);
+            .dispatch(&mut batch, &mut self.streams, &mut self.failures);
         self.batch = recycle(batch);
         stream.consume(done);
         ended
@@ -377,6 +377,7 @@ impl Worker {
         let options = UdpOptions {
             reuse_port: false,
             fragment: true,
+            packet_info: false,
             receive_buffer: RELAY_BUFFER_BYTES,
             send_buffer: RELAY_BUFFER_BYTES,
         };

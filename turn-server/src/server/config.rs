@@ -154,6 +154,13 @@ impl Credentials {
     }
 }
 
+/// A name and its password for `user` under a secret, good until the UNIX time `expiry` (draft-uberti-behave-turn-rest).
+pub fn mint(secret: &str, user: &str, expiry: u64) -> (String, Zeroizing<String>) {
+    let name = format!("{expiry}:{user}");
+    let password = minted_password(secret, &name);
+    (name, password)
+}
+
 /// Whom quotas know a user as: what stands behind the time of a minted name, so that new credentials are no new user.
 pub(super) fn account_of<'a>(credentials: &Credentials, name: &'a str) -> &'a str {
     if credentials.is_static(name) {

@@ -8,6 +8,7 @@ mod allocation;
 mod auth;
 mod config;
 mod data;
+mod discovery;
 mod error;
 mod limiter;
 mod nonce;
@@ -33,9 +34,11 @@ use allocate::Opening;
 use allocation::{Allocation, Family};
 use auth::{Author, MAX_REQUEST};
 pub use config::{
-    Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME, RelayConfig,
+    Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME,
+    RelayConfig, mint,
 };
 pub use data::data_indication;
+use discovery::Discovery;
 pub use error::ErrorCode;
 use limiter::Limiter;
 pub use limiter::Rate;
@@ -123,6 +126,7 @@ pub struct Server {
     shard: u8,
     rng: ChaCha8Rng,
     limiter: Limiter,
+    discovery: Discovery,
     draining: bool,
     clients: HashMap<ClientAddr, AllocationId>,
     /// Whose payload came last: most come in runs.
@@ -161,6 +165,7 @@ impl Server {
             shard,
             rng,
             limiter,
+            discovery: Discovery::default(),
             draining: false,
             clients: HashMap::new(),
             last: None,
@@ -276,7 +281,7 @@ impl Server {
             seal: None,
         };
         if message.method() == method::BINDING {
-            return self.handle_binding(&reply, message);
+            return self.handle_binding(reply, message, now);
         }
         let known = matches!(
             message.method(),
@@ -296,7 +301,7 @@ impl Server {
         };
         reply.seal = Some((author.key.clone(), author.hash));
         if !message.unknown().is_empty() {
-            return self.refuse_unknown(&reply, message);
+            return self.refuse_unknown(&reply, message.unknown());
         }
         let done = self.handle_authentic(&reply, message, author, existing, now);
         if let Err(code) = done {
@@ -331,19 +336,6 @@ impl Server {
         }
     }
 
-    fn handle_binding(&mut self, reply: &Reply, message: &Message<'_>) {
-        if !message.unknown().is_empty() {
-            return self.refuse_unknown(reply, message);
-        }
-        self.counters.bindings += 1;
-        let mut writer = Writer::new(Class::Success, method::BINDING, reply.id);
-        writer.add_xor_address(
-            attribute::XOR_MAPPED_ADDRESS,
-            canonical(reply.client.remote),
-        );
-        self.send(reply, writer);
-    }
-
     /// 400, 401 or 438 for somebody who has not authenticated: rate-limited, unsealed.
     fn refuse_stranger(&mut self, reply: &Reply, code: ErrorCode, source: IpAddr, now: Now) {
         if !self
@@ -369,16 +361,12 @@ impl Server {
         self.send(reply, writer);
     }
 
-    fn refuse_unknown(&mut self, reply: &Reply, message: &Message<'_>) {
+    fn refuse_unknown(&mut self, reply: &Reply, unknown: &[u16]) {
         let code = ErrorCode::UnknownAttribute;
         self.count_refusal(code);
         let mut writer = Writer::new(Class::Error, reply.method, reply.id);
         writer.add_error(code.code(), code.reason());
-        let list: Vec<u8> = message
-            .unknown()
-            .iter()
-            .flat_map(|kind| kind.to_be_bytes())
-            .collect();
+        let list: Vec<u8> = unknown.iter().flat_map(|kind| kind.to_be_bytes()).collect();
         writer.add(attribute::UNKNOWN_ATTRIBUTES, &list);
         self.send(reply, writer);
     }

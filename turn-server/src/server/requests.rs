@@ -25,7 +25,12 @@ impl Server {
         id: AllocationId,
         now: Instant,
     ) -> Result<(), ErrorCode> {
-        let requested = requested_family(message)?;
+        let requested = requested_family(message);
+        if requested == Err(ErrorCode::AddressFamilyNotSupported) {
+            // A family that nobody knows is none of the allocation's either.
+            return Err(ErrorCode::PeerAddressFamilyMismatch);
+        }
+        let requested = requested?;
         let wish = lifetime(message)?;
         let allocation = self.get_mut(id).ok_or(ErrorCode::AllocationMismatch)?;
         if requested.is_some_and(|family| allocation.relayed(family).is_none()) {

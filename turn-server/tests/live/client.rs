@@ -212,7 +212,8 @@ impl Client {
         }
     }
 
-    fn ask(&mut self, method: u16, add: impl Fn(&mut Writer)) -> Result<Vec<u8>, u16> {
+    /// The answer to a signed request, or its error code.
+    pub(crate) fn ask(&mut self, method: u16, add: impl Fn(&mut Writer)) -> Result<Vec<u8>, u16> {
         for _ in 0..3 {
             let id = self.id();
             let mut writer = Writer::new(Class::Request, method, id);

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod client;
+mod differential;
+mod discovery;
 mod http;
 mod uclient;
 

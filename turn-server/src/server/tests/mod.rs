@@ -2,6 +2,7 @@
 
 mod allocations;
 mod credentials;
+mod discovery;
 mod fuzz;
 mod hostile;
 mod peers;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod check;
+
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;

@@ -1,0 +1,114 @@
+//! Paths that begin at WireGuard's own port: their endpoint is the peer's address.
+
+use super::*;
+
+/// The peer's address by a path from WireGuard's own port.
+fn direct() -> SocketAddr {
+    "198.51.100.7:51820".parse().unwrap()
+}
+
+impl Interface {
+    fn ready(&mut self, endpoint: Option<SocketAddr>) {
+        let path = PathState {
+            advert: true,
+            ready: endpoint,
+        };
+        self.binder.handle_path(&KEY, path, self.now);
+        self.settle();
+    }
+
+    /// WireGuard has taken a packet that came from there.
+    fn roam(&mut self, endpoint: SocketAddr) {
+        self.peer.endpoint = Some(endpoint);
+        self.receive(DATA);
+        self.later(SECOND);
+    }
+
+    fn sets(&self) -> usize {
+        let set = |event: &&Event| matches!(event, Event::SetEndpoint { .. });
+        self.told.iter().filter(set).count()
+    }
+}
+
+#[test]
+fn a_path_that_moves_takes_the_endpoint_along_at_once() {
+    let mut interface = Interface::on_slot();
+    for ready in [direct(), slot(), direct(), elsewhere(), slot()] {
+        interface.ready(Some(ready));
+        assert_eq!(interface.peer.endpoint, Some(ready));
+        interface.receive(DATA);
+        interface.later(SECOND);
+        assert_eq!(interface.peer.endpoint, Some(ready));
+    }
+    assert_eq!(interface.binder.resets(&KEY), 0);
+    assert_eq!(interface.binder.originals()[&KEY], native());
+}
+
+/// The peer still sends through its proxy: WireGuard roams to the slot, again and again.
+#[test]
+fn what_roams_to_the_slot_is_moved_back_ever_more_seldom() {
+    let mut interface = Interface::on_slot();
+    interface.ready(Some(direct()));
+    interface.told.clear();
+    for _ in 0..60 {
+        interface.roam(slot());
+    }
+    let sets = interface.sets();
+    assert!((5..=8).contains(&sets), "{sets} in a minute");
+    assert_eq!(interface.binder.resets(&KEY), 0, "nobody's fault");
+    // Once the peer has moved too, it stays.
+    interface.ready(Some(slot()));
+    interface.ready(Some(direct()));
+    interface.told.clear();
+    for _ in 0..30 {
+        interface.receive(DATA);
+        interface.later(SECOND);
+    }
+    assert_eq!(interface.peer.endpoint, Some(direct()));
+    assert_eq!(interface.sets(), 0);
+}
+
+/// WireGuard found the address itself, or somebody configured it: there is nothing to set, and when
+/// the path goes elsewhere the endpoint follows without the patience that foreign ones have.
+#[test]
+fn an_endpoint_that_is_the_paths_own_is_ours() {
+    let mut interface = Interface::new(Some(direct()));
+    interface.handshake();
+    interface.later(SECOND);
+    interface.ready(Some(direct()));
+    assert_eq!(interface.sets(), 0);
+    assert_eq!(interface.binder.standing(&KEY), Some(Standing::Ours));
+    interface.ready(Some(slot()));
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    assert_eq!(interface.binder.originals()[&KEY], direct());
+}
+
+#[test]
+fn a_daemon_that_starts_again_knows_what_it_gave() {
+    let mut before = Interface::on_slot();
+    before.ready(Some(direct()));
+    before.later(SECOND);
+    assert!(before.binder.take_changed());
+    let given = before.binder.given();
+    assert_eq!(given, BTreeMap::from([(KEY, direct())]));
+    let mut binder = Binder::new(slot_of, before.binder.originals(), given);
+    binder.handle_device(&[before.peer], before.now);
+    assert_eq!(binder.standing(&KEY), Some(Standing::Ours));
+    assert_eq!(binder.restore().0, [(KEY, native())]);
+    // Without that it would be somebody else's, and be gone back to.
+    let mut forgetful = Binder::new(slot_of, BTreeMap::new(), BTreeMap::new());
+    forgetful.handle_device(&[before.peer], before.now);
+    assert_eq!(forgetful.originals()[&KEY], direct());
+}
+
+#[test]
+fn without_a_path_for_long_theirs_is_tried_once() {
+    let mut interface = Interface::on_slot();
+    interface.ready(Some(direct()));
+    interface.later(SECOND);
+    interface.ready(None);
+    interface.told.clear();
+    interface.sending(DATA, 40);
+    assert_eq!(interface.peer.endpoint, Some(native()));
+    assert_eq!(interface.sets(), 1);
+}
