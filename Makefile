@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +21,10 @@ demo: setup-lab ## two homes behind NATs find each other: first directly, then t
 	./target/debug/wice lab --nat symmetric --nat symmetric
 	@echo; echo "Look around in one: ./target/debug/wice lab --nat symmetric --nat cgnat --shell home-a, then wice status, wice why home-b"
 
-test: setup-test unit netns uml interop ## every test; as root, for the network namespaces
+test: setup-test unit netns uml interop kube ## every test; as root, for the network namespaces
 
 unit: setup-test ## unit tests, the simulation, the service, the TURN client against coturn
-	$(CARGO) test --workspace --exclude wice-netns-tests --locked
+	$(CARGO) test --workspace --exclude wice-netns-tests --exclude wice-kube-tests --locked
 
 netns: setup-test ## real daemons behind real kernel NATs
 	$(CARGO) build --locked --bin wice
@@ -50,6 +50,11 @@ uml: setup-uml ## kernel WireGuard: the same on a user-mode Linux, which is buil
 	    $(UML) $(CARGO) test -p wice-netns-tests --locked --test $$name -- $(UML_ARGS) || exit 1; }; done
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat port-restricted
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat symmetric
+
+kube: setup-test ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
+	@command -v go >/dev/null || { echo "the Kubernetes tests need Go 1.26 or later to build kube-apiserver: https://go.dev/dl"; exit 1; }
+	$(CARGO) build --locked --bin wice
+	KUBEBUILDER_ASSETS=$$(./tests/kube/prepare.sh) $(CARGO) test -p wice-kube-tests --locked -- --test-threads=1
 
 interop: setup-interop ## the check engine against other ICE stacks
 	./tests/interop/run.sh

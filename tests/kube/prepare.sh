@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds etcd and kube-apiserver, and Kilo's kg when asked, as ordinary Go dependencies into a cache, for tests against the real
+# Builds etcd, kube-apiserver and kubectl, and Kilo's kg when asked, as ordinary Go dependencies into a cache, for tests against the real
 # ones. Prints the folder. What is there already is not built again; KUBEBUILDER_ASSETS with both servers is used as it is.
 set -eu
 KUBERNETES=${KUBERNETES:-1.36.4}
@@ -7,7 +7,7 @@ ETCD=${ETCD:-3.6.8}
 # The first commit after 0.7.0: its tags are none that Go takes.
 KILO=${KILO:-944dff57}
 assets=${KUBEBUILDER_ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/wice/kube-$KUBERNETES-etcd-$ETCD}
-what=${*:-etcd kube-apiserver}
+what=${*:-etcd kube-apiserver kubectl}
 mkdir -p "$assets"
 
 # One module a program: their requirements need not agree.
@@ -21,7 +21,7 @@ build() { # NAME MODULE VERSION PACKAGE LDFLAGS
   # A commit is as good as a tag: the proxy says which version it is.
   found=$(go mod download -json "$2@$3")
   version=$(echo "$found" | sed -n 's/^\t"Version": "\(.*\)",*$/\1/p')
-  if [ "$1" = kube-apiserver ]; then
+  if [ "$2" = k8s.io/kubernetes ]; then
     # k8s.io/kubernetes names its staging modules by v0.0.0 and replaces them by its own folders: here each is the release's.
     gomod=$(echo "$found" | sed -n 's/^\t"GoMod": "\(.*\)",*$/\1/p')
     sed -n 's|^\t\(k8s\.io/[^ ]*\) => \./staging.*$|\1|p' "$gomod" | while read -r module; do
@@ -39,8 +39,9 @@ for program in $what; do
   case $program in
   etcd) build etcd go.etcd.io/etcd/server/v3 "v$ETCD" go.etcd.io/etcd/server/v3 "" ;;
   kube-apiserver) build kube-apiserver k8s.io/kubernetes "v$KUBERNETES" k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES" ;;
+  kubectl) build kubectl k8s.io/kubernetes "v$KUBERNETES" k8s.io/kubernetes/cmd/kubectl "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES" ;;
   kg) build kg github.com/squat/kilo "$KILO" github.com/squat/kilo/cmd/kg "" ;;
-  *) echo "$program: etcd, kube-apiserver or kg" >&2; exit 64 ;;
+  *) echo "$program: etcd, kube-apiserver, kubectl or kg" >&2; exit 64 ;;
   esac
 done
 echo "$assets"

@@ -1,10 +1,9 @@
-//! The Kubernetes backend against an API server of the tests' own, on loopback; and the manifests.
+//! The Kubernetes backend against an API server of the tests' own, on loopback.
 
 // The lints know tests by their attribute only; here all is test.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub)]
 
 mod api;
-mod manifests;
 
 use std::time::Duration;
 

@@ -150,7 +150,10 @@ mod tests {
         node.handle_excluded(prefixes(&["10.4.0.1/32", "10.42.1.0/24"]), now);
         let hosts = ["192.0.2.1", "10.4.0.1", "10.42.1.1", "10.42.2.1"].map(host);
         node.handle_addresses(&hosts, now);
-        let bases = node.bases.hosts().map(|(_, host, _)| host.address.to_string());
+        let bases = node
+            .bases
+            .hosts()
+            .map(|(_, host, _)| host.address.to_string());
         let bases: Vec<String> = bases.collect();
         assert_eq!(bases, ["192.0.2.1:51821", "10.42.2.1:51821"]);
 

@@ -1,7 +1,9 @@
-//! The manifests for Kubernetes, as its own types read them: a field that they do not know, or of another kind, is lost on the way
-//! and told. That an API server takes them is not shown here.
+//! The manifests for Kubernetes: as its own types read them (a field that they do not know, or of another kind, is lost on the way
+//! and told), as a real API server takes them, and as the program does.
 
-use std::path::{Path, PathBuf};
+// The lints know tests by their attribute only; here all is test.
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
 use std::process::Command;
 
 use k8s_openapi::api::admissionregistration::v1::{
@@ -14,26 +16,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use wice::signaling::kubernetes::state::{MeshAgent, Names};
+use wice_kube_tests::{Cluster, NAMESPACE, asset, output, overlay_folder, wice_binary};
 
 const OVERLAYS: [&str; 5] = ["kilo-k3s", "kilo-kubeadm", "wns", "turn", "signaling"];
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/kubernetes")
-}
-
 /// What kustomize makes of an overlay.
 fn rendered(overlay: &str) -> Vec<Value> {
-    let path = folder().join("overlays").join(overlay);
-    let output = Command::new("kubectl").arg("kustomize").arg(&path).output();
-    let output = output.unwrap_or_else(|error| {
-        panic!("the overlays cannot be rendered: kubectl: {error}; install kubectl 1.27 or later")
-    });
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && errors.is_empty(),
-        "{overlay}: {errors}"
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
+    let mut kubectl = Command::new(asset("kubectl").unwrap());
+    let text = output(kubectl.arg("kustomize").arg(overlay_folder(overlay))).unwrap();
     let documents = text.split("\n---\n");
     documents
         .map(|text| serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")))
@@ -191,12 +181,33 @@ fn the_program_takes_what_the_manifests_say() {
 }
 
 fn wice(arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_wice"))
-        .args(arguments)
-        .env_clear()
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    output(
+        Command::new(wice_binary().unwrap())
+            .args(arguments)
+            .env_clear(),
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_real_api_server_takes_every_overlay() {
+    let cluster = Cluster::start().unwrap();
+    for overlay in OVERLAYS {
+        let folder = overlay_folder(overlay);
+        // Objects of a namespace that a dry run does not make are refused.
+        let namespace = ["create", "namespace", NAMESPACE];
+        if let Err(error) = cluster.kubectl(&namespace) {
+            assert!(error.to_string().contains("AlreadyExists"), "{error}");
+        }
+        let taken = cluster
+            .kubectl(&["apply", "--dry-run=server", "-k", &folder])
+            .unwrap();
+        let count = taken
+            .lines()
+            .filter(|line| line.ends_with("(server dry run)"))
+            .count();
+        assert_eq!(count, rendered(overlay).len(), "{overlay}: {taken}");
+        // Not only dry: what admission and defaults add must be taken as well.
+        cluster.install(overlay).unwrap();
+    }
 }
