@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,7 @@ uml: setup-uml ## kernel WireGuard: the same on a user-mode Linux, which is buil
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat port-restricted
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat symmetric
 
-kube: setup-test ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
-	@command -v go >/dev/null || { echo "the Kubernetes tests need Go 1.26 or later to build kube-apiserver: https://go.dev/dl"; exit 1; }
+kube: setup-kube ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
 	$(CARGO) build --locked --bin wice
 	KUBEBUILDER_ASSETS=$$(./tests/kube/prepare.sh) $(CARGO) test -p wice-kube-tests --locked -- --test-threads=1
 
@@ -112,6 +111,9 @@ setup-bench-wireguard: setup-test
 	$(call ensure,go,golang-go)
 	[ -x $(TOOLS)/bin/wireguard ] || GOBIN=$(CURDIR)/$(TOOLS)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO_VERSION)
 	[ -x $(TOOLS)/bin/gotatun ] || $(CARGO) install --quiet --locked gotatun-cli --version $(GOTATUN_VERSION) --root $(TOOLS)
+
+setup-kube: setup-test
+	$(call ensure,go,golang-go)
 
 INTEROP_PACKAGES := python3-venv libnice-dev gcc pkg-config golang-go golang-github-pion-ice.v2-dev
 

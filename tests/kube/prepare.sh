@@ -10,6 +10,29 @@ assets=${KUBEBUILDER_ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/wice/kube-$KUBERNET
 what=${*:-etcd kube-apiserver kubectl}
 mkdir -p "$assets"
 
+# Go itself comes as a module, too, where the one that is there is older than Kubernetes wants. From 1.21 on it knows that by
+# itself; for Debian's it is unpacked here, and its programs are made executable, which modules do not keep.
+GO=${GO:-1.26.8}
+have=$(go env GOVERSION | sed 's/^go//')
+older() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ] && [ "$1" != "$2" ]; }
+if older "$have" 1.21; then
+  toolchain=$assets/go-$GO
+  if ! [ -x "$toolchain/bin/go" ]; then
+    module=golang.org/toolchain@v0.0.1-go$GO.linux-$(go env GOARCH)
+    folder=$(cd "$assets" && go mod download -json "$module" | sed -n 's/^\t"Dir": "\(.*\)",*$/\1/p')
+    [ -n "$folder" ] || { echo "$module cannot be had: install Go $GO" >&2; exit 1; }
+    rm -rf "$toolchain.new"
+    cp -r "$folder" "$toolchain.new"
+    chmod -R u+w "$toolchain.new"
+    chmod +x "$toolchain.new"/bin/* "$toolchain.new"/pkg/tool/*/*
+    mv "$toolchain.new" "$toolchain"
+  fi
+  PATH=$toolchain/bin:$PATH
+  export GOROOT="$toolchain"
+elif older "$have" "$GO"; then
+  export GOTOOLCHAIN="go$GO"
+fi
+
 # One module a program: their requirements need not agree.
 build() { # NAME MODULE VERSION PACKAGE LDFLAGS
   [ -x "$assets/$1" ] && return
