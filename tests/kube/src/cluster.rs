@@ -57,39 +57,57 @@ impl Drop for Server {
     }
 }
 
+/// Where a cluster runs.
+pub struct Place {
+    /// Where the API listens.
+    pub ip: Ipv4Addr,
+    /// Ports of the API, of etcd's clients and of etcd's peers.
+    pub ports: [u16; 3],
+    /// A command that will run there.
+    pub command: Box<dyn Fn(&Path) -> Command + Send + Sync>,
+}
+
+impl Place {
+    /// This machine's loopback interface, at ports that are free.
+    fn here() -> Result<Self> {
+        let ip = Ipv4Addr::LOCALHOST;
+        Ok(Self {
+            ip,
+            ports: [free_port(ip)?, free_port(ip)?, free_port(ip)?],
+            command: Box::new(|program| Command::new(program)),
+        })
+    }
+}
+
 /// A control plane without anything that it controls: no kubelet, no scheduler, no controller.
 pub struct Cluster {
     folder: PathBuf,
+    place: Place,
     address: SocketAddr,
-    etcd_port: u16,
     /// Those that run; the API server last.
     etcd: Option<Server>,
     api: Option<Server>,
 }
 
 impl Cluster {
-    /// Starts both on 127.0.0.1, with the namespace and the ServiceAccount of the manifests, and Kilo's kind of Peers.
+    /// Starts both on 127.0.0.1, with Kilo's kind of Peers.
     pub fn start() -> Result<Self> {
-        Self::start_at(Ipv4Addr::LOCALHOST)
+        Self::start_at(Place::here()?)
     }
 
-    /// The same, where the API listens elsewhere.
-    pub fn start_at(ip: Ipv4Addr) -> Result<Self> {
+    /// The same elsewhere.
+    pub fn start_at(place: Place) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder =
             std::env::temp_dir().join(format!("wice-kube-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
-        let etcd_port = free_port(Ipv4Addr::LOCALHOST)?;
-        let etcd = Server::start("etcd", etcd(&folder, etcd_port)?.env_clear(), &folder)?;
-        wait_until("etcd answers", START, || {
-            std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, etcd_port)).is_ok()
-        })?;
-        let address = SocketAddr::from((ip, free_port(ip)?));
+        let etcd = Server::start("etcd", &mut etcd(&folder, &place)?, &folder)?;
+        let address = SocketAddr::from((place.ip, place.ports[0]));
         let mut cluster = Self {
             folder,
+            place,
             address,
-            etcd_port,
             etcd: Some(etcd),
             api: None,
         };
@@ -153,7 +171,7 @@ impl Cluster {
 
     /// A second one on the same data, at a port of its own; and its address.
     pub fn second_api(&self) -> Result<(Server, SocketAddr)> {
-        let address = SocketAddr::from((self.address.ip(), free_port_of(self.address)?));
+        let address = SocketAddr::from((self.address.ip(), free_port(self.place.ip)?));
         let mut server = self.api_at(address)?;
         self.until_ready(address, &mut server)?;
         Ok((server, address))
@@ -176,7 +194,7 @@ impl Cluster {
         token: &str,
         arguments: &[&str],
     ) -> Result<String> {
-        let mut kubectl = Command::new(asset("kubectl")?);
+        let mut kubectl = (self.place.command)(&asset("kubectl")?);
         kubectl
             .env_clear()
             .env("HOME", &self.folder)
@@ -276,9 +294,9 @@ impl Cluster {
 
     fn api_at(&self, address: SocketAddr) -> Result<Server> {
         let file = |name: &str| self.folder.join(name).display().to_string();
-        let mut command = Command::new(asset("kube-apiserver")?);
-        command.env_clear().args([
-            format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+        let mut command = (self.place.command)(&asset("kube-apiserver")?);
+        command.args([
+            format!("--etcd-servers=http://127.0.0.1:{}", self.place.ports[1]),
             // A test of what has been forgotten need not wait five minutes for it.
             "--etcd-compaction-interval=2s".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
@@ -353,9 +371,9 @@ pub fn overlay_folder(overlay: &str) -> String {
     )
 }
 
-fn etcd(folder: &Path, port: u16) -> Result<Command> {
-    let peers = free_port(Ipv4Addr::LOCALHOST)?;
-    let mut command = Command::new(asset("etcd")?);
+fn etcd(folder: &Path, place: &Place) -> Result<Command> {
+    let [_, port, peers] = place.ports;
+    let mut command = (place.command)(&asset("etcd")?);
     command.args([
         format!("--data-dir={}", folder.join("etcd").display()),
         format!("--listen-client-urls=http://127.0.0.1:{port}"),
@@ -372,8 +390,4 @@ fn etcd(folder: &Path, port: u16) -> Result<Command> {
 
 fn free_port(ip: Ipv4Addr) -> Result<u16> {
     Ok(TcpListener::bind((ip, 0))?.local_addr()?.port())
-}
-
-fn free_port_of(address: SocketAddr) -> Result<u16> {
-    Ok(TcpListener::bind((address.ip(), 0))?.local_addr()?.port())
 }

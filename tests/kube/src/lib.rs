@@ -5,6 +5,8 @@
 //! that cannot run fails and says why.
 
 mod cluster;
+mod mesh;
+mod mesh_agent;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-pub use cluster::{Cluster, NAMESPACE, Server, overlay_folder};
+pub use cluster::{Cluster, NAMESPACE, Place, Server, overlay_folder};
+pub use mesh::KubeMesh;
+pub use mesh_agent::{INTERFACE, MeshAgents};
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);

@@ -1,0 +1,194 @@
+//! `wice agent` on nodes behind NATs, beside what stands in for Kilo's `kg`: pods' addresses answer, paths are as the NATs allow, and
+//! no session is ended by wice.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use wice::lab::{NatKind, Pings};
+use wice_kube_tests::{INTERFACE, KubeMesh};
+
+/// The longest that pods may be cut off by what happens to wice, to the mesh agent or to the API.
+const LONGEST_CUT: Duration = Duration::from_secs(5);
+/// The same where all peers were replaced and sessions begin anew: WireGuard repeats a handshake after 5 s.
+const LONGEST_CUT_OF_SESSIONS: Duration = Duration::from_secs(11);
+/// How long nothing may happen; minutes by hand: `WICE_KUBE_QUIET_S=600`.
+const QUIET: Duration = Duration::from_secs(45);
+/// How long the API is away.
+const API_AWAY: Duration = Duration::from_secs(25);
+
+const NODES: [(&str, NatKind); 4] = [
+    ("home-a", NatKind::Public),
+    ("home-b", NatKind::PortRestricted),
+    ("home-c", NatKind::Symmetric),
+    ("home-d", NatKind::PortRestricted),
+];
+/// Those that are there from the start.
+const FIRST: [&str; 3] = ["home-a", "home-b", "home-c"];
+
+/// Pings between all of them, both ways.
+struct Watch {
+    pings: Vec<(String, Pings)>,
+    since: Instant,
+}
+
+impl Watch {
+    fn start(mesh: &KubeMesh, nodes: &[&str]) -> Result<Self> {
+        let mut pings = Vec::new();
+        for from in nodes {
+            for to in nodes.iter().filter(|to| *to != from) {
+                pings.push((format!("{from} to {to}"), mesh.pings(from, to)?));
+            }
+        }
+        Ok(Self {
+            pings,
+            since: Instant::now(),
+        })
+    }
+
+    /// The longest silence of any pair since the last look.
+    fn longest(&mut self) -> (String, Duration) {
+        let gaps = self
+            .pings
+            .iter()
+            .map(|(name, pings)| (name.clone(), pings.longest_gap(self.since)));
+        let longest = gaps.max_by_key(|(_, gap)| *gap).unwrap_or_default();
+        self.since = Instant::now();
+        longest
+    }
+
+    /// Tells the longest silence, which must not be longer than this.
+    fn check(&mut self, mesh: &KubeMesh, what: &str, most: Duration) -> Result<()> {
+        let (pair, gap) = self.longest();
+        println!("{what:<44} {:>6.2} s  {pair}", gap.as_secs_f64());
+        ensure!(
+            gap <= most,
+            "{what}: {pair} was silent for {gap:?}\n{}",
+            mesh.evidence(&FIRST)
+        );
+        Ok(())
+    }
+}
+
+fn quiet() -> Duration {
+    let seconds = std::env::var("WICE_KUBE_QUIET_S")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    seconds.map_or(QUIET, Duration::from_secs)
+}
+
+#[test]
+fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result<()> {
+    let mut mesh = KubeMesh::build(&NODES.map(|(_, kind)| kind))?;
+    for node in FIRST {
+        mesh.join(node)?;
+    }
+    for (first, second) in [
+        ("home-a", "home-b"),
+        ("home-a", "home-c"),
+        ("home-b", "home-c"),
+    ] {
+        let waited = mesh.wait_paths(first, second)?;
+        mesh.wait_pods(first, second)?;
+        println!(
+            "{first} and {second}: {:.1} s until the path is as the NATs allow",
+            waited.as_secs_f64()
+        );
+    }
+    // The annotations that others need were written by the agents, and by nobody else.
+    for node in FIRST {
+        let keepalive = mesh
+            .cluster
+            .annotation(node, "kilo.squat.ai/persistent-keepalive")?;
+        ensure!(keepalive.as_deref() == Some("25"), "{node}: {keepalive:?}");
+    }
+
+    println!("\n{:<44} longest silence", "what happened");
+    let mut watch = Watch::start(&mesh, &FIRST)?;
+    // What kg does in its first minute is to settle on the endpoints that it finds.
+    std::thread::sleep(Duration::from_secs(12));
+    watch.longest();
+    let replaced = FIRST.map(|node| mesh.agents.replaced(node));
+    std::thread::sleep(quiet());
+    watch.check(
+        &mesh,
+        "nothing: a resync every 10 s",
+        Duration::from_secs(1),
+    )?;
+    ensure!(
+        FIRST.map(|node| mesh.agents.replaced(node)) == replaced,
+        "peers were replaced at rest: {}",
+        mesh.evidence(&FIRST)
+    );
+
+    mesh.kill_wice("home-b");
+    std::thread::sleep(Duration::from_secs(1));
+    mesh.start_wice("home-b")?;
+    std::thread::sleep(Duration::from_secs(8));
+    watch.check(&mesh, "wice killed and started a second later", LONGEST_CUT)?;
+
+    mesh.agents.stop("home-b");
+    mesh.start_mesh_agent("home-b")?;
+    std::thread::sleep(Duration::from_secs(8));
+    watch.check(&mesh, "the mesh agent restarted", LONGEST_CUT)?;
+
+    mesh.agents.stop("home-c");
+    mesh.kill_wice("home-c");
+    mesh.start_mesh_agent("home-c")?;
+    mesh.start_wice("home-c")?;
+    std::thread::sleep(Duration::from_secs(8));
+    watch.check(&mesh, "both restarted", LONGEST_CUT)?;
+
+    let cluster = mesh.cluster.address();
+    let pid = mesh.cluster.processes().last().context("no API server")?;
+    signal(pid, libc::SIGSTOP);
+    std::thread::sleep(API_AWAY);
+    signal(pid, libc::SIGCONT);
+    std::thread::sleep(Duration::from_secs(3));
+    watch.check(
+        &mesh,
+        &format!("the API {cluster} away for {} s", API_AWAY.as_secs()),
+        Duration::from_secs(1),
+    )?;
+
+    // A node that joins is told endpoints that others have discovered: none of them may lead nowhere there.
+    let began = Instant::now();
+    mesh.join("home-d")?;
+    for other in FIRST {
+        mesh.wait_paths("home-d", other)?;
+        mesh.wait_pods("home-d", other)?;
+    }
+    println!(
+        "{:<44} {:>6.2} s  until it reaches all others",
+        "home-d joined",
+        began.elapsed().as_secs_f64()
+    );
+    // kg replaces all peers for it, as it does for every Node that comes.
+    watch.check(
+        &mesh,
+        "the same, for those that were there",
+        LONGEST_CUT_OF_SESSIONS,
+    )?;
+
+    mesh.rotate("home-d")?;
+    std::thread::sleep(Duration::from_secs(25));
+    for other in FIRST {
+        mesh.wait_pods("home-d", other)?;
+    }
+    watch.check(
+        &mesh,
+        "home-d has another key, for the others",
+        LONGEST_CUT_OF_SESSIONS,
+    )?;
+    mesh.check_mesh_agents()?;
+    let status = mesh.lab.wice("home-b", &["status"])?;
+    println!("\n{}", String::from_utf8_lossy(&status.stdout));
+    let table = mesh.interface("home-b")?.wg(&["show", INTERFACE])?;
+    println!("{table}");
+    Ok(())
+}
+
+fn signal(pid: u32, signal: i32) {
+    let pid = i32::try_from(pid).unwrap_or(i32::MAX);
+    // SAFETY: the process is a child of this test that has not been waited for.
+    unsafe { libc::kill(pid, signal) };
+}
