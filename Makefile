@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-proxy: setup-test setup-bench-wireguard ## attached mode's proxy against b
 
 bench-turn: setup-test ## the TURN server against coturn and a bare forwarder; builds a release
 	./benches/run turn
+
+bench-kube: setup-kube ## one agent among 1,000 Nodes of a real API server
+	./benches/run kube
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check

@@ -255,6 +255,11 @@ impl Cluster {
             .map(str::to_owned))
     }
 
+    /// A file with the admin's token.
+    pub fn admin_token(&self) -> Result<PathBuf> {
+        self.file("admin-token", ADMIN_TOKEN)
+    }
+
     /// A token as the pod of wice on this Node has: of its ServiceAccount, bound to the pod, which names the Node.
     pub fn token(&self, node: &str) -> Result<String> {
         let pod = format!("wice-{node}");

@@ -4,6 +4,7 @@
 //! `KUBEBUILDER_ASSETS` names the folder with `etcd`, `kube-apiserver` and `kubectl`; `prepare.sh` builds them. A test
 //! that cannot run fails and says why.
 
+mod annotator;
 mod cluster;
 mod mesh;
 mod mesh_agent;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+pub use annotator::Annotator;
 pub use cluster::{Cluster, NAMESPACE, Place, Server, overlay_folder};
 pub use mesh::KubeMesh;
 pub use mesh_agent::{INTERFACE, MeshAgents};

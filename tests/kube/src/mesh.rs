@@ -82,6 +82,13 @@ impl KubeMesh {
 
     /// Registers a home's node with the annotations that `kg` writes, starts what stands in for it, and `wice agent`.
     pub fn join(&mut self, node: &str) -> Result<()> {
+        self.join_alone(node)?;
+        self.start_mesh_agent(node)?;
+        self.start_wice(node)
+    }
+
+    /// The node with its interface, and nothing that runs.
+    pub fn join_alone(&mut self, node: &str) -> Result<()> {
         let (_, number) = self.kinds.get(node).context("no such home")?;
         let addresses = [
             format!("10.4.0.{number}/16"),
@@ -98,8 +105,7 @@ impl KubeMesh {
         )?;
         self.register(node, &interface.public_key().to_string())?;
         self.interfaces.insert(node.to_owned(), interface);
-        self.start_mesh_agent(node)?;
-        self.start_wice(node)
+        Ok(())
     }
 
     /// What `kg` writes to its own Node.
@@ -179,6 +185,12 @@ impl KubeMesh {
         })?;
         self.daemons.insert(node.to_owned(), daemon);
         Ok(())
+    }
+
+    /// The process of a daemon.
+    #[must_use]
+    pub fn pid(&self, node: &str) -> Option<u32> {
+        self.daemons.get(node).map(Process::pid)
     }
 
     /// Ends a daemon at once.
