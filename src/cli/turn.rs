@@ -18,6 +18,8 @@ use crate::report::Health;
 
 /// How long allocations may go on after SIGTERM: nodes of a mesh move to another relay within seconds.
 const DRAIN: u64 = 10;
+/// How often a drain looks whether it is over, and for a second signal.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Group and others may not read a secret.
 const OTHERS: u32 = 0o077;
 
@@ -153,36 +155,40 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
-        seconds = drain.as_secs()
+        seconds = drain.as_secs(),
+        "no new allocations; a second signal ends the others at once"
     );
-    let drained = std::thread::scope(|scope| {
+    let left = std::thread::scope(|scope| {
         let draining = scope.spawn(|| service.drain(drain));
         runtime
             .block_on(async {
                 let (mut again, mut interrupt) = ends()?;
                 loop {
                     tokio::select! {
-                        _ = again.recv() => return Ok(false),
-                        _ = interrupt.recv() => return Ok(false),
-                        () = tokio::time::sleep(Duration::from_millis(20)) => {
+                        _ = again.recv() => return Ok(None),
+                        _ = interrupt.recv() => return Ok(None),
+                        () = tokio::time::sleep(DRAIN_STEP) => {
                             if draining.is_finished() {
-                                return anyhow::Ok(true);
+                                return anyhow::Ok(Some(service.allocations()));
                             }
                         }
                     }
                 }
             })
-            .inspect(|finished| {
-                if !finished {
+            .inspect(|left| {
+                if left.is_none() {
+                    let cut_off = service.allocations();
+                    tracing::info!(event = "turn-stopped", cut_off, reason = "a second signal");
                     std::process::exit(0);
                 }
             })
     })?;
-    tracing::info!(
-        event = "turn-stopped",
-        drained,
-        allocations = service.allocations()
-    );
+    let cut_off = left.unwrap_or(0);
+    let reason = match cut_off {
+        0 => "all allocations had ended".to_owned(),
+        _ => format!("the {} s of --drain were over", drain.as_secs()),
+    };
+    tracing::info!(event = "turn-stopped", cut_off, reason);
     Ok(Health::Well)
 }
 

@@ -5,6 +5,7 @@ mod certificate;
 mod dispatch;
 mod http;
 mod metrics;
+mod notices;
 mod service;
 mod settings;
 mod stream;

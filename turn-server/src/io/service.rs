@@ -130,12 +130,16 @@ impl Service {
         Ok(())
     }
 
-    /// No new allocations; returns when all have ended, or after `deadline`. `/readyz` says so at once.
-    pub fn drain(&self, deadline: Duration) {
+    /// No new allocations; returns when all have ended, or after `deadline`: how many are left then. `/readyz` says so at once.
+    pub fn drain(&self, deadline: Duration) -> u32 {
         self.pages.draining.store(true, Ordering::Relaxed);
         self.tell(|| Control::Drain);
         let start = Instant::now();
-        while self.allocations() > 0 && start.elapsed() < deadline {
+        loop {
+            let left = self.allocations();
+            if left == 0 || start.elapsed() >= deadline {
+                return left;
+            }
             std::thread::sleep(DRAIN_STEP);
         }
     }

@@ -16,6 +16,7 @@ use wice_udp::{
 
 use super::dispatch::{Routed, Sockets};
 use super::metrics::{Figures, Published};
+use super::notices;
 use super::stream::Closed;
 use super::streams::{IDLE_LIMIT, Streams};
 use crate::server::{
@@ -369,6 +370,9 @@ impl Worker {
                     }
                 }
             }
+        }
+        while let Some(notice) = self.server.poll_notice() {
+            notices::log(&notice);
         }
         self.send_failures += self.failures.drain().count() as u64;
     }

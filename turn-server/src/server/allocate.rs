@@ -8,6 +8,8 @@ use rand_core::RngCore as _;
 use super::allocation::{Allocation, Family, Relayed};
 use super::auth::Author;
 use super::error::ErrorCode;
+use super::quota::Exceeded;
+use super::refusal::Refusal;
 use super::reservation::{RESERVATION_LIFETIME, Reservation, Token};
 use super::types::{Command, OpenError, RelayAddr, RelayId, source_of};
 use super::{AllocationId, Relay, Reply, Server, canonical, config::account_of};
@@ -78,10 +80,11 @@ impl Server {
         };
         match result {
             Ok(()) => {
-                if opening.wish == PortWish::EvenAndNext && !self.reserve_next(&opening, relay, now)
+                if opening.wish == PortWish::EvenAndNext
+                    && let Err(exceeded) = self.reserve_next(&opening, relay, now)
                 {
                     self.close_relay(opening.allocation, family);
-                    return self.fail(opening, family, ErrorCode::AllocationQuotaReached, now);
+                    return self.fail(opening, family, Refusal::Quota(exceeded), now);
                 }
                 self.open_next(opening, now);
             }
@@ -94,7 +97,7 @@ impl Server {
                     opening.rest.push(family);
                     return self.open_next(opening, now);
                 }
-                self.fail(opening, family, ErrorCode::InsufficientCapacity, now);
+                self.fail(opening, family, Refusal::NoSocket, now);
             }
         }
     }
@@ -105,10 +108,10 @@ impl Server {
         reply: &Reply,
         id: AllocationId,
         author: &Author,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let allocation = self.get(id).ok_or(ErrorCode::AllocationMismatch)?;
         if allocation.id != reply.id || allocation.username != author.username {
-            return Err(ErrorCode::AllocationMismatch);
+            return Err(ErrorCode::AllocationMismatch.into());
         }
         self.tell(reply, id, &[]);
         Ok(())
@@ -120,17 +123,17 @@ impl Server {
         message: &Message<'_>,
         author: Author,
         now: Instant,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let transport = message.word(attribute::REQUESTED_TRANSPORT);
         let [transport, ..] = transport.ok_or(ErrorCode::BadRequest)?;
         if transport != UDP {
-            return Err(ErrorCode::UnsupportedTransport);
+            return Err(ErrorCode::UnsupportedTransport.into());
         }
         let lifetime = granted(lifetime(message)?);
         let even = match message.get(attribute::EVEN_PORT) {
             None => None,
             Some(&[bits]) => Some(bits & RESERVE_NEXT != 0),
-            Some(_) => return Err(ErrorCode::BadRequest),
+            Some(_) => return Err(ErrorCode::BadRequest.into()),
         };
         let requested = requested_family(message)?;
         let older = Some(OLD_ADDITIONAL_ADDRESS_FAMILY).filter(|_| self.config.old_clients);
@@ -140,7 +143,7 @@ impl Server {
         let additional = match additional {
             // RFC 8656 §18.11: IPv6 alone can be added.
             Some([2, ..]) => true,
-            Some(_) => return Err(ErrorCode::BadRequest),
+            Some(_) => return Err(ErrorCode::BadRequest.into()),
             None => false,
         };
         let token = match message.get(attribute::RESERVATION_TOKEN) {
@@ -152,10 +155,10 @@ impl Server {
             || (requested.is_some() && additional)
             || (even == Some(true) && additional);
         if contradiction {
-            return Err(ErrorCode::BadRequest);
+            return Err(ErrorCode::BadRequest.into());
         }
         if self.draining {
-            return Err(ErrorCode::InsufficientCapacity);
+            return Err(Refusal::Draining);
         }
 
         let account = account_of(&self.config.credentials, &author.username);
@@ -178,13 +181,13 @@ impl Server {
                 .iter()
                 .all(|family| self.relay_config(*family).is_none())
             {
-                return Err(ErrorCode::AddressFamilyNotSupported);
+                return Err(ErrorCode::AddressFamilyNotSupported.into());
             }
             let entered = self
                 .shared
                 .ledger
                 .enter(&self.config.quotas, account, source);
-            let grant = entered.map_err(|_| ErrorCode::AllocationQuotaReached)?;
+            let grant = entered.map_err(Refusal::Quota)?;
             let wish = match even {
                 None => PortWish::Any,
                 Some(false) => PortWish::Even,
@@ -250,7 +253,8 @@ impl Server {
         let start = self.rng.next_u32() as u16;
         let shard = self.shard;
         let Some(relay) = self.relay_config(family).cloned() else {
-            return self.fail(opening, family, ErrorCode::AddressFamilyNotSupported, now);
+            let code = ErrorCode::AddressFamilyNotSupported;
+            return self.fail(opening, family, code.into(), now);
         };
         let port = match opening.wish {
             PortWish::Any => relay.ports.take(start, shard),
@@ -259,7 +263,7 @@ impl Server {
             PortWish::Reserved(port) => Some(port),
         };
         let Some(port) = port else {
-            return self.fail(opening, family, ErrorCode::InsufficientCapacity, now);
+            return self.fail(opening, family, Refusal::NoPort, now);
         };
         let local = SocketAddr::new(relay.local, port);
         let external = RelayAddr(SocketAddr::new(relay.external, port));
@@ -306,22 +310,35 @@ impl Server {
     }
 
     /// A family that there is no address of: an allocation that has, or may get, the other goes on.
-    fn fail(&mut self, mut opening: Box<Opening>, family: Family, code: ErrorCode, now: Instant) {
+    fn fail(&mut self, mut opening: Box<Opening>, family: Family, why: Refusal, now: Instant) {
         let allocation = self.get(opening.allocation);
         let has_other = allocation.is_some_and(|a| a.all_relayed().next().is_some());
         if has_other || !opening.rest.is_empty() {
-            opening.missing.push((family, code));
+            opening.missing.push((family, why.code()));
             return self.open_next(opening, now);
         }
+        let user = allocation.map(|allocation| allocation.username.clone());
+        self.notices.push(
+            &opening.reply.client,
+            opening.reply.method,
+            user.as_deref(),
+            why,
+            now,
+        );
         self.delete(opening.allocation);
-        self.refuse(&opening.reply, code);
+        self.refuse(&opening.reply, why.code());
     }
 
-    /// Holds the port after the one just opened. False when the quota is used up; then nothing is held.
-    fn reserve_next(&mut self, opening: &Opening, relay: RelayId, now: Instant) -> bool {
+    /// Holds the port after the one just opened. When the quota is used up nothing is held.
+    fn reserve_next(
+        &mut self,
+        opening: &Opening,
+        relay: RelayId,
+        now: Instant,
+    ) -> Result<(), Exceeded> {
         let (Some(slot), Some(allocation)) = (self.relay(relay), self.get(opening.allocation))
         else {
-            return false;
+            return Ok(());
         };
         let (ports, next) = (slot.ports.clone(), slot.local.port() + 1);
         let external = slot.external.0.ip();
@@ -329,10 +346,8 @@ impl Server {
         let account = account_of(&self.config.credentials, &username);
         let source = source_of(opening.reply.client.remote);
         let quotas = &self.config.quotas;
-        let Ok(grant) = self.shared.ledger.enter(quotas, account, source) else {
-            ports.release(next);
-            return false;
-        };
+        let entered = self.shared.ledger.enter(quotas, account, source);
+        let grant = entered.inspect_err(|_| ports.release(next))?;
         let held = Reservation::new(&username, external, (&ports, next), grant, now);
         let mut token = Token::default();
         self.rng.fill_bytes(&mut token);
@@ -342,7 +357,7 @@ impl Server {
         if let Some(allocation) = self.get_mut(opening.allocation) {
             allocation.token = Some(token);
         }
-        true
+        Ok(())
     }
 
     /// The success response (RFC 8656 §7.2).

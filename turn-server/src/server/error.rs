@@ -1,7 +1,7 @@
 //! The error codes that are sent (RFC 8489 §14.8, RFC 8656 §19).
 
 /// Why a request was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
     /// 400.
     BadRequest,

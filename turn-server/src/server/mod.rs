@@ -16,6 +16,7 @@ mod policy;
 mod ports;
 mod prefix;
 mod quota;
+mod refusal;
 mod requests;
 mod reservation;
 #[cfg(test)]
@@ -23,7 +24,7 @@ mod tests;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ use rand_core::{RngCore as _, SeedableRng as _};
 
 use allocate::Opening;
 use allocation::{Allocation, Family};
-use auth::{Author, MAX_REQUEST};
+use auth::{Author, MAX_REQUEST, printable};
 pub use config::{
     Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME,
     RelayConfig, mint,
@@ -47,6 +48,8 @@ pub use policy::{PeerPolicy, Verdict};
 pub use ports::{DEFAULT_PORTS, MAX_SHARDS, Ports};
 pub use prefix::{Prefix, PrefixError};
 pub use quota::{Exceeded, Grant, Ledger, Quotas};
+use refusal::Notices;
+pub use refusal::{Notice, Refusal};
 pub use reservation::Reservations;
 pub(crate) use types::source_of;
 pub use types::{
@@ -142,6 +145,7 @@ pub struct Server {
     /// By the socket that is being opened.
     openings: BTreeMap<RelayId, Box<Opening>>,
     commands: VecDeque<Command>,
+    notices: Notices,
     counters: Counters,
 }
 
@@ -159,6 +163,7 @@ impl Server {
     pub fn new(config: Arc<Config>, shared: Shared, shard: u8, seed: [u8; 32], now: Now) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         let limiter = Limiter::new(now.instant, rng.next_u64());
+        let notices = Notices::new(now.instant, rng.next_u64());
         Self {
             config,
             shared,
@@ -178,6 +183,7 @@ impl Server {
             sweep: None,
             openings: BTreeMap::new(),
             commands: VecDeque::new(),
+            notices,
             counters: Counters::default(),
         }
     }
@@ -248,6 +254,11 @@ impl Server {
         self.commands.pop_front()
     }
 
+    /// Why requests were refused, for the operator: at most 5 a second, and a source's once a minute.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop()
+    }
+
     /// What was done so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -297,15 +308,17 @@ impl Server {
         let known = existing.and_then(|id| self.get(id)).map(Allocation::known);
         let author = match auth::authenticate(&self.config, message, source, known, now) {
             Ok(author) => author,
-            Err(code) => return self.refuse_stranger(&reply, code, source, now),
+            Err(why) => return self.refuse_stranger(&reply, message, why, now),
         };
         reply.seal = Some((author.key.clone(), author.hash));
         if !message.unknown().is_empty() {
+            self.notify(&reply, message, ErrorCode::UnknownAttribute.into(), now);
             return self.refuse_unknown(&reply, message.unknown());
         }
         let done = self.handle_authentic(&reply, message, author, existing, now);
-        if let Err(code) = done {
-            self.refuse(&reply, code);
+        if let Err(why) = done {
+            self.notify(&reply, message, why, now);
+            self.refuse(&reply, why.code());
         }
     }
 
@@ -316,7 +329,7 @@ impl Server {
         author: Author,
         existing: Option<AllocationId>,
         now: Now,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let now = now.instant;
         if reply.method == method::ALLOCATE {
             return match existing {
@@ -327,7 +340,7 @@ impl Server {
         let id = existing.ok_or(ErrorCode::AllocationMismatch)?;
         let owner = self.get(id).map(|allocation| &*allocation.username);
         if owner != Some(&*author.username) {
-            return Err(ErrorCode::WrongCredentials);
+            return Err(ErrorCode::WrongCredentials.into());
         }
         match reply.method {
             method::REFRESH => self.refresh(reply, message, id, now),
@@ -337,14 +350,18 @@ impl Server {
     }
 
     /// 400, 401 or 438 for somebody who has not authenticated: rate-limited, unsealed.
-    fn refuse_stranger(&mut self, reply: &Reply, code: ErrorCode, source: IpAddr, now: Now) {
+    fn refuse_stranger(&mut self, reply: &Reply, message: &Message<'_>, why: Refusal, now: Now) {
+        let (code, source) = (why.code(), source_of(reply.client.remote));
         if !self
             .limiter
             .allow(self.config.challenges, source, now.instant)
         {
             self.counters.challenges_limited += 1;
-            return;
+            let (client, method) = (&reply.client, reply.method);
+            let notices = &mut self.notices;
+            return notices.push(client, method, None, Refusal::Rationed, now.instant);
         }
+        self.notify(reply, message, why, now);
         self.count_refusal(code);
         let mut writer = Writer::new(Class::Error, reply.method, reply.id);
         writer.add_error(code.code(), code.reason());
@@ -352,6 +369,13 @@ impl Server {
             auth::add_challenge(&mut writer, &self.config, source, now);
         }
         self.send(reply, writer);
+    }
+
+    /// The operator's part of a refusal.
+    fn notify(&mut self, reply: &Reply, message: &Message<'_>, why: Refusal, now: Now) {
+        let user = message.get(attribute::USERNAME).and_then(printable);
+        self.notices
+            .push(&reply.client, reply.method, user, why, now.instant);
     }
 
     fn refuse(&mut self, reply: &Reply, code: ErrorCode) {

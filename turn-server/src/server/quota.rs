@@ -24,7 +24,7 @@ pub struct Quotas {
 }
 
 /// Which quota is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exceeded {
     /// The user's.
     User,

@@ -5,10 +5,11 @@ mod credentials;
 mod discovery;
 mod fuzz;
 mod hostile;
+mod notices;
 mod peers;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
