@@ -74,6 +74,11 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The method's number.
     pub fn method(&self) -> u16 {
         self.method

@@ -113,6 +113,8 @@ pub mod attribute {
     pub const ICMP: u16 = 0x8004;
     /// FINGERPRINT.
     pub const FINGERPRINT: u16 = 0x8028;
+    /// MOBILITY-TICKET (RFC 8016 §4).
+    pub const MOBILITY_TICKET: u16 = 0x8030;
     /// RESPONSE-ORIGIN (RFC 5780 §7.3).
     pub const RESPONSE_ORIGIN: u16 = 0x802B;
     /// OTHER-ADDRESS (RFC 5780 §7.4).

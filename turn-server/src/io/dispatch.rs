@@ -26,6 +26,18 @@ impl Sockets {
         self.relays.get(relay.0 as usize)?.as_ref()
     }
 
+    pub(super) fn set_relay(&mut self, relay: RelayId, socket: UdpSocket) {
+        let index = relay.0 as usize;
+        if self.relays.len() <= index {
+            self.relays.resize_with(index + 1, || None);
+        }
+        self.relays[index] = Some(socket);
+    }
+
+    pub(super) fn take_relay(&mut self, relay: RelayId) -> Option<UdpSocket> {
+        self.relays.get_mut(relay.0 as usize)?.take()
+    }
+
     /// Sends all of `batch`: what goes to one place in order, and together.
     pub(super) fn dispatch(
         &self,

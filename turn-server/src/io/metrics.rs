@@ -84,6 +84,12 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
         &[("", sum(|t| t.counters.allocated))],
     );
     metric(
+        "moved_total",
+        "counter",
+        "Allocations that followed their client to another address.",
+        &[("", sum(|t| t.counters.moved))],
+    );
+    metric(
         "bindings_total",
         "counter",
         "STUN Binding requests answered.",

@@ -2,14 +2,17 @@
 
 mod addresses;
 mod certificate;
+mod connections;
 mod dispatch;
 mod http;
+mod mailbox;
 mod metrics;
 mod notices;
 mod service;
 mod settings;
 mod stream;
 mod streams;
+mod token;
 mod worker;
 
 pub use service::Service;

@@ -2,15 +2,13 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand_core::{OsRng, TryRngCore as _};
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use wice_udp::{ReceiveBuffers, SendFailures, UdpOptions, UdpSocket};
@@ -18,14 +16,13 @@ use wice_udp::{ReceiveBuffers, SendFailures, UdpOptions, UdpSocket};
 use super::certificate;
 use super::dispatch::Sockets;
 use super::http::{self, Pages};
+use super::mailbox::Mailbox;
 use super::metrics::{self, Published};
 use super::settings::{Listen, RelayPorts, Settings, StartError};
 use super::streams::Streams;
 use super::worker::{Control, LISTENER_BUFFER_BYTES, Worker};
 use crate::server::{Config, NonceKey, Now, Server, Shared, Transport};
 
-/// Commands that wait for a thread: a reload, a drain and a stop, twice.
-const INBOX: usize = 8;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 /// File descriptors beside relay sockets: listeners, epoll, logs.
@@ -44,8 +41,7 @@ pub struct Service {
 }
 
 struct Thread {
-    inbox: SyncSender<Control>,
-    wake: Arc<OwnedFd>,
+    mailbox: Mailbox,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -94,7 +90,10 @@ impl Service {
                 http::serve(address, pages).map_err(|error| StartError::Tcp { address, error })?;
             service.metrics = Some(local);
         }
-        for (shard, worker) in workers.into_iter().enumerate() {
+        let mailboxes = service.threads.iter().map(|thread| thread.mailbox.clone());
+        let mailboxes: Vec<Mailbox> = mailboxes.collect();
+        for (shard, mut worker) in workers.into_iter().enumerate() {
+            worker.mailboxes.clone_from(&mailboxes);
             let builder = std::thread::Builder::new().name(format!("turn-{shard}"));
             let handle = builder.spawn(move || worker.run());
             let handle = handle.map_err(system("start a thread"))?;
@@ -146,9 +145,7 @@ impl Service {
 
     fn tell(&self, control: impl Fn() -> Control) {
         for thread in &self.threads {
-            // One that is full has been told the like already, or is gone.
-            let _ = thread.inbox.try_send(control());
-            let _ = rustix::io::write(&*thread.wake, &1u64.to_ne_bytes());
+            thread.mailbox.command(control());
         }
     }
 
@@ -185,16 +182,13 @@ impl Service {
                 }
             }
         }
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let wake = Arc::new(wake.map_err(|e| system("make an eventfd")(e.into()))?);
+        let (mailbox, inbox) = Mailbox::new().map_err(system("make an eventfd"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
         let epoll = epoll.map_err(|e| system("make an epoll")(e.into()))?;
-        let (sender, inbox) = sync_channel(INBOX);
         let published = Arc::new(Published::default());
         self.pages.places().push(Arc::clone(&published));
         self.threads.push(Thread {
-            inbox: sender,
-            wake: Arc::clone(&wake),
+            mailbox,
             handle: None,
         });
         let mut server = Server::new(Arc::clone(config), shared.clone(), shard, seed, now_both);
@@ -205,8 +199,8 @@ impl Service {
         let worker = Worker {
             server,
             epoll,
-            wake,
             inbox,
+            mailboxes: Vec::new(),
             sockets,
             ports: udp.iter().map(SocketAddr::port).collect(),
             tcp,

@@ -4,24 +4,24 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::ServerConfig;
 use wice_udp::{
     Arrival, ErrorOrigin, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError, UdpOptions,
     UdpSocket,
 };
 
 use super::dispatch::{Routed, Sockets};
+use super::mailbox::{Inbox, Letter, Mailbox};
 use super::metrics::{Figures, Published};
 use super::notices;
-use super::stream::Closed;
-use super::streams::{IDLE_LIMIT, Streams};
+use super::streams::Streams;
+use super::token::Token;
 use crate::server::{
-    ClientAddr, Command, Config, Forward, Framing, IcmpError, Now, OpenError, RelayId, Server,
-    Transport,
+    ClientAddr, Command, Config, Forward, Framing, Handover, IcmpError, Now, OpenError, RelayId,
+    Server, Transport,
 };
 
 /// Receive buffer of a relay socket: some 200 full packets with the kernel's bookkeeping, which a thread at its limit of
@@ -33,8 +33,6 @@ pub(super) const LISTENER_BUFFER_BYTES: i32 = 4 << 20;
 const EVENTS: usize = 128;
 /// System calls on one socket before the others have their turn.
 const RECEIVES_A_TURN: usize = 4;
-/// Connections accepted before the others have their turn.
-const ACCEPTS_A_TURN: usize = 32;
 /// ICMP errors read before the others have their turn.
 const ERRORS_A_TURN: usize = 16;
 /// Bytes read from a connection before the others have their turn.
@@ -52,21 +50,12 @@ pub(super) enum Control {
     Stop,
 }
 
-/// What epoll names: a kind and an index.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Wake,
-    Udp(u32),
-    Tcp(u32),
-    Relay(u32),
-    Stream(u32),
-}
-
 pub(super) struct Worker {
     pub(super) server: Server,
     pub(super) epoll: OwnedFd,
-    pub(super) wake: Arc<OwnedFd>,
-    pub(super) inbox: Receiver<Control>,
+    pub(super) inbox: Inbox,
+    /// Of all threads, by their numbers.
+    pub(super) mailboxes: Vec<Mailbox>,
     pub(super) sockets: Sockets,
     /// Ports of the UDP listeners, by link.
     pub(super) ports: Vec<u16>,
@@ -92,7 +81,7 @@ impl Worker {
 
     /// Registers what is there from the start.
     pub(super) fn register(&self) -> io::Result<()> {
-        self.add(&*self.wake, Token::Wake, EventFlags::IN)?;
+        self.add(&*self.inbox.wake, Token::Wake, EventFlags::IN)?;
         for (index, socket) in self.sockets.listeners.iter().enumerate() {
             self.add(socket, Token::Udp(index as u32), EventFlags::IN)?;
         }
@@ -122,7 +111,7 @@ impl Worker {
                 // Copied out: the struct is packed.
                 let (token, flags) = (Token::from_u64(event.data.u64()), event.flags);
                 match token {
-                    Some(Token::Wake) => stopped |= !self.handle_control(),
+                    Some(Token::Wake) => stopped |= !self.handle_inbox(now),
                     Some(Token::Udp(link)) => self.receive_from_clients(link, flags, now),
                     Some(Token::Tcp(index)) => self.accept(index, now.instant),
                     Some(Token::Relay(relay)) => {
@@ -157,10 +146,10 @@ impl Worker {
         }
     }
 
-    fn handle_control(&mut self) -> bool {
+    fn handle_inbox(&mut self, now: Now) -> bool {
         // Only wakes; what is to be done is in the inbox.
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        while let Ok(control) = self.inbox.try_recv() {
+        let _ = rustix::io::read(&*self.inbox.wake, &mut [0; 8]);
+        while let Ok(control) = self.inbox.commands.try_recv() {
             match control {
                 Control::Reload(config, tls) => {
                     self.server.set_config(config);
@@ -169,6 +158,15 @@ impl Worker {
                 Control::Drain => self.server.drain(),
                 Control::Stop => return false,
             }
+        }
+        while let Ok(letter) = self.inbox.letters.try_recv() {
+            match letter {
+                Letter::Handover(handover, sockets) => {
+                    let names = self.server.handle_handover(*handover, now);
+                    self.adopt(names, sockets);
+                }
+            }
+            self.obey(now.instant);
         }
         true
     }
@@ -265,88 +263,8 @@ impl Worker {
         }
     }
 
-    fn accept(&mut self, index: u32, now: Instant) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let Some((listener, secure)) = self.tcp.get(index as usize) else {
-                return;
-            };
-            // Also when file descriptors are short: epoll tells again.
-            let Ok((socket, remote)) = listener.accept() else {
-                return;
-            };
-            let tls = match (secure, &self.tls) {
-                (false, _) => None,
-                (true, Some(config)) => match ServerConnection::new(Arc::clone(config)) {
-                    Ok(tls) => Some(tls),
-                    Err(_) => continue,
-                },
-                (true, None) => continue,
-            };
-            let Ok(local) = socket.local_addr() else {
-                continue;
-            };
-            let Some(link) = self.streams.add(socket, (remote, local), tls, now) else {
-                continue;
-            };
-            let added = self.streams.get_mut(link).map(|stream| {
-                let data = EventData::new_u64(Token::Stream(link).to_u64());
-                epoll::add(&self.epoll, &stream.socket, data, EventFlags::IN)
-                    .map(|()| stream.client)
-            });
-            if let Some(Err(error)) = added {
-                tracing::warn!(event = "turn-connection-refused", %error);
-                let client = self.streams.get_mut(link).map(|stream| stream.client);
-                client.inspect(|client| self.streams.remove(client));
-            }
-        }
-    }
-
-    fn read_stream(&mut self, link: u32, now: Now) {
-        let Some(mut stream) = self.streams.lend(link) else {
-            return;
-        };
-        let client = stream.client;
-        let result = self.handle_frames(&mut stream, now);
-        self.streams.give_back(stream);
-        self.obey(now.instant);
-        if let Err(reason) = result {
-            self.close(&client, &reason);
-        }
-    }
-
-    fn handle_frames(
-        &mut self,
-        stream: &mut super::stream::Stream,
-        now: Now,
-    ) -> Result<(), Closed> {
-        if !stream.read(&mut self.scratch)? {
-            return Ok(());
-        }
-        let client = stream.client;
-        let mut known = self.server.has_allocation(&client);
-        let mut done = 0;
-        let mut batch = recycle(std::mem::take(&mut self.batch));
-        let ended = loop {
-            match stream.frame(done, known) {
-                Ok(Some(frame)) => {
-                    batch.extend(self.server.handle_client(&client, frame, now));
-                    done += frame.len();
-                    // Frames may follow their Allocate in one read.
-                    known = known || self.server.has_allocation(&client);
-                }
-                Ok(None) => break Ok(()),
-                Err(reason) => break Err(reason),
-            }
-        };
-        self.sockets
-            .dispatch(&mut batch, &mut self.streams, &mut self.failures);
-        self.batch = recycle(batch);
-        stream.consume(done);
-        ended
-    }
-
     /// Carries out what the server says.
-    fn obey(&mut self, now: Instant) {
+    pub(super) fn obey(&mut self, now: Instant) {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::Send { client, message } => match client.transport {
@@ -364,11 +282,8 @@ impl Worker {
                     let opened = self.open_relay(relay, local);
                     self.server.handle_relay_opened(relay, opened, now);
                 }
-                Command::CloseRelay { relay } => {
-                    if let Some(slot) = self.sockets.relays.get_mut(relay.0 as usize) {
-                        *slot = None;
-                    }
-                }
+                Command::CloseRelay { relay } => drop(self.sockets.take_relay(relay)),
+                Command::HandOver { shard, handover } => self.hand_over(shard, handover),
             }
         }
         while let Some(notice) = self.server.poll_notice() {
@@ -394,55 +309,40 @@ impl Worker {
         })?;
         self.add(&socket, Token::Relay(relay.0), EventFlags::IN)
             .map_err(|_| OpenError::Unable)?;
-        let index = relay.0 as usize;
-        if self.sockets.relays.len() <= index {
-            self.sockets.relays.resize_with(index + 1, || None);
-        }
-        self.sockets.relays[index] = Some(socket);
+        self.sockets.set_relay(relay, socket);
         Ok(())
     }
 
-    fn close(&mut self, client: &ClientAddr, reason: &Closed) {
-        tracing::debug!(event = "turn-connection-closed", client = %client.remote, %reason);
-        self.server.handle_disconnected(client);
-        // What was said last may still leave.
-        if let Some(stream) = self.streams.get_mut(client.link) {
-            let _ = stream.flush();
-            self.streams.remove(client);
-        }
-        self.obey(Instant::now());
-    }
-
-    fn flush_streams(&mut self) {
-        for link in self.streams.take_dirty() {
-            let Some(stream) = self.streams.get_mut(link) else {
-                continue;
-            };
-            let client = stream.client;
-            match stream.flush() {
-                Ok(waits) if waits != stream.waits => {
-                    stream.waits = waits;
-                    let mut flags = EventFlags::IN;
-                    flags.set(EventFlags::OUT, waits);
-                    let data = EventData::new_u64(Token::Stream(link).to_u64());
-                    // It was added; at worst it waits for the client's next frame.
-                    let _ = epoll::modify(&self.epoll, &stream.socket, data, flags);
-                }
-                Ok(_) => {}
-                Err(reason) => self.close(&client, &reason),
-            }
+    /// To another thread, with the sockets that go along.
+    fn hand_over(&mut self, shard: u8, handover: Box<Handover>) {
+        let sockets: Vec<UdpSocket> = handover
+            .relays()
+            .into_iter()
+            .filter_map(|relay| self.sockets.take_relay(relay))
+            .inspect(|socket| {
+                // It was added.
+                let _ = epoll::delete(&self.epoll, socket);
+            })
+            .collect();
+        let mailbox = self.mailboxes.get(usize::from(shard));
+        let letter = Letter::Handover(handover, sockets);
+        let back = match mailbox {
+            Some(mailbox) => mailbox.send(letter).err(),
+            None => Some(letter),
+        };
+        if let Some(Letter::Handover(handover, sockets)) = back {
+            let names = self.server.handle_undelivered(*handover, mailbox.is_some());
+            self.adopt(names, sockets);
         }
     }
 
-    /// Ends connections that came for nothing.
-    fn sweep(&mut self, now: Instant) {
-        if now < self.next_sweep {
-            return;
-        }
-        self.next_sweep = now + IDLE_LIMIT / 4;
-        for client in self.streams.old(now) {
-            if !self.server.has_allocation(&client) {
-                self.close(&client, &Closed::ByClient);
+    /// Relay sockets of another thread, under the names that they have here.
+    fn adopt(&mut self, names: Vec<RelayId>, sockets: Vec<UdpSocket>) {
+        for (relay, socket) in names.into_iter().zip(sockets) {
+            match self.add(&socket, Token::Relay(relay.0), EventFlags::IN) {
+                Ok(()) => self.sockets.set_relay(relay, socket),
+                // Its allocation ends by itself.
+                Err(error) => tracing::warn!(event = "turn-relay-not-adopted", %error),
             }
         }
     }
@@ -456,7 +356,7 @@ impl Worker {
         });
     }
 
-    fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+    pub(super) fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(
             &self.epoll,
             fd,
@@ -500,7 +400,7 @@ fn route_arrival<'p>(
 }
 
 /// An empty batch in the room of another one: collecting in place keeps it.
-fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
+pub(super) fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
     batch.clear();
     batch.into_iter().map_while(|_| None).collect()
 }
@@ -510,31 +410,6 @@ fn now() -> Now {
     Now {
         instant: Instant::now(),
         unix: unix.map_or(0, |time| time.as_secs()),
-    }
-}
-
-impl Token {
-    fn to_u64(self) -> u64 {
-        let (kind, index) = match self {
-            Self::Wake => (0, 0),
-            Self::Udp(index) => (1, index),
-            Self::Tcp(index) => (2, index),
-            Self::Relay(index) => (3, index),
-            Self::Stream(index) => (4, index),
-        };
-        kind << 32 | u64::from(index)
-    }
-
-    fn from_u64(token: u64) -> Option<Self> {
-        let index = token as u32;
-        Some(match token >> 32 {
-            0 => Self::Wake,
-            1 => Self::Udp(index),
-            2 => Self::Tcp(index),
-            3 => Self::Relay(index),
-            4 => Self::Stream(index),
-            _ => return None,
-        })
     }
 }
 

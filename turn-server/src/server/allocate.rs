@@ -197,21 +197,20 @@ impl Server {
         };
 
         let due = now + lifetime;
-        let allocation = Allocation::new(reply.client, author, grant, reply.id, (lifetime, due));
-        let id = self.insert(allocation, due);
+        let times = (lifetime, due);
+        let mut allocation = Allocation::new(reply.client, author, grant, reply.id, times);
+        if message.has(attribute::MOBILITY_TICKET) {
+            allocation.ticket = Some(self.new_ticket());
+        }
+        let id = self.insert(Box::new(allocation), due);
+        self.counters.allocated += 1;
         let (rest, missing) = families
             .into_iter()
             .rev()
             .partition::<Vec<_>, _>(|family| self.relay_config(*family).is_some());
         let opening = Opening {
             allocation: id,
-            reply: Reply {
-                client: reply.client,
-                method: reply.method,
-                id: reply.id,
-                fingerprint: reply.fingerprint,
-                seal: reply.seal.clone(),
-            },
+            reply: reply.clone(),
             wish,
             lifetime,
             rest,
@@ -226,9 +225,10 @@ impl Server {
         Ok(())
     }
 
-    fn insert(&mut self, allocation: Allocation, due: Instant) -> AllocationId {
+    /// Puts an allocation in its tables.
+    pub(super) fn insert(&mut self, allocation: Box<Allocation>, due: Instant) -> AllocationId {
         let client = allocation.client;
-        let allocation = Some(Box::new(allocation));
+        let allocation = Some(allocation);
         let id = match self.free_allocations.pop() {
             Some(id) => {
                 self.allocations[id as usize] = allocation;
@@ -239,7 +239,6 @@ impl Server {
                 AllocationId(self.allocations.len() as u32 - 1)
             }
         };
-        self.counters.allocated += 1;
         self.clients.insert(client, id);
         self.timers.insert((due, id));
         id
@@ -267,23 +266,12 @@ impl Server {
         };
         let local = SocketAddr::new(relay.local, port);
         let external = RelayAddr(SocketAddr::new(relay.external, port));
-        let slot = Some(Relay {
+        let id = self.name_relay(Relay {
             allocation: opening.allocation,
             local,
             external,
             ports: relay.ports,
         });
-        let id = match self.free_relays.pop() {
-            Some(id) => {
-                self.relays[id as usize] = slot;
-                RelayId(id)
-            }
-            None => {
-                self.relays.push(slot);
-                RelayId(self.relays.len() as u32 - 1)
-            }
-        };
-        self.by_address.insert(external, id);
         let expires = now + opening.lifetime;
         if let Some(allocation) = self.get_mut(opening.allocation) {
             let relayed = Relayed { relay: id, expires };
@@ -294,6 +282,23 @@ impl Server {
         self.openings.insert(id, opening);
         self.commands
             .push_back(Command::OpenRelay { relay: id, local });
+    }
+
+    /// A name for a relay socket.
+    pub(super) fn name_relay(&mut self, relay: Relay) -> RelayId {
+        let external = relay.external;
+        let id = match self.free_relays.pop() {
+            Some(id) => {
+                self.relays[id as usize] = Some(relay);
+                RelayId(id)
+            }
+            None => {
+                self.relays.push(Some(relay));
+                RelayId(self.relays.len() as u32 - 1)
+            }
+        };
+        self.by_address.insert(external, id);
+        id
     }
 
     /// A socket that could not be opened: nothing is to be closed, its ports are free again.
@@ -375,6 +380,9 @@ impl Server {
         writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
         if let Some(token) = &allocation.token {
             writer.add(attribute::RESERVATION_TOKEN, token);
+        }
+        if let Some(ticket) = self.ticket(id) {
+            writer.add(attribute::MOBILITY_TICKET, &ticket);
         }
         writer.add_xor_address(
             attribute::XOR_MAPPED_ADDRESS,

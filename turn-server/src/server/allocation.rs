@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::auth::{Known, PasswordAlgorithm};
+use super::mobility::TicketSecret;
 use super::quota::Grant;
 use super::types::{ClientAddr, PeerAddr, RelayId};
 use crate::codec::{Key, TransactionId};
@@ -70,6 +71,8 @@ pub(super) struct Allocation {
     /// As it was granted with that request.
     pub(super) lifetime: Duration,
     pub(super) token: Option<[u8; 8]>,
+    /// Of a client that wants to move.
+    pub(super) ticket: Option<TicketSecret>,
     relayed: [Option<Relayed>; 2],
     /// By address.
     permissions: Vec<(IpAddr, Instant)>,
@@ -114,6 +117,7 @@ impl Allocation {
             id,
             lifetime,
             token: None,
+            ticket: None,
             relayed: [None; 2],
             permissions: Vec::new(),
             channels: Vec::new(),

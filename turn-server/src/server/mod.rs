@@ -11,6 +11,7 @@ mod data;
 mod discovery;
 mod error;
 mod limiter;
+mod mobility;
 mod nonce;
 mod policy;
 mod ports;
@@ -43,6 +44,7 @@ use discovery::Discovery;
 pub use error::ErrorCode;
 use limiter::Limiter;
 pub use limiter::Rate;
+pub use mobility::{Arrival, Claim, Handover};
 pub use nonce::{NonceKey, nonce_key};
 pub use policy::{PeerPolicy, Verdict};
 pub use ports::{DEFAULT_PORTS, MAX_SHARDS, Ports};
@@ -87,6 +89,8 @@ pub struct Counters {
     pub allocated: u64,
     /// Allocations that ended.
     pub freed: u64,
+    /// Allocations that followed their client to another address.
+    pub moved: u64,
     /// Requests refused, in the order of [`ErrorCode::ALL`].
     pub refused: [u64; ErrorCode::ALL.len()],
     /// Challenges not sent because the source had its share.
@@ -138,6 +142,8 @@ pub struct Server {
     free_allocations: Vec<u32>,
     relays: Vec<Option<Relay>>,
     free_relays: Vec<u32>,
+    /// Names that are free once the shell has done every command: until then they have a socket.
+    closing: Vec<u32>,
     /// Our own relayed addresses, for relay to relay without a trip through the kernel.
     by_address: HashMap<RelayAddr, RelayId>,
     timers: BTreeSet<(Instant, AllocationId)>,
@@ -150,6 +156,7 @@ pub struct Server {
 }
 
 /// How a response is addressed and sealed.
+#[derive(Clone)]
 struct Reply {
     client: ClientAddr,
     method: u16,
@@ -178,6 +185,7 @@ impl Server {
             free_allocations: Vec::new(),
             relays: Vec::new(),
             free_relays: Vec::new(),
+            closing: Vec::new(),
             by_address: HashMap::new(),
             timers: BTreeSet::new(),
             sweep: None,
@@ -217,10 +225,10 @@ impl Server {
         None
     }
 
-    /// The client's connection is gone, and with it the allocation (RFC 8656 §5).
-    pub fn handle_disconnected(&mut self, client: &ClientAddr) {
+    /// The client's connection is gone, and with it the allocation (RFC 8656 §5), unless the client may come back with a ticket.
+    pub fn handle_disconnected(&mut self, client: &ClientAddr, now: Instant) {
         if let Some(&id) = self.clients.get(client) {
-            self.delete(id);
+            self.disconnect(id, now);
         }
     }
 
@@ -251,7 +259,11 @@ impl Server {
 
     /// What the shell is to do next.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        let command = self.commands.pop_front();
+        if command.is_none() {
+            self.free_relays.append(&mut self.closing);
+        }
+        command
     }
 
     /// Why requests were refused, for the operator: at most 5 a second, and a source's once a minute.
@@ -337,7 +349,17 @@ impl Server {
                 None => self.allocate(reply, message, author, now),
             };
         }
-        let id = existing.ok_or(ErrorCode::AllocationMismatch)?;
+        let ticket = message.get(attribute::MOBILITY_TICKET);
+        let moved = match (existing, ticket) {
+            (None, Some(ticket)) if reply.method == method::REFRESH => {
+                match self.move_here(reply, ticket, message, &author)? {
+                    Some(id) => Some(id),
+                    None => return Ok(()),
+                }
+            }
+            (existing, _) => existing,
+        };
+        let id = moved.ok_or(ErrorCode::AllocationMismatch)?;
         let owner = self.get(id).map(|allocation| &*allocation.username);
         if owner != Some(&*author.username) {
             return Err(ErrorCode::WrongCredentials.into());
@@ -472,15 +494,20 @@ impl Server {
         for family in Family::BOTH {
             self.close_relay(id, family);
         }
+        if self.remove(id).is_some() {
+            self.counters.freed += 1;
+        }
+    }
+
+    /// Takes an allocation out of its tables; its relayed addresses are another matter.
+    fn remove(&mut self, id: AllocationId) -> Option<Box<Allocation>> {
         let slot = self.allocations.get_mut(id.0 as usize);
-        let Some(allocation) = slot.and_then(Option::take) else {
-            return;
-        };
+        let allocation = slot.and_then(Option::take)?;
         self.timers.remove(&(allocation.due, id));
         self.clients.remove(&allocation.client);
         self.last = None;
         self.free_allocations.push(id.0);
-        self.counters.freed += 1;
+        Some(allocation)
     }
 
     fn close_relay(&mut self, id: AllocationId, family: Family) {
@@ -505,7 +532,7 @@ impl Server {
         };
         self.by_address.remove(&gone.external);
         gone.ports.release(gone.local.port());
-        self.free_relays.push(relay.0);
+        self.closing.push(relay.0);
     }
 
     fn relay_config(&self, family: Family) -> Option<&RelayConfig> {

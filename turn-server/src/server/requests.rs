@@ -57,6 +57,11 @@ impl Server {
         let mut writer = Writer::new(Class::Success, reply.method, reply.id);
         let seconds = granted.as_secs() as u32;
         writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
+        if message.has(attribute::MOBILITY_TICKET)
+            && let Some(ticket) = self.ticket(id)
+        {
+            writer.add(attribute::MOBILITY_TICKET, &ticket);
+        }
         self.send(reply, writer);
         Ok(())
     }

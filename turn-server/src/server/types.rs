@@ -51,7 +51,7 @@ pub struct Now {
 }
 
 /// What the shell is to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// A STUN message to a client.
     Send {
@@ -71,6 +71,14 @@ pub enum Command {
     CloseRelay {
         /// Which.
         relay: RelayId,
+    },
+    /// Give this to another thread's server, by [`super::Server::handle_handover`], with the relay sockets that it names, which
+    /// have no name here any more; or say that it could not be by [`super::Server::handle_undelivered`].
+    HandOver {
+        /// The thread.
+        shard: u8,
+        /// What.
+        handover: Box<super::Handover>,
     },
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn connect(transport: Transport, server: SocketAddr) -> Self {
+    fn open(transport: Transport, server: SocketAddr) -> (Link, SocketAddr) {
         let tcp = || {
             let stream = TcpStream::connect(server).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -78,6 +78,42 @@ impl Client {
                 (Link::Tls(Box::new(StreamOwned::new(tls, stream))), local)
             }
         };
+        (link, local)
+    }
+
+    /// From another address from now on: with what it knows, without having told anybody.
+    pub(crate) fn move_away(&mut self, transport: Transport, server: SocketAddr) {
+        (self.link, self.local) = Self::open(transport, server);
+        self.partial.clear();
+    }
+
+    /// Allocates with a ticket: the relayed address and the ticket (RFC 8016).
+    pub(crate) fn allocate_movable(&mut self) -> (SocketAddr, Vec<u8>) {
+        let answer = self.ask(method::ALLOCATE, |writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            writer.add(attribute::MOBILITY_TICKET, &[]);
+        });
+        let answer = answer.unwrap();
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        let ticket = message.get(attribute::MOBILITY_TICKET).unwrap().to_vec();
+        (message.xor_address(told).unwrap(), ticket)
+    }
+
+    /// Shows a ticket: the next one, or the error code.
+    pub(crate) fn show(&mut self, ticket: &[u8]) -> Result<Vec<u8>, u16> {
+        let answer = self.ask(method::REFRESH, |writer| {
+            writer.add(attribute::LIFETIME, &600u32.to_be_bytes());
+            writer.add(attribute::MOBILITY_TICKET, ticket);
+        })?;
+        let message = Message::parse(&answer).unwrap();
+        Ok(message.get(attribute::MOBILITY_TICKET).unwrap().to_vec())
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(transport: Transport, server: SocketAddr) -> Self {
+        let (link, local) = Self::open(transport, server);
         Self {
             link,
             local,

@@ -6,6 +6,7 @@ mod client;
 mod differential;
 mod discovery;
 mod http;
+mod mobility;
 mod uclient;
 
 use std::io::Write as _;

@@ -5,6 +5,7 @@ mod credentials;
 mod discovery;
 mod fuzz;
 mod hostile;
+mod mobility;
 mod notices;
 mod peers;
 
@@ -25,6 +26,8 @@ pub(super) struct World {
     pub(super) now: Now,
     pub(super) relays: BTreeMap<RelayId, SocketAddr>,
     pub(super) sent: Vec<(ClientAddr, Vec<u8>)>,
+    /// What went to other threads.
+    pub(super) handed: Vec<(u8, Handover)>,
     /// Ports that other programs have.
     pub(super) busy: Vec<u16>,
     next: u64,
@@ -133,13 +136,27 @@ impl World {
             instant: Instant::now(),
             unix: START,
         };
-        let shared = Shared::new(now.instant);
+        Self::of_thread(0, Arc::new(config), Shared::new(now.instant), now)
+    }
+
+    /// Two threads of one service.
+    pub(super) fn pair(config: Config) -> [Self; 2] {
+        let now = Now {
+            instant: Instant::now(),
+            unix: START,
+        };
+        let (config, shared) = (Arc::new(config), Shared::new(now.instant));
+        [0, 1].map(|shard| Self::of_thread(shard, Arc::clone(&config), shared.clone(), now))
+    }
+
+    fn of_thread(shard: u8, config: Arc<Config>, shared: Shared, now: Now) -> Self {
         Self {
-            server: Server::new(Arc::new(config), shared.clone(), 0, [7; 32], now),
+            server: Server::new(config, shared.clone(), shard, [7 + shard; 32], now),
             shared,
             now,
             relays: BTreeMap::new(),
             sent: Vec::new(),
+            handed: Vec::new(),
             busy: Vec::new(),
             next: 1,
         }
@@ -176,6 +193,7 @@ impl World {
                     self.server
                         .handle_relay_opened(relay, result, self.now.instant);
                 }
+                Command::HandOver { shard, handover } => self.handed.push((shard, *handover)),
                 Command::CloseRelay { relay } => {
                     assert!(
                         self.relays.remove(&relay).is_some(),
