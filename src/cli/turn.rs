@@ -92,6 +92,12 @@ pub(super) struct TurnArgs {
     /// 401 and 438 responses a second to one source, 0 for no limit [default: 100].
     #[arg(long, value_name = "N")]
     challenge_rate: Option<u32>,
+    /// Offer TCP allocations (RFC 6062) to clients on TCP and TLS: users then reach TCP ports of peers, mail servers' as well.
+    #[arg(long)]
+    tcp_relay: bool,
+    /// A load balancer whose TCP and TLS connections begin with a PROXY protocol header, version 2; others' must not.
+    #[arg(long, value_name = "CIDR")]
+    proxy_protocol_from: Vec<String>,
     /// For clients older than RFC 8656: channel numbers up to 0x7FFE, and the draft's number of ADDITIONAL-ADDRESS-FAMILY.
     #[arg(long)]
     old_clients: bool,
@@ -132,6 +138,8 @@ struct File {
     total_quota: Option<u32>,
     user_rate: Option<u64>,
     challenge_rate: Option<u32>,
+    tcp_relay: bool,
+    proxy_protocol_from: Vec<String>,
     old_clients: bool,
     drain: Option<u64>,
 }
@@ -309,6 +317,12 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         quotas,
         challenges,
         nonce_lifetime: defaults.nonce_lifetime,
+        tcp_relay: args.tcp_relay || file.tcp_relay,
+        proxy_protocol_from: list::<Prefix>(
+            "proxy-protocol-from",
+            &args.proxy_protocol_from,
+            &file.proxy_protocol_from,
+        )?,
         old_clients: args.old_clients || file.old_clients,
     };
     Ok((settings, Duration::from_secs(drain)))

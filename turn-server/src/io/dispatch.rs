@@ -1,7 +1,8 @@
 //! Payloads on their way out: runs to one destination leave in one system call, headers gathered in front, nothing copied
 //! (UDP), or are queued at their connection (TCP, TLS).
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 
 use wice_udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
 
@@ -19,6 +20,8 @@ pub(super) struct Sockets {
     pub(super) listeners: Vec<UdpSocket>,
     /// Relay sockets, by [`RelayId`].
     pub(super) relays: Vec<Option<UdpSocket>>,
+    /// Relays of TCP allocations.
+    pub(super) tcp_relays: BTreeMap<RelayId, TcpListener>,
 }
 
 impl Sockets {

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rustix::event::{EventfdFlags, eventfd};
 use wice_udp::UdpSocket;
 
+use super::stream::Stream;
 use super::worker::Control;
 use crate::server::Handover;
 
@@ -20,6 +21,8 @@ const LETTERS: usize = 256;
 pub(super) enum Letter {
     /// From server to server, with the relay sockets that go along.
     Handover(Box<Handover>, Vec<UdpSocket>),
+    /// A connection whose ConnectionBind is for that thread.
+    Stream(Box<Stream>),
 }
 
 /// Where a thread is written to.

@@ -96,7 +96,7 @@ fn plain(code: ErrorCode) -> (&'static str, &'static str) {
         ),
         ErrorCode::UnsupportedTransport => (
             "relayed addresses of this transport are not offered",
-            "have the client ask for UDP",
+            "TCP needs --tcp-relay, and a client on TCP or TLS; else have the client ask for UDP",
         ),
         ErrorCode::WrongCredentials => (
             "the allocation is another user's",
@@ -108,6 +108,8 @@ fn plain(code: ErrorCode) -> (&'static str, &'static str) {
         | ErrorCode::StaleNonce
         | ErrorCode::AddressFamilyNotSupported
         | ErrorCode::PeerAddressFamilyMismatch
+        | ErrorCode::ConnectionAlreadyExists
+        | ErrorCode::ConnectionFailed
         | ErrorCode::AllocationQuotaReached
         | ErrorCode::InsufficientCapacity => (code.reason(), ""),
     }
@@ -136,6 +138,8 @@ fn method_name(number: u16) -> &'static str {
         method::REFRESH => "Refresh",
         method::CREATE_PERMISSION => "CreatePermission",
         method::CHANNEL_BIND => "ChannelBind",
+        method::CONNECT => "Connect",
+        method::CONNECTION_BIND => "ConnectionBind",
         _ => "other",
     }
 }

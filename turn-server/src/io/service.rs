@@ -1,7 +1,7 @@
 //! The whole service: opened at once or not at all, reloaded, drained, stopped.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -11,20 +11,20 @@ use rand_core::{OsRng, TryRngCore as _};
 use rustix::event::epoll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use wice_udp::{ReceiveBuffers, SendFailures, UdpOptions, UdpSocket};
+use wice_udp::{ReceiveBuffers, SendFailures};
 
 use super::certificate;
 use super::dispatch::Sockets;
 use super::http::{self, Pages};
+use super::listen;
 use super::mailbox::Mailbox;
 use super::metrics::{self, Published};
+use super::peers::Peers;
 use super::settings::{Listen, RelayPorts, Settings, StartError};
 use super::streams::Streams;
-use super::worker::{Control, LISTENER_BUFFER_BYTES, Worker};
+use super::worker::{Control, Worker};
 use crate::server::{Config, NonceKey, Now, Server, Shared, Transport};
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// File descriptors beside relay sockets: listeners, epoll, logs.
 const OTHER_FILES: u64 = 128;
 /// How often a drain looks whether it is over.
@@ -94,6 +94,7 @@ impl Service {
         let mailboxes: Vec<Mailbox> = mailboxes.collect();
         for (shard, mut worker) in workers.into_iter().enumerate() {
             worker.mailboxes.clone_from(&mailboxes);
+            worker.proxies.clone_from(&settings.proxy_protocol_from);
             let builder = std::thread::Builder::new().name(format!("turn-{shard}"));
             let handle = builder.spawn(move || worker.run());
             let handle = handle.map_err(system("start a thread"))?;
@@ -125,7 +126,8 @@ impl Service {
         settings.check()?;
         let config = Arc::new(limited(settings.config(&self.ports, self.nonce_fallback)?));
         let tls = load_tls(settings)?;
-        self.tell(|| Control::Reload(Arc::clone(&config), tls.clone()));
+        let proxies = &settings.proxy_protocol_from;
+        self.tell(|| Control::Reload(Arc::clone(&config), tls.clone(), proxies.clone()));
         Ok(())
     }
 
@@ -167,7 +169,7 @@ impl Service {
         for listen in &mut self.listeners {
             match listen.transport {
                 Transport::Udp => {
-                    let socket = open_udp(listen.address, shard == 0)?;
+                    let socket = listen::open_udp(listen.address, shard == 0)?;
                     let local = socket.local_addr().map_err(system("name a socket"))?;
                     listen.address = local;
                     udp.push(local);
@@ -176,7 +178,7 @@ impl Service {
                 Transport::Tcp | Transport::Tls => {
                     let address = listen.address;
                     let fail = |error| StartError::Tcp { address, error };
-                    let listener = open_tcp(address, shard == 0).map_err(fail)?;
+                    let listener = listen::open_tcp(address, shard == 0).map_err(fail)?;
                     listen.address = listener.local_addr().map_err(fail)?;
                     tcp.push((listener, listen.transport == Transport::Tls));
                 }
@@ -212,6 +214,10 @@ impl Service {
             scratch: Worker::scratch(),
             batch: Vec::new(),
             send_failures: 0,
+            thread: usize::from(shard),
+            proxies: Vec::new(),
+            peers: Peers::default(),
+            throttled: Vec::new(),
             next_sweep: now,
         };
         worker.register().map_err(system("watch the sockets"))?;
@@ -288,46 +294,6 @@ fn load_tls(settings: &Settings) -> Result<Option<Arc<ServerConfig>>, StartError
         .transpose()
 }
 
-/// Threads share a port, programs do not: the `first` must find it free without SO_REUSEPORT.
-fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, StartError> {
-    let mut options = UdpOptions {
-        reuse_port: false,
-        fragment: true,
-        packet_info: true,
-        receive_buffer: LISTENER_BUFFER_BYTES,
-        send_buffer: LISTENER_BUFFER_BYTES,
-    };
-    if first && address.port() != 0 {
-        drop(UdpSocket::bind_with(address, &options)?);
-    }
-    options.reuse_port = true;
-    Ok(UdpSocket::bind_with(address, &options)?)
-}
-
-/// As [`open_udp`].
-fn open_tcp(address: SocketAddr, first: bool) -> io::Result<TcpListener> {
-    if first && address.port() != 0 {
-        drop(bind_tcp(address, false)?);
-    }
-    let socket = bind_tcp(address, true)?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// IPv6 alone where the address is: a wildcard of the other family may listen beside it.
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Socket> {
-    use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(reuse_port)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
 fn random(bytes: &mut [u8]) -> Result<(), StartError> {
     OsRng
         .try_fill_bytes(bytes)
@@ -336,19 +302,4 @@ fn random(bytes: &mut [u8]) -> Result<(), StartError> {
 
 fn system(step: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { step, error }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wildcards_of_both_families_listen_on_one_port() {
-        let v4 = open_tcp(([0, 0, 0, 0], 0).into(), true).unwrap();
-        let port = v4.local_addr().unwrap().port();
-        let v6 = open_tcp(([0u16; 8], port).into(), true).unwrap();
-        assert_eq!(v6.local_addr().unwrap().port(), port);
-        let again = open_tcp(([0, 0, 0, 0], port).into(), true);
-        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
-    }
 }

@@ -61,6 +61,11 @@ pub struct Settings {
     pub challenges: Rate,
     /// How long a nonce is good for.
     pub nonce_lifetime: Duration,
+    /// TCP allocations (RFC 6062) are offered.
+    pub tcp_relay: bool,
+    /// Load balancers: TCP and TLS connections from here begin with a PROXY protocol header (version 2), those from elsewhere
+    /// do not.
+    pub proxy_protocol_from: Vec<Prefix>,
     /// Clients older than RFC 8656 are understood.
     pub old_clients: bool,
 }
@@ -156,6 +161,8 @@ impl Settings {
             quotas: DEFAULT_QUOTAS,
             challenges: DEFAULT_CHALLENGES,
             nonce_lifetime: NONCE_LIFETIME,
+            tcp_relay: false,
+            proxy_protocol_from: Vec::new(),
             old_clients: false,
         }
     }
@@ -227,6 +234,7 @@ impl Settings {
             relay_v6,
             quotas: self.quotas,
             challenges: self.challenges,
+            tcp_relay: self.tcp_relay,
             max_permissions: MAX_PEERS,
             max_channels: MAX_PEERS,
             old_clients: self.old_clients,

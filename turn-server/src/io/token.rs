@@ -13,6 +13,10 @@ pub(super) enum Token {
     Relay(u32),
     /// A client's connection.
     Stream(u32),
+    /// A relay socket that listens for peers.
+    TcpRelay(u32),
+    /// A peer's connection.
+    Peer(u32),
 }
 
 impl Token {
@@ -23,6 +27,8 @@ impl Token {
             Self::Tcp(index) => (2, index),
             Self::Relay(index) => (3, index),
             Self::Stream(index) => (4, index),
+            Self::TcpRelay(index) => (5, index),
+            Self::Peer(index) => (6, index),
         };
         kind << 32 | u64::from(index)
     }
@@ -35,6 +41,8 @@ impl Token {
             2 => Self::Tcp(index),
             3 => Self::Relay(index),
             4 => Self::Stream(index),
+            5 => Self::TcpRelay(index),
+            6 => Self::Peer(index),
             _ => return None,
         })
     }

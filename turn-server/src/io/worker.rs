@@ -14,21 +14,21 @@ use wice_udp::{
 };
 
 use super::dispatch::{Routed, Sockets};
+use super::joined::THROTTLE_STEP;
 use super::mailbox::{Inbox, Letter, Mailbox};
 use super::metrics::{Figures, Published};
 use super::notices;
+use super::peers::Peers;
 use super::streams::Streams;
 use super::token::Token;
 use crate::server::{
-    ClientAddr, Command, Config, Forward, Framing, Handover, IcmpError, Now, OpenError, RelayId,
-    Server, Transport,
+    ClientAddr, Command, Config, ConnectionId, Forward, Framing, Handover, IcmpError, Now,
+    OpenError, Prefix, RelayId, RelayKind, Server, Transport,
 };
 
 /// Receive buffer of a relay socket: some 200 full packets with the kernel's bookkeeping, which a thread at its limit of
 /// about 1 µs each works off well within 5 ms.
 const RELAY_BUFFER_BYTES: i32 = 1 << 20;
-/// Receive buffer of a listener, which all clients of a thread share: some 1,800 full packets.
-pub(super) const LISTENER_BUFFER_BYTES: i32 = 4 << 20;
 /// Events taken at once.
 const EVENTS: usize = 128;
 /// System calls on one socket before the others have their turn.
@@ -42,8 +42,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What a thread is told.
 pub(super) enum Control {
-    /// Another configuration, and certificate.
-    Reload(Arc<Config>, Option<Arc<ServerConfig>>),
+    /// Another configuration, certificate, and load balancers.
+    Reload(Arc<Config>, Option<Arc<ServerConfig>>, Vec<Prefix>),
     /// No new allocations.
     Drain,
     /// The end.
@@ -70,6 +70,14 @@ pub(super) struct Worker {
     /// Empty between batches: the room for the next one.
     pub(super) batch: Vec<Routed<'static>>,
     pub(super) send_failures: u64,
+    /// Its number.
+    pub(super) thread: usize,
+    /// Sources that say by the PROXY protocol whom they pass on.
+    pub(super) proxies: Vec<Prefix>,
+    /// Connections with peers (RFC 6062).
+    pub(super) peers: Peers,
+    /// Joined connections that are not read because their user is past its rate.
+    pub(super) throttled: Vec<ConnectionId>,
     pub(super) next_sweep: Instant,
 }
 
@@ -117,7 +125,11 @@ impl Worker {
                     Some(Token::Relay(relay)) => {
                         self.receive_from_peers(RelayId(relay), flags, now)
                     }
-                    Some(Token::Stream(link)) => self.read_stream(link, now),
+                    Some(Token::Stream(link)) => self.read_stream(link, flags, now),
+                    Some(Token::TcpRelay(relay)) => self.accept_peers(RelayId(relay), now),
+                    Some(Token::Peer(connection)) => {
+                        self.serve_peer(ConnectionId(connection), flags, now);
+                    }
                     None => {}
                 }
             }
@@ -127,6 +139,7 @@ impl Worker {
             self.server.handle_timeout(now.instant);
             self.obey(now.instant);
             self.sweep(now.instant);
+            self.resume_throttled();
             self.flush_streams();
             self.publish();
         }
@@ -137,7 +150,12 @@ impl Worker {
             .server
             .poll_timeout()
             .map(|at| at.saturating_duration_since(now));
-        let wait = due.map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
+        let longest = if self.throttled.is_empty() {
+            LONGEST_WAIT
+        } else {
+            THROTTLE_STEP
+        };
+        let wait = due.map_or(longest, |due| due.min(longest));
         // A timer is never early.
         let wait = wait + Duration::from_micros(1);
         rustix::event::Timespec {
@@ -151,9 +169,10 @@ impl Worker {
         let _ = rustix::io::read(&*self.inbox.wake, &mut [0; 8]);
         while let Ok(control) = self.inbox.commands.try_recv() {
             match control {
-                Control::Reload(config, tls) => {
+                Control::Reload(config, tls, proxies) => {
                     self.server.set_config(config);
                     self.tls = tls;
+                    self.proxies = proxies;
                 }
                 Control::Drain => self.server.drain(),
                 Control::Stop => return false,
@@ -165,6 +184,7 @@ impl Worker {
                     let names = self.server.handle_handover(*handover, now);
                     self.adopt(names, sockets);
                 }
+                Letter::Stream(stream) => self.take_over(*stream, now),
             }
             self.obey(now.instant);
         }
@@ -278,11 +298,24 @@ impl Worker {
                         }
                     }
                 },
-                Command::OpenRelay { relay, local } => {
-                    let opened = self.open_relay(relay, local);
+                Command::OpenRelay { relay, kind, local } => {
+                    let opened = match kind {
+                        RelayKind::Udp => self.open_relay(relay, local),
+                        RelayKind::Tcp => self.open_tcp_relay(relay, local),
+                    };
                     self.server.handle_relay_opened(relay, opened, now);
                 }
-                Command::CloseRelay { relay } => drop(self.sockets.take_relay(relay)),
+                Command::CloseRelay { relay } => {
+                    self.sockets.take_relay(relay);
+                    self.sockets.tcp_relays.remove(&relay);
+                }
+                Command::ConnectPeer {
+                    connection,
+                    relay,
+                    to,
+                } => self.connect_peer(connection, relay, to, now),
+                Command::Join { connection, client } => self.join(connection, &client),
+                Command::ClosePeer { connection } => self.close_peer(connection, now),
                 Command::HandOver { shard, handover } => self.hand_over(shard, handover),
             }
         }
@@ -351,6 +384,7 @@ impl Worker {
         self.published.set(Figures {
             counters: *self.server.counters(),
             connections: self.streams.len(),
+            peer_connections: self.peers.len(),
             slow_client_drops: self.streams.dropped,
             send_failures: self.send_failures,
         });

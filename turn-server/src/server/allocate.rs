@@ -11,7 +11,7 @@ use super::error::ErrorCode;
 use super::quota::Exceeded;
 use super::refusal::Refusal;
 use super::reservation::{RESERVATION_LIFETIME, Reservation, Token};
-use super::types::{Command, OpenError, RelayAddr, RelayId, source_of};
+use super::types::{Command, OpenError, RelayAddr, RelayId, RelayKind, Transport, source_of};
 use super::{AllocationId, Relay, Reply, Server, canonical, config::account_of};
 use crate::codec::{Class, Message, Writer, attribute, method};
 
@@ -23,6 +23,8 @@ const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 const MAX_ATTEMPTS: u8 = 32;
 /// UDP in REQUESTED-TRANSPORT (RFC 8656 §18.7).
 const UDP: u8 = 17;
+/// TCP (RFC 6062 §5.1).
+const TCP: u8 = 6;
 /// The R bit of EVEN-PORT (RFC 8656 §18.8).
 const RESERVE_NEXT: u8 = 0x80;
 
@@ -46,6 +48,7 @@ pub(super) struct Opening {
     allocation: AllocationId,
     reply: Reply,
     wish: PortWish,
+    kind: RelayKind,
     lifetime: Duration,
     /// Families still to open, and the one that is being opened.
     rest: Vec<Family>,
@@ -126,9 +129,11 @@ impl Server {
     ) -> Result<(), Refusal> {
         let transport = message.word(attribute::REQUESTED_TRANSPORT);
         let [transport, ..] = transport.ok_or(ErrorCode::BadRequest)?;
-        if transport != UDP {
-            return Err(ErrorCode::UnsupportedTransport.into());
-        }
+        let kind = match transport {
+            UDP => RelayKind::Udp,
+            TCP if self.config.tcp_relay => RelayKind::Tcp,
+            _ => return Err(ErrorCode::UnsupportedTransport.into()),
+        };
         let lifetime = granted(lifetime(message)?);
         let even = match message.get(attribute::EVEN_PORT) {
             None => None,
@@ -154,7 +159,14 @@ impl Server {
             && (even.is_some() || requested.is_some() || additional))
             || (requested.is_some() && additional)
             || (even == Some(true) && additional);
-        if contradiction {
+        // RFC 6062 §5.1; of a second family it does not speak.
+        let tcp_contradiction = kind == RelayKind::Tcp
+            && (reply.client.transport == Transport::Udp
+                || additional
+                || even.is_some()
+                || token.is_some()
+                || message.has(attribute::DONT_FRAGMENT));
+        if contradiction || tcp_contradiction {
             return Err(ErrorCode::BadRequest.into());
         }
         if self.draining {
@@ -199,7 +211,9 @@ impl Server {
         let due = now + lifetime;
         let times = (lifetime, due);
         let mut allocation = Allocation::new(reply.client, author, grant, reply.id, times);
-        if message.has(attribute::MOBILITY_TICKET) {
+        if kind == RelayKind::Tcp {
+            allocation.connections = Some(Vec::new());
+        } else if message.has(attribute::MOBILITY_TICKET) {
             allocation.ticket = Some(self.new_ticket());
         }
         let id = self.insert(Box::new(allocation), due);
@@ -212,6 +226,7 @@ impl Server {
             allocation: id,
             reply: reply.clone(),
             wish,
+            kind,
             lifetime,
             rest,
             current: None,
@@ -266,10 +281,12 @@ impl Server {
         };
         let local = SocketAddr::new(relay.local, port);
         let external = RelayAddr(SocketAddr::new(relay.external, port));
+        let kind = opening.kind;
         let id = self.name_relay(Relay {
             allocation: opening.allocation,
             local,
             external,
+            kind,
             ports: relay.ports,
         });
         let expires = now + opening.lifetime;
@@ -280,13 +297,16 @@ impl Server {
         opening.attempts += 1;
         opening.current = Some(family);
         self.openings.insert(id, opening);
-        self.commands
-            .push_back(Command::OpenRelay { relay: id, local });
+        self.commands.push_back(Command::OpenRelay {
+            relay: id,
+            kind,
+            local,
+        });
     }
 
     /// A name for a relay socket.
     pub(super) fn name_relay(&mut self, relay: Relay) -> RelayId {
-        let external = relay.external;
+        let (external, kind) = (relay.external, relay.kind);
         let id = match self.free_relays.pop() {
             Some(id) => {
                 self.relays[id as usize] = Some(relay);
@@ -297,7 +317,9 @@ impl Server {
                 RelayId(self.relays.len() as u32 - 1)
             }
         };
-        self.by_address.insert(external, id);
+        if kind == RelayKind::Udp {
+            self.by_address.insert(external, id);
+        }
         id
     }
 

@@ -57,6 +57,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// How many 401 and 438 a source gets.
     pub challenges: Rate,
+    /// TCP allocations (RFC 6062) are offered.
+    pub tcp_relay: bool,
     /// Permissions of an allocation.
     pub max_permissions: usize,
     /// Channels of an allocation.

@@ -20,6 +20,7 @@ mod quota;
 mod refusal;
 mod requests;
 mod reservation;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -53,10 +54,12 @@ pub use quota::{Exceeded, Grant, Ledger, Quotas};
 use refusal::Notices;
 pub use refusal::{Notice, Refusal};
 pub use reservation::Reservations;
+use tcp::PeerConnection;
+pub use tcp::{Direction, thread_of};
 pub(crate) use types::source_of;
 pub use types::{
-    ClientAddr, Command, Forward, Framing, IcmpError, Now, OpenError, PeerAddr, RelayAddr, RelayId,
-    ToClient, Transport,
+    ClientAddr, Command, ConnectionId, Forward, Framing, IcmpError, Now, OpenError, PeerAddr,
+    RelayAddr, RelayId, RelayKind, ToClient, Transport,
 };
 
 use crate::codec::{Class, Hash, Key, Message, TransactionId, Writer, attribute, method};
@@ -122,6 +125,7 @@ struct Relay {
     allocation: AllocationId,
     local: SocketAddr,
     external: RelayAddr,
+    kind: RelayKind,
     ports: Arc<Ports>,
 }
 
@@ -150,6 +154,10 @@ pub struct Server {
     sweep: Option<Instant>,
     /// By the socket that is being opened.
     openings: BTreeMap<RelayId, Box<Opening>>,
+    connections: BTreeMap<ConnectionId, PeerConnection>,
+    connection_timers: BTreeSet<(Instant, ConnectionId)>,
+    /// Connections of clients that are joined with a peer's.
+    data_clients: HashMap<ClientAddr, ConnectionId>,
     commands: VecDeque<Command>,
     notices: Notices,
     counters: Counters,
@@ -190,6 +198,9 @@ impl Server {
             timers: BTreeSet::new(),
             sweep: None,
             openings: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            connection_timers: BTreeSet::new(),
+            data_clients: HashMap::new(),
             commands: VecDeque::new(),
             notices,
             counters: Counters::default(),
@@ -227,6 +238,7 @@ impl Server {
 
     /// The client's connection is gone, and with it the allocation (RFC 8656 §5), unless the client may come back with a ticket.
     pub fn handle_disconnected(&mut self, client: &ClientAddr, now: Instant) {
+        self.disconnect_data(client);
         if let Some(&id) = self.clients.get(client) {
             self.disconnect(id, now);
         }
@@ -240,7 +252,11 @@ impl Server {
     /// When [`Server::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let allocation = self.timers.first().map(|(at, _)| *at);
-        [allocation, self.sweep].into_iter().flatten().min()
+        let connection = self.connection_timers.first().map(|(at, _)| *at);
+        [allocation, connection, self.sweep]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Ends what has expired.
@@ -249,6 +265,7 @@ impl Server {
             self.sweep = None;
             self.shared.reservations.sweep(now);
         }
+        self.expire_connections(now);
         while let Some(&(at, id)) = self.timers.first() {
             if at > now {
                 return;
@@ -288,6 +305,7 @@ impl Server {
             allocation.revoke(|peer| config.policy.judge(peer) != Verdict::Denied);
         }
         self.config = config;
+        self.revoke_connections();
     }
 
     /// No new allocations from now on; those that are there go on.
@@ -309,7 +327,8 @@ impl Server {
         let known = matches!(
             message.method(),
             method::ALLOCATE | method::REFRESH | method::CREATE_PERMISSION | method::CHANNEL_BIND
-        );
+        ) || self.config.tcp_relay
+            && matches!(message.method(), method::CONNECT | method::CONNECTION_BIND);
         if !known {
             // Not worth a challenge: nobody may do it.
             self.counters.malformed += 1;
@@ -317,7 +336,10 @@ impl Server {
         }
         let source = source_of(client.remote);
         let existing = self.clients.get(client).copied();
-        let known = existing.and_then(|id| self.get(id)).map(Allocation::known);
+        let known = match message.method() {
+            method::CONNECTION_BIND => self.owner_of_connection(message),
+            _ => existing.and_then(|id| self.get(id)).map(Allocation::known),
+        };
         let author = match auth::authenticate(&self.config, message, source, known, now) {
             Ok(author) => author,
             Err(why) => return self.refuse_stranger(&reply, message, why, now),
@@ -349,6 +371,9 @@ impl Server {
                 None => self.allocate(reply, message, author, now),
             };
         }
+        if reply.method == method::CONNECTION_BIND {
+            return self.connection_bind(reply, message, &author);
+        }
         let ticket = message.get(attribute::MOBILITY_TICKET);
         let moved = match (existing, ticket) {
             (None, Some(ticket)) if reply.method == method::REFRESH => {
@@ -367,6 +392,7 @@ impl Server {
         match reply.method {
             method::REFRESH => self.refresh(reply, message, id, now),
             method::CREATE_PERMISSION => self.create_permission(reply, message, id, now),
+            method::CONNECT => self.connect(reply, message, id, now),
             _ => self.channel_bind(reply, message, id, now),
         }
     }
@@ -491,6 +517,9 @@ impl Server {
     }
 
     fn delete(&mut self, id: AllocationId) {
+        for connection in self.connections_of(id) {
+            self.close_connection(connection);
+        }
         for family in Family::BOTH {
             self.close_relay(id, family);
         }

@@ -116,6 +116,24 @@ impl Ledger {
 }
 
 impl Grant {
+    /// Whether the user is within its rate: for what is counted after it was carried.
+    pub fn is_within(&self, rate: u64, now: Instant) -> bool {
+        let now = nanos(now.saturating_duration_since(self.ledger.start));
+        rate == 0 || self.meter.0.load(Ordering::Relaxed) <= now.saturating_add(nanos(BURST))
+    }
+
+    /// Counts bytes that were carried, past the rate or not.
+    pub fn charge(&self, bytes: usize, rate: u64, now: Instant) {
+        if rate == 0 {
+            return;
+        }
+        let now = nanos(now.saturating_duration_since(self.ledger.start));
+        let cost = (bytes as u64).saturating_mul(1_000_000_000) / rate;
+        let paid = |until: u64| Some(until.max(now).saturating_add(cost));
+        let meter = &self.meter.0;
+        let _ = meter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+    }
+
     /// The allocation counts at another source from now on.
     ///
     /// # Errors

@@ -91,7 +91,9 @@ impl Refusal {
                 | ErrorCode::StaleNonce
                 | ErrorCode::AllocationMismatch
                 | ErrorCode::AddressFamilyNotSupported
-                | ErrorCode::PeerAddressFamilyMismatch => false,
+                | ErrorCode::PeerAddressFamilyMismatch
+                | ErrorCode::ConnectionAlreadyExists
+                | ErrorCode::ConnectionFailed => false,
             },
             Self::UnknownUser
             | Self::Expired

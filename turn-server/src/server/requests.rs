@@ -126,6 +126,10 @@ impl Server {
         if !self.may_send_to(peer) {
             return Err(Refusal::PeerDenied(peer.0.ip()));
         }
+        if self.get(id).is_some_and(|a| a.connections.is_some()) {
+            // RFC 6062 §5: a TCP allocation has no channels.
+            return Err(ErrorCode::Forbidden.into());
+        }
         let (max_channels, max_permissions) =
             (self.config.max_channels, self.config.max_permissions);
         let allocation = self.get_mut(id).ok_or(ErrorCode::AllocationMismatch)?;
@@ -159,7 +163,7 @@ impl Server {
             })
     }
 
-    fn check_peer(&self, id: AllocationId, peer: IpAddr) -> Result<(), Refusal> {
+    pub(super) fn check_peer(&self, id: AllocationId, peer: IpAddr) -> Result<(), Refusal> {
         // Before the family: IPv4 in the disguise of IPv6 is forbidden, not mismatched.
         if self.config.policy.judge(peer) == Verdict::Denied {
             return Err(Refusal::PeerDenied(peer));

@@ -81,6 +81,101 @@ impl Client {
         (link, local)
     }
 
+    /// Allocates for TCP (RFC 6062): the relayed address, or the error code.
+    pub(crate) fn allocate_tcp(
+        &mut self,
+        attributes: &[(u16, Vec<u8>)],
+    ) -> Result<SocketAddr, u16> {
+        let answer = self.ask(method::ALLOCATE, |writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[6, 0, 0, 0]);
+            for (kind, value) in attributes {
+                writer.add(*kind, value);
+            }
+        })?;
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        Ok(message.xor_address(told).unwrap())
+    }
+
+    /// Connect: the name of the peer's connection, or the error code.
+    pub(crate) fn connect_to(&mut self, peer: SocketAddr) -> Result<[u8; 4], u16> {
+        let answer = self.ask(method::CONNECT, |writer| {
+            writer.add_xor_address(attribute::XOR_PEER_ADDRESS, peer);
+        })?;
+        Ok(Message::parse(&answer)
+            .unwrap()
+            .word(attribute::CONNECTION_ID)
+            .unwrap())
+    }
+
+    /// Waits for a ConnectionAttempt: who, and its name.
+    pub(crate) fn attempt(&mut self) -> (SocketAddr, [u8; 4]) {
+        loop {
+            let frame = self.read();
+            let message = Message::parse(&frame).unwrap();
+            if (message.class(), message.method())
+                == (Class::Indication, method::CONNECTION_ATTEMPT)
+            {
+                let peer = message.get(attribute::XOR_PEER_ADDRESS).unwrap();
+                let peer = message.xor_address(peer).unwrap();
+                return (peer, message.word(attribute::CONNECTION_ID).unwrap());
+            }
+        }
+    }
+
+    /// ConnectionBind: from then on [`Client::raw`] is the peer.
+    pub(crate) fn bind_connection(&mut self, connection: [u8; 4]) -> Result<(), u16> {
+        self.ask(method::CONNECTION_BIND, |writer| {
+            writer.add(attribute::CONNECTION_ID, &connection);
+        })
+        .map(drop)
+    }
+
+    /// Bytes of a joined connection.
+    pub(crate) fn raw_write(&mut self, bytes: &[u8]) {
+        self.write(bytes);
+    }
+
+    /// What comes next of them; empty at the end.
+    pub(crate) fn raw_read(&mut self) -> Vec<u8> {
+        if !self.partial.is_empty() {
+            return std::mem::take(&mut self.partial);
+        }
+        let mut buffer = [0; 65_536];
+        let len = match &mut self.link {
+            Link::Udp(socket) => socket.recv(&mut buffer).unwrap(),
+            Link::Tcp(stream) => stream.read(&mut buffer).unwrap(),
+            Link::Tls(stream) => stream.read(&mut buffer).unwrap(),
+        };
+        buffer[..len].to_vec()
+    }
+
+    /// A raw stream for what needs both halves.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match &self.link {
+            Link::Tcp(stream) => stream,
+            Link::Udp(_) | Link::Tls(_) => panic!("not TCP"),
+        }
+    }
+
+    /// A TCP connection that begins with `bytes`.
+    pub(crate) fn connect_with(server: SocketAddr, bytes: &[u8]) -> Self {
+        let mut client = Self::connect(Transport::Tcp, server);
+        client.write(bytes);
+        client
+    }
+
+    /// A TLS connection that begins with `bytes` before its handshake.
+    pub(crate) fn connect_tls_with(server: SocketAddr, bytes: &[u8]) -> Self {
+        let mut client = Self::connect(Transport::Tls, server);
+        let Link::Tls(tls) = &mut client.link else {
+            panic!("no TLS")
+        };
+        // Nothing has been said yet: the handshake comes with the first request.
+        tls.sock.write_all(bytes).unwrap();
+        client
+    }
+
     /// From another address from now on: with what it knows, without having told anybody.
     pub(crate) fn move_away(&mut self, transport: Transport, server: SocketAddr) {
         (self.link, self.local) = Self::open(transport, server);

@@ -7,6 +7,8 @@ mod differential;
 mod discovery;
 mod http;
 mod mobility;
+mod proxy;
+mod tcp;
 mod uclient;
 
 use std::io::Write as _;

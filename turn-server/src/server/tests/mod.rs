@@ -8,6 +8,7 @@ mod hostile;
 mod mobility;
 mod notices;
 mod peers;
+mod tcp;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,10 @@ pub(super) struct World {
     pub(super) now: Now,
     pub(super) relays: BTreeMap<RelayId, SocketAddr>,
     pub(super) sent: Vec<(ClientAddr, Vec<u8>)>,
+    /// Connections to peers: begun, joined, ended.
+    pub(super) connects: Vec<(ConnectionId, SocketAddr)>,
+    pub(super) joined: Vec<(ConnectionId, ClientAddr)>,
+    pub(super) closed: Vec<ConnectionId>,
     /// What went to other threads.
     pub(super) handed: Vec<(u8, Handover)>,
     /// Ports that other programs have.
@@ -120,6 +125,7 @@ pub(super) fn config() -> Config {
         },
         quotas: DEFAULT_QUOTAS,
         challenges: DEFAULT_CHALLENGES,
+        tcp_relay: false,
         max_permissions: 8,
         max_channels: 4,
         old_clients: false,
@@ -156,6 +162,9 @@ impl World {
             now,
             relays: BTreeMap::new(),
             sent: Vec::new(),
+            connects: Vec::new(),
+            joined: Vec::new(),
+            closed: Vec::new(),
             handed: Vec::new(),
             busy: Vec::new(),
             next: 1,
@@ -180,7 +189,7 @@ impl World {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::Send { client, message } => self.sent.push((client, message)),
-                Command::OpenRelay { relay, local } => {
+                Command::OpenRelay { relay, local, .. } => {
                     let result = if self.busy.contains(&local.port()) {
                         Err(OpenError::PortInUse)
                     } else {
@@ -193,6 +202,9 @@ impl World {
                     self.server
                         .handle_relay_opened(relay, result, self.now.instant);
                 }
+                Command::ConnectPeer { connection, to, .. } => self.connects.push((connection, to)),
+                Command::Join { connection, client } => self.joined.push((connection, client)),
+                Command::ClosePeer { connection } => self.closed.push(connection),
                 Command::HandOver { shard, handover } => self.handed.push((shard, *handover)),
                 Command::CloseRelay { relay } => {
                     assert!(
