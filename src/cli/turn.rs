@@ -74,6 +74,10 @@ pub(super) struct TurnArgs {
     /// Its private key in PEM.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Make a certificate for these names and the server's addresses, that clients are given to trust: with --cert and --key it
+    /// is written there once, else it is a new one at each start.
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    self_signed: Option<Vec<String>>,
     /// Serve /metrics, /healthz and /readyz here.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<String>,
@@ -132,6 +136,7 @@ struct File {
     threads: Option<usize>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    self_signed: Option<Vec<String>>,
     metrics: Option<String>,
     user_quota: Option<u32>,
     source_quota: Option<u32>,
@@ -313,6 +318,7 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         deny_peers: list::<Prefix>("deny-peer", &args.deny_peer, &file.deny_peer)?,
         threads: args.threads.or(file.threads).unwrap_or(defaults.threads),
         certificate,
+        self_signed: args.self_signed.clone().or(file.self_signed),
         metrics,
         quotas,
         challenges,

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,14 +13,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use wice_udp::{ReceiveBuffers, SendFailures};
 
-use super::certificate;
+use super::certificate::{self, SelfSigned};
 use super::dispatch::Sockets;
 use super::http::{self, Pages};
 use super::listen;
 use super::mailbox::Mailbox;
 use super::metrics::{self, Published};
 use super::peers::Peers;
-use super::settings::{Listen, RelayPorts, Settings, StartError};
+use super::settings::{Listen, RelayPorts, Settings, StartError, addresses_of};
 use super::streams::Streams;
 use super::worker::{Control, Worker};
 use crate::server::{Config, NonceKey, Now, Server, Shared, Transport};
@@ -36,6 +36,7 @@ pub struct Service {
     pages: Arc<State>,
     ports: RelayPorts,
     nonce_fallback: NonceKey,
+    self_signed: OnceLock<SelfSigned>,
     listeners: Vec<Listen>,
     metrics: Option<SocketAddr>,
 }
@@ -63,7 +64,8 @@ impl Service {
         let mut nonce_fallback = NonceKey::default();
         random(&mut nonce_fallback)?;
         let config = Arc::new(limited(settings.config(&ports, nonce_fallback)?));
-        let tls = load_tls(settings)?;
+        let made = OnceLock::new();
+        let tls = load_tls(settings, &config, &made)?;
         let now = Instant::now();
         let shared = Shared::new(now);
         let mut service = Self {
@@ -76,6 +78,7 @@ impl Service {
             }),
             ports,
             nonce_fallback,
+            self_signed: made,
             listeners: settings.listen.clone(),
             metrics: None,
         };
@@ -125,7 +128,7 @@ impl Service {
     pub fn reload(&self, settings: &Settings) -> Result<(), StartError> {
         settings.check()?;
         let config = Arc::new(limited(settings.config(&self.ports, self.nonce_fallback)?));
-        let tls = load_tls(settings)?;
+        let tls = load_tls(settings, &config, &self.self_signed)?;
         let proxies = &settings.proxy_protocol_from;
         self.tell(|| Control::Reload(Arc::clone(&config), tls.clone(), proxies.clone()));
         Ok(())
@@ -287,11 +290,27 @@ fn raise_file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn load_tls(settings: &Settings) -> Result<Option<Arc<ServerConfig>>, StartError> {
-    let files = settings.certificate.as_ref();
-    files
-        .map(|(chain, key)| certificate::load(chain, key))
-        .transpose()
+/// The certificate of the files, or of its own making: `made` keeps that one over reloads.
+fn load_tls(
+    settings: &Settings,
+    config: &Config,
+    made: &OnceLock<SelfSigned>,
+) -> Result<Option<Arc<ServerConfig>>, StartError> {
+    let make = |names: &[String]| SelfSigned::new(names, &addresses_of(settings, config));
+    match (&settings.certificate, &settings.self_signed) {
+        (Some((chain, key)), Some(names)) if !chain.exists() && !key.exists() => {
+            make(names)?.save(chain, key)?;
+            certificate::load(chain, key).map(Some)
+        }
+        (Some((chain, key)), _) => certificate::load(chain, key).map(Some),
+        (None, Some(names)) => {
+            if made.get().is_none() {
+                let _ = made.set(make(names)?);
+            }
+            made.get().map(SelfSigned::config).transpose()
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 fn random(bytes: &mut [u8]) -> Result<(), StartError> {

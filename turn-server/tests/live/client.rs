@@ -264,10 +264,14 @@ impl Client {
     }
 
     pub(crate) fn refresh(&mut self, seconds: u32) {
+        self.try_refresh(seconds).unwrap();
+    }
+
+    pub(crate) fn try_refresh(&mut self, seconds: u32) -> Result<(), u16> {
         self.ask(method::REFRESH, |writer| {
             writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
         })
-        .unwrap();
+        .map(drop)
     }
 
     pub(crate) fn permit(&mut self, peer: SocketAddr) {
