@@ -18,6 +18,8 @@ use crate::report::Health;
 
 /// How long allocations may go on after SIGTERM: nodes of a mesh move to another relay within seconds.
 const DRAIN: u64 = 10;
+/// How often a drain looks whether it is over, and for a second signal.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Group and others may not read a secret.
 const OTHERS: u32 = 0o077;
 
@@ -72,6 +74,10 @@ pub(super) struct TurnArgs {
     /// Its private key in PEM.
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Make a certificate for these names and the server's addresses, that clients are given to trust: with --cert and --key it
+    /// is written there once, else it is a new one at each start.
+    #[arg(long, value_name = "NAME", num_args = 0..)]
+    self_signed: Option<Vec<String>>,
     /// Serve /metrics, /healthz and /readyz here.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<String>,
@@ -90,6 +96,12 @@ pub(super) struct TurnArgs {
     /// 401 and 438 responses a second to one source, 0 for no limit [default: 100].
     #[arg(long, value_name = "N")]
     challenge_rate: Option<u32>,
+    /// Offer TCP allocations (RFC 6062) to clients on TCP and TLS: users then reach TCP ports of peers, mail servers' as well.
+    #[arg(long)]
+    tcp_relay: bool,
+    /// A load balancer whose TCP and TLS connections begin with a PROXY protocol header, version 2; others' must not.
+    #[arg(long, value_name = "CIDR")]
+    proxy_protocol_from: Vec<String>,
     /// For clients older than RFC 8656: channel numbers up to 0x7FFE, and the draft's number of ADDITIONAL-ADDRESS-FAMILY.
     #[arg(long)]
     old_clients: bool,
@@ -124,12 +136,15 @@ struct File {
     threads: Option<usize>,
     cert: Option<PathBuf>,
     key: Option<PathBuf>,
+    self_signed: Option<Vec<String>>,
     metrics: Option<String>,
     user_quota: Option<u32>,
     source_quota: Option<u32>,
     total_quota: Option<u32>,
     user_rate: Option<u64>,
     challenge_rate: Option<u32>,
+    tcp_relay: bool,
+    proxy_protocol_from: Vec<String>,
     old_clients: bool,
     drain: Option<u64>,
 }
@@ -153,36 +168,40 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
-        seconds = drain.as_secs()
+        seconds = drain.as_secs(),
+        "no new allocations; a second signal ends the others at once"
     );
-    let drained = std::thread::scope(|scope| {
+    let left = std::thread::scope(|scope| {
         let draining = scope.spawn(|| service.drain(drain));
         runtime
             .block_on(async {
                 let (mut again, mut interrupt) = ends()?;
                 loop {
                     tokio::select! {
-                        _ = again.recv() => return Ok(false),
-                        _ = interrupt.recv() => return Ok(false),
-                        () = tokio::time::sleep(Duration::from_millis(20)) => {
+                        _ = again.recv() => return Ok(None),
+                        _ = interrupt.recv() => return Ok(None),
+                        () = tokio::time::sleep(DRAIN_STEP) => {
                             if draining.is_finished() {
-                                return anyhow::Ok(true);
+                                return anyhow::Ok(Some(service.allocations()));
                             }
                         }
                     }
                 }
             })
-            .inspect(|finished| {
-                if !finished {
+            .inspect(|left| {
+                if left.is_none() {
+                    let cut_off = service.allocations();
+                    tracing::info!(event = "turn-stopped", cut_off, reason = "a second signal");
                     std::process::exit(0);
                 }
             })
     })?;
-    tracing::info!(
-        event = "turn-stopped",
-        drained,
-        allocations = service.allocations()
-    );
+    let cut_off = left.unwrap_or(0);
+    let reason = match cut_off {
+        0 => "all allocations had ended".to_owned(),
+        _ => format!("the {} s of --drain were over", drain.as_secs()),
+    };
+    tracing::info!(event = "turn-stopped", cut_off, reason);
     Ok(Health::Well)
 }
 
@@ -299,10 +318,17 @@ fn settings(args: &TurnArgs) -> anyhow::Result<(Settings, Duration)> {
         deny_peers: list::<Prefix>("deny-peer", &args.deny_peer, &file.deny_peer)?,
         threads: args.threads.or(file.threads).unwrap_or(defaults.threads),
         certificate,
+        self_signed: args.self_signed.clone().or(file.self_signed),
         metrics,
         quotas,
         challenges,
         nonce_lifetime: defaults.nonce_lifetime,
+        tcp_relay: args.tcp_relay || file.tcp_relay,
+        proxy_protocol_from: list::<Prefix>(
+            "proxy-protocol-from",
+            &args.proxy_protocol_from,
+            &file.proxy_protocol_from,
+        )?,
         old_clients: args.old_clients || file.old_clients,
     };
     Ok((settings, Duration::from_secs(drain)))

@@ -7,7 +7,7 @@ use super::{Folder, Running};
 const USER: &str = "alice:wonderland";
 
 /// The address in the next `turn-serving` line.
-fn address(server: &mut Running) -> String {
+pub(super) fn address(server: &mut Running) -> String {
     let line = server.line("turn-serving");
     let rest = line.split("address=").nth(1).unwrap();
     rest.split_whitespace().next().unwrap().to_owned()
@@ -98,6 +98,80 @@ fn minted_credentials_serve_wrong_ones_are_named_and_a_dead_way_degrades() {
     assert_eq!((code, &json["ways"][1]["failed"]), (1, &"connect".into()));
     let (code, json) = check(&["stun:127.0.0.1", "--secret-file", &secret]);
     assert_eq!((code, &json["exit_code"]), (64, &64.into()));
+}
+
+#[test]
+fn a_certificate_of_its_own_making_is_trusted_by_who_is_given_it_over_restarts() {
+    let folder = Folder::new("self-signed");
+    let path = |name: &str| folder.0.join(name).to_str().unwrap().to_owned();
+    let (chain, key) = (path("own.pem"), path("own.key"));
+    for _ in 0..2 {
+        let mut server = Running::start(&[
+            "--listen",
+            "tls://127.0.0.1:0",
+            "--cert",
+            &chain,
+            "--key",
+            &key,
+            "--self-signed",
+            "--threads",
+            "1",
+            "--user",
+            USER,
+            "--allow-peer",
+            "127.0.0.0/8",
+        ]);
+        let (_, tls) = (address(&mut server), address(&mut server));
+        let url = format!("turns:{tls}");
+        let (code, json) = check(&[&url, "--user", USER, "--ca-file", &chain]);
+        assert_eq!(code, 0, "{json:#}");
+        let (code, _) = check(&[&url, "--user", USER]);
+        assert_eq!(code, 2, "nobody else trusts it");
+    }
+}
+
+#[test]
+fn a_refused_client_is_a_line_in_the_log_with_the_reason_and_what_to_do() {
+    let folder = Folder::new("refused");
+    let secret = folder.write("secret", "north\n", 0o600);
+    let other = folder.write("other", "west\n", 0o600);
+    let mut server = Running::start(&[
+        "--threads",
+        "1",
+        "--secret-file",
+        &secret,
+        "--external-ip",
+        "127.0.0.2",
+    ]);
+    let url = format!("turn:{}?transport=udp", address(&mut server));
+    for (login, reason, remedy) in [
+        (
+            ["--secret-file", &other],
+            "another secret",
+            "signaling service",
+        ),
+        (["--user", "mallory:guess"], "no such user", "--user"),
+    ] {
+        assert_eq!(check(&[&[&url[..]], &login[..]].concat()).0, 2);
+        let line = server.line("turn-refused");
+        for word in [
+            "WARN",
+            "client=127.0.0.1:",
+            "code=401",
+            "request=Allocate",
+            reason,
+            remedy,
+        ] {
+            assert!(line.contains(word), "{word}: {line}");
+        }
+    }
+    // Peers that are not public: without --allow-peer the check's own echo is one.
+    check(&[&url, "--secret-file", &secret]);
+    let line = server.line("turn-refused");
+    assert!(
+        line.contains("INFO") && line.contains("--allow-peer"),
+        "{line}"
+    );
 }
 
 /// A port that is free at both addresses, as far as one can know.

@@ -177,5 +177,66 @@ fn it_reloads_on_sighup_and_ends_on_sigterm() {
     assert!(running.line("turn-not-reloaded").contains("turn.toml"));
     running.signal(Signal::TERM);
     running.line("turn-draining");
+    let line = running.line("turn-stopped");
+    assert!(
+        line.contains("cut_off=0") && line.contains("had ended"),
+        "{line}"
+    );
     assert_eq!(running.end(), 0);
+}
+
+/// Allocates over UDP, by hand; the allocation stays.
+fn allocate(server: &str) {
+    use wice_turn::codec::{Class, Hash, Key, Message, TransactionId, Writer, attribute, method};
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(server).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut nonce = Vec::new();
+    for n in 0..2 {
+        let mut writer = Writer::new(Class::Request, method::ALLOCATE, TransactionId([n; 12]));
+        writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        let key = Key::md5("alice", "wice", "wonderland");
+        let mut seal = None;
+        if !nonce.is_empty() {
+            writer.add(attribute::USERNAME, b"alice");
+            writer.add(attribute::REALM, b"wice");
+            writer.add(attribute::NONCE, &nonce);
+            seal = Some((&key, Hash::Sha1));
+        }
+        socket.send(&writer.finish(seal, false)).unwrap();
+        let mut buffer = [0; 1500];
+        let len = socket.recv(&mut buffer).unwrap();
+        let answer = Message::parse(&buffer[..len]).unwrap();
+        match answer.get(attribute::NONCE) {
+            Some(given) => nonce = given.to_vec(),
+            None => assert_eq!(answer.class(), Class::Success),
+        }
+    }
+}
+
+#[test]
+fn a_drain_that_runs_out_says_what_it_cut_off_and_a_second_signal_as_well() {
+    for (drain, second, reason) in [
+        ("1", false, "1 s of --drain"),
+        ("60", true, "second signal"),
+    ] {
+        let mut running = Running::start(&["--user", "alice:wonderland", "--drain", drain]);
+        let at = check::address(&mut running);
+        allocate(&at);
+        allocate(&at);
+        running.signal(Signal::TERM);
+        let line = running.line("turn-draining");
+        assert!(line.contains("allocations=2"), "{line}");
+        if second {
+            // The first is caught by one handler, the second by the next: that one is there at once.
+            std::thread::sleep(Duration::from_millis(100));
+            running.signal(Signal::TERM);
+        }
+        let line = running.line("turn-stopped");
+        assert!(
+            line.contains("cut_off=2") && line.contains(reason),
+            "{line}"
+        );
+        assert_eq!(running.end(), 0);
+    }
 }

@@ -74,6 +74,11 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    /// All of it.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The method's number.
     pub fn method(&self) -> u16 {
         self.method
@@ -226,7 +231,7 @@ fn unmask<const N: usize>(address: &[u8], mask: &[u8]) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// Attributes below 0x8000 that RFC 8489 and RFC 8656 define. Those of ICE are refused, and those of RFC 5780 where the server
+/// Attributes below 0x8000 that RFC 8489, RFC 8656 and RFC 6062 define. Those of ICE are refused, and those of RFC 5780 where the server
 /// does not find that it has it (§7).
 fn is_known(kind: u16) -> bool {
     use attribute as a;
@@ -253,5 +258,6 @@ fn is_known(kind: u16) -> bool {
             | a::USERHASH
             | a::XOR_MAPPED_ADDRESS
             | a::RESERVATION_TOKEN
+            | a::CONNECTION_ID
     )
 }

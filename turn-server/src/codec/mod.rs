@@ -53,6 +53,12 @@ pub mod method {
     pub const CREATE_PERMISSION: u16 = 0x008;
     /// A number for a peer.
     pub const CHANNEL_BIND: u16 = 0x009;
+    /// A connection to a peer (RFC 6062 §6.1).
+    pub const CONNECT: u16 = 0x00A;
+    /// This connection is for that one.
+    pub const CONNECTION_BIND: u16 = 0x00B;
+    /// A peer has connected.
+    pub const CONNECTION_ATTEMPT: u16 = 0x00C;
 }
 
 /// Attribute types (RFC 8489 §18.3, RFC 8656 §18).
@@ -103,6 +109,8 @@ pub mod attribute {
     pub const RESERVATION_TOKEN: u16 = 0x0022;
     /// RESPONSE-PORT (RFC 5780 §7.5).
     pub const RESPONSE_PORT: u16 = 0x0027;
+    /// CONNECTION-ID (RFC 6062 §6.2).
+    pub const CONNECTION_ID: u16 = 0x002A;
     /// ADDITIONAL-ADDRESS-FAMILY.
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     /// ADDRESS-ERROR-CODE.
@@ -113,6 +121,8 @@ pub mod attribute {
     pub const ICMP: u16 = 0x8004;
     /// FINGERPRINT.
     pub const FINGERPRINT: u16 = 0x8028;
+    /// MOBILITY-TICKET (RFC 8016 §4).
+    pub const MOBILITY_TICKET: u16 = 0x8030;
     /// RESPONSE-ORIGIN (RFC 5780 §7.3).
     pub const RESPONSE_ORIGIN: u16 = 0x802B;
     /// OTHER-ADDRESS (RFC 5780 §7.4).

@@ -1,7 +1,8 @@
 //! Payloads on their way out: runs to one destination leave in one system call, headers gathered in front, nothing copied
 //! (UDP), or are queued at their connection (TCP, TLS).
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 
 use wice_udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
 
@@ -19,11 +20,25 @@ pub(super) struct Sockets {
     pub(super) listeners: Vec<UdpSocket>,
     /// Relay sockets, by [`RelayId`].
     pub(super) relays: Vec<Option<UdpSocket>>,
+    /// Relays of TCP allocations.
+    pub(super) tcp_relays: BTreeMap<RelayId, TcpListener>,
 }
 
 impl Sockets {
     pub(super) fn relay(&self, relay: RelayId) -> Option<&UdpSocket> {
         self.relays.get(relay.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn set_relay(&mut self, relay: RelayId, socket: UdpSocket) {
+        let index = relay.0 as usize;
+        if self.relays.len() <= index {
+            self.relays.resize_with(index + 1, || None);
+        }
+        self.relays[index] = Some(socket);
+    }
+
+    pub(super) fn take_relay(&mut self, relay: RelayId) -> Option<UdpSocket> {
+        self.relays.get_mut(relay.0 as usize)?.take()
     }
 
     /// Sends all of `batch`: what goes to one place in order, and together.

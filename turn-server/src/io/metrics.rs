@@ -10,6 +10,8 @@ use crate::server::{Counters, ErrorCode, Ledger, Ports};
 pub(super) struct Figures {
     pub(super) counters: Counters,
     pub(super) connections: usize,
+    /// Connections with peers (RFC 6062).
+    pub(super) peer_connections: usize,
     /// Payloads dropped at slow TCP and TLS clients.
     pub(super) slow_client_drops: u64,
     /// Datagrams that the kernel did not take.
@@ -78,10 +80,22 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
         &[("", sum(|t| t.connections as u64))],
     );
     metric(
+        "peer_connections",
+        "gauge",
+        "TCP connections with peers.",
+        &[("", sum(|t| t.peer_connections as u64))],
+    );
+    metric(
         "allocations_total",
         "counter",
         "Allocations begun.",
         &[("", sum(|t| t.counters.allocated))],
+    );
+    metric(
+        "moved_total",
+        "counter",
+        "Allocations that followed their client to another address.",
+        &[("", sum(|t| t.counters.moved))],
     );
     metric(
         "bindings_total",

@@ -2,13 +2,22 @@
 
 mod addresses;
 mod certificate;
+mod connections;
 mod dispatch;
 mod http;
+mod joined;
+mod listen;
+mod mailbox;
 mod metrics;
+mod notices;
+mod outbox;
+mod peers;
+mod proxy;
 mod service;
 mod settings;
 mod stream;
 mod streams;
+mod token;
 mod worker;
 
 pub use service::Service;

@@ -1,33 +1,30 @@
 //! The whole service: opened at once or not at all, reloaded, drained, stopped.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand_core::{OsRng, TryRngCore as _};
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::epoll;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use wice_udp::{ReceiveBuffers, SendFailures, UdpOptions, UdpSocket};
+use wice_udp::{ReceiveBuffers, SendFailures};
 
-use super::certificate;
+use super::certificate::{self, SelfSigned};
 use super::dispatch::Sockets;
 use super::http::{self, Pages};
+use super::listen;
+use super::mailbox::Mailbox;
 use super::metrics::{self, Published};
-use super::settings::{Listen, RelayPorts, Settings, StartError};
+use super::peers::Peers;
+use super::settings::{Listen, RelayPorts, Settings, StartError, addresses_of};
 use super::streams::Streams;
-use super::worker::{Control, LISTENER_BUFFER_BYTES, Worker};
+use super::worker::{Control, Worker};
 use crate::server::{Config, NonceKey, Now, Server, Shared, Transport};
 
-/// Commands that wait for a thread: a reload, a drain and a stop, twice.
-const INBOX: usize = 8;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
 /// File descriptors beside relay sockets: listeners, epoll, logs.
 const OTHER_FILES: u64 = 128;
 /// How often a drain looks whether it is over.
@@ -39,13 +36,13 @@ pub struct Service {
     pages: Arc<State>,
     ports: RelayPorts,
     nonce_fallback: NonceKey,
+    self_signed: OnceLock<SelfSigned>,
     listeners: Vec<Listen>,
     metrics: Option<SocketAddr>,
 }
 
 struct Thread {
-    inbox: SyncSender<Control>,
-    wake: Arc<OwnedFd>,
+    mailbox: Mailbox,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -67,7 +64,8 @@ impl Service {
         let mut nonce_fallback = NonceKey::default();
         random(&mut nonce_fallback)?;
         let config = Arc::new(limited(settings.config(&ports, nonce_fallback)?));
-        let tls = load_tls(settings)?;
+        let made = OnceLock::new();
+        let tls = load_tls(settings, &config, &made)?;
         let now = Instant::now();
         let shared = Shared::new(now);
         let mut service = Self {
@@ -80,6 +78,7 @@ impl Service {
             }),
             ports,
             nonce_fallback,
+            self_signed: made,
             listeners: settings.listen.clone(),
             metrics: None,
         };
@@ -94,7 +93,11 @@ impl Service {
                 http::serve(address, pages).map_err(|error| StartError::Tcp { address, error })?;
             service.metrics = Some(local);
         }
-        for (shard, worker) in workers.into_iter().enumerate() {
+        let mailboxes = service.threads.iter().map(|thread| thread.mailbox.clone());
+        let mailboxes: Vec<Mailbox> = mailboxes.collect();
+        for (shard, mut worker) in workers.into_iter().enumerate() {
+            worker.mailboxes.clone_from(&mailboxes);
+            worker.proxies.clone_from(&settings.proxy_protocol_from);
             let builder = std::thread::Builder::new().name(format!("turn-{shard}"));
             let handle = builder.spawn(move || worker.run());
             let handle = handle.map_err(system("start a thread"))?;
@@ -125,26 +128,29 @@ impl Service {
     pub fn reload(&self, settings: &Settings) -> Result<(), StartError> {
         settings.check()?;
         let config = Arc::new(limited(settings.config(&self.ports, self.nonce_fallback)?));
-        let tls = load_tls(settings)?;
-        self.tell(|| Control::Reload(Arc::clone(&config), tls.clone()));
+        let tls = load_tls(settings, &config, &self.self_signed)?;
+        let proxies = &settings.proxy_protocol_from;
+        self.tell(|| Control::Reload(Arc::clone(&config), tls.clone(), proxies.clone()));
         Ok(())
     }
 
-    /// No new allocations; returns when all have ended, or after `deadline`. `/readyz` says so at once.
-    pub fn drain(&self, deadline: Duration) {
+    /// No new allocations; returns when all have ended, or after `deadline`: how many are left then. `/readyz` says so at once.
+    pub fn drain(&self, deadline: Duration) -> u32 {
         self.pages.draining.store(true, Ordering::Relaxed);
         self.tell(|| Control::Drain);
         let start = Instant::now();
-        while self.allocations() > 0 && start.elapsed() < deadline {
+        loop {
+            let left = self.allocations();
+            if left == 0 || start.elapsed() >= deadline {
+                return left;
+            }
             std::thread::sleep(DRAIN_STEP);
         }
     }
 
     fn tell(&self, control: impl Fn() -> Control) {
         for thread in &self.threads {
-            // One that is full has been told the like already, or is gone.
-            let _ = thread.inbox.try_send(control());
-            let _ = rustix::io::write(&*thread.wake, &1u64.to_ne_bytes());
+            thread.mailbox.command(control());
         }
     }
 
@@ -166,7 +172,7 @@ impl Service {
         for listen in &mut self.listeners {
             match listen.transport {
                 Transport::Udp => {
-                    let socket = open_udp(listen.address, shard == 0)?;
+                    let socket = listen::open_udp(listen.address, shard == 0)?;
                     let local = socket.local_addr().map_err(system("name a socket"))?;
                     listen.address = local;
                     udp.push(local);
@@ -175,22 +181,19 @@ impl Service {
                 Transport::Tcp | Transport::Tls => {
                     let address = listen.address;
                     let fail = |error| StartError::Tcp { address, error };
-                    let listener = open_tcp(address, shard == 0).map_err(fail)?;
+                    let listener = listen::open_tcp(address, shard == 0).map_err(fail)?;
                     listen.address = listener.local_addr().map_err(fail)?;
                     tcp.push((listener, listen.transport == Transport::Tls));
                 }
             }
         }
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let wake = Arc::new(wake.map_err(|e| system("make an eventfd")(e.into()))?);
+        let (mailbox, inbox) = Mailbox::new().map_err(system("make an eventfd"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC);
         let epoll = epoll.map_err(|e| system("make an epoll")(e.into()))?;
-        let (sender, inbox) = sync_channel(INBOX);
         let published = Arc::new(Published::default());
         self.pages.places().push(Arc::clone(&published));
         self.threads.push(Thread {
-            inbox: sender,
-            wake: Arc::clone(&wake),
+            mailbox,
             handle: None,
         });
         let mut server = Server::new(Arc::clone(config), shared.clone(), shard, seed, now_both);
@@ -201,8 +204,8 @@ impl Service {
         let worker = Worker {
             server,
             epoll,
-            wake,
             inbox,
+            mailboxes: Vec::new(),
             sockets,
             ports: udp.iter().map(SocketAddr::port).collect(),
             tcp,
@@ -214,6 +217,10 @@ impl Service {
             scratch: Worker::scratch(),
             batch: Vec::new(),
             send_failures: 0,
+            thread: usize::from(shard),
+            proxies: Vec::new(),
+            peers: Peers::default(),
+            throttled: Vec::new(),
             next_sweep: now,
         };
         worker.register().map_err(system("watch the sockets"))?;
@@ -283,51 +290,27 @@ fn raise_file_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-fn load_tls(settings: &Settings) -> Result<Option<Arc<ServerConfig>>, StartError> {
-    let files = settings.certificate.as_ref();
-    files
-        .map(|(chain, key)| certificate::load(chain, key))
-        .transpose()
-}
-
-/// Threads share a port, programs do not: the `first` must find it free without SO_REUSEPORT.
-fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, StartError> {
-    let mut options = UdpOptions {
-        reuse_port: false,
-        fragment: true,
-        packet_info: true,
-        receive_buffer: LISTENER_BUFFER_BYTES,
-        send_buffer: LISTENER_BUFFER_BYTES,
-    };
-    if first && address.port() != 0 {
-        drop(UdpSocket::bind_with(address, &options)?);
+/// The certificate of the files, or of its own making: `made` keeps that one over reloads.
+fn load_tls(
+    settings: &Settings,
+    config: &Config,
+    made: &OnceLock<SelfSigned>,
+) -> Result<Option<Arc<ServerConfig>>, StartError> {
+    let make = |names: &[String]| SelfSigned::new(names, &addresses_of(settings, config));
+    match (&settings.certificate, &settings.self_signed) {
+        (Some((chain, key)), Some(names)) if !chain.exists() && !key.exists() => {
+            make(names)?.save(chain, key)?;
+            certificate::load(chain, key).map(Some)
+        }
+        (Some((chain, key)), _) => certificate::load(chain, key).map(Some),
+        (None, Some(names)) => {
+            if made.get().is_none() {
+                let _ = made.set(make(names)?);
+            }
+            made.get().map(SelfSigned::config).transpose()
+        }
+        (None, None) => Ok(None),
     }
-    options.reuse_port = true;
-    Ok(UdpSocket::bind_with(address, &options)?)
-}
-
-/// As [`open_udp`].
-fn open_tcp(address: SocketAddr, first: bool) -> io::Result<TcpListener> {
-    if first && address.port() != 0 {
-        drop(bind_tcp(address, false)?);
-    }
-    let socket = bind_tcp(address, true)?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// IPv6 alone where the address is: a wildcard of the other family may listen beside it.
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<socket2::Socket> {
-    use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(reuse_port)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
 }
 
 fn random(bytes: &mut [u8]) -> Result<(), StartError> {
@@ -338,19 +321,4 @@ fn random(bytes: &mut [u8]) -> Result<(), StartError> {
 
 fn system(step: &'static str) -> impl Fn(io::Error) -> StartError {
     move |error| StartError::System { step, error }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wildcards_of_both_families_listen_on_one_port() {
-        let v4 = open_tcp(([0, 0, 0, 0], 0).into(), true).unwrap();
-        let port = v4.local_addr().unwrap().port();
-        let v6 = open_tcp(([0u16; 8], port).into(), true).unwrap();
-        assert_eq!(v6.local_addr().unwrap().port(), port);
-        let again = open_tcp(([0, 0, 0, 0], port).into(), true);
-        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AddrInUse);
-    }
 }

@@ -53,6 +53,9 @@ pub struct Settings {
     pub threads: usize,
     /// PEM files of chain and key.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// A certificate of its own making, for these names and its addresses: where the files of [`Settings::certificate`] do not
+    /// exist it is written to them, without such files it lives as long as the service.
+    pub self_signed: Option<Vec<String>>,
     /// Where metrics and health are served.
     pub metrics: Option<SocketAddr>,
     /// Quotas.
@@ -61,6 +64,11 @@ pub struct Settings {
     pub challenges: Rate,
     /// How long a nonce is good for.
     pub nonce_lifetime: Duration,
+    /// TCP allocations (RFC 6062) are offered.
+    pub tcp_relay: bool,
+    /// Load balancers: TCP and TLS connections from here begin with a PROXY protocol header (version 2), those from elsewhere
+    /// do not.
+    pub proxy_protocol_from: Vec<Prefix>,
     /// Clients older than RFC 8656 are understood.
     pub old_clients: bool,
 }
@@ -152,10 +160,13 @@ impl Settings {
             deny_peers: Vec::new(),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             certificate: None,
+            self_signed: None,
             metrics: None,
             quotas: DEFAULT_QUOTAS,
             challenges: DEFAULT_CHALLENGES,
             nonce_lifetime: NONCE_LIFETIME,
+            tcp_relay: false,
+            proxy_protocol_from: Vec::new(),
             old_clients: false,
         }
     }
@@ -185,8 +196,10 @@ impl Settings {
             return fail(format!("--threads must be 1 to {MAX_SHARDS}"));
         }
         let tls = self.listen.iter().any(|l| l.transport == Transport::Tls);
-        if tls && self.certificate.is_none() {
-            return fail("tls:// needs a certificate\n  give --cert and --key".into());
+        if tls && self.certificate.is_none() && self.self_signed.is_none() {
+            return fail(
+                "tls:// needs a certificate\n  give --cert and --key, or --self-signed".into(),
+            );
         }
         Ok(())
     }
@@ -227,6 +240,7 @@ impl Settings {
             relay_v6,
             quotas: self.quotas,
             challenges: self.challenges,
+            tcp_relay: self.tcp_relay,
             max_permissions: MAX_PEERS,
             max_channels: MAX_PEERS,
             old_clients: self.old_clients,
@@ -285,6 +299,19 @@ impl Settings {
         }
         Ok((v4, v6))
     }
+}
+
+/// Addresses that clients know a server by.
+pub(super) fn addresses_of(settings: &Settings, config: &Config) -> Vec<IpAddr> {
+    let relays = config.relay_v4.iter().chain(&config.relay_v6);
+    let listen = settings.listen.iter().map(|listen| listen.address.ip());
+    let mut all: Vec<IpAddr> = relays
+        .map(|relay| relay.external)
+        .chain(listen.filter(|ip| !ip.is_unspecified()))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 impl Default for Settings {

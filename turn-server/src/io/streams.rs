@@ -1,13 +1,11 @@
 //! The connections of one thread, by slot: bounded in number, in all and a source address, and in time without an allocation.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use rustls::ServerConnection;
-
 use super::stream::{Closed, Stream};
-use crate::server::{ClientAddr, Framing, ToClient, Transport, data_indication, source_of};
+use crate::server::{ClientAddr, Framing, ToClient, data_indication, source_of};
 
 /// Connections of a thread: each has at most 200 KiB of buffers, and few have any.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -29,41 +27,32 @@ pub(super) struct Streams {
 
 impl Streams {
     /// Takes a connection in; `None` when there is no room for it.
-    pub(super) fn add(
-        &mut self,
-        socket: TcpStream,
-        addresses: (SocketAddr, SocketAddr),
-        tls: Option<ServerConnection>,
-        now: Instant,
-    ) -> Option<u32> {
-        let (remote, local) = addresses;
-        let source = source_of(remote);
-        let count = self.sources.get(&source).copied().unwrap_or(0);
-        if self.len() >= MAX_CONNECTIONS || count >= MAX_PER_SOURCE {
+    pub(super) fn add(&mut self, mut stream: Stream) -> Option<u32> {
+        let source = source_of(stream.client.remote);
+        if self.len() >= MAX_CONNECTIONS || !self.enter(source) {
             return None;
         }
         let link = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
         });
-        let transport = if tls.is_some() {
-            Transport::Tls
-        } else {
-            Transport::Tcp
-        };
-        let client = ClientAddr {
-            transport,
-            remote,
-            local,
-            link,
-        };
-        let Ok(stream) = Stream::new(socket, client, tls, now) else {
-            self.free.push(link);
-            return None;
-        };
+        stream.client.link = link;
         self.slots[link as usize] = Some(stream);
-        *self.sources.entry(source).or_default() += 1;
         Some(link)
+    }
+
+    /// A connection that is lent is another source's than it seemed.
+    pub(super) fn readdress(
+        &mut self,
+        stream: &mut Stream,
+        remote: SocketAddr,
+    ) -> Result<(), Closed> {
+        if !self.enter(source_of(remote)) {
+            return Err(Closed::TooMany);
+        }
+        self.leave(source_of(stream.client.remote));
+        stream.client.remote = remote;
+        Ok(())
     }
 
     pub(super) fn len(&self) -> usize {
@@ -87,13 +76,26 @@ impl Streams {
         self.dirty.push(link);
     }
 
-    /// A connection is over.
-    pub(super) fn remove(&mut self, client: &ClientAddr) {
-        if let Some(slot) = self.slots.get_mut(client.link as usize) {
-            *slot = None;
-            self.free.push(client.link);
-        }
-        let source = source_of(client.remote);
+    pub(super) fn mark_dirty(&mut self, link: u32) {
+        self.dirty.push(link);
+    }
+
+    /// A connection is over, or another thread's.
+    pub(super) fn remove(&mut self, client: &ClientAddr) -> Option<Stream> {
+        let stream = self.slots.get_mut(client.link as usize)?.take()?;
+        self.free.push(client.link);
+        self.leave(source_of(stream.client.remote));
+        Some(stream)
+    }
+
+    fn enter(&mut self, source: IpAddr) -> bool {
+        let count = self.sources.entry(source).or_default();
+        let room = *count < MAX_PER_SOURCE;
+        *count += u32::from(room);
+        room
+    }
+
+    fn leave(&mut self, source: IpAddr) {
         if let Some(count) = self.sources.get_mut(&source) {
             *count -= 1;
             if *count == 0 {

@@ -4,36 +4,35 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::ServerConfig;
 use wice_udp::{
     Arrival, ErrorOrigin, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError, UdpOptions,
     UdpSocket,
 };
 
 use super::dispatch::{Routed, Sockets};
+use super::joined::THROTTLE_STEP;
+use super::mailbox::{Inbox, Letter, Mailbox};
 use super::metrics::{Figures, Published};
-use super::stream::Closed;
-use super::streams::{IDLE_LIMIT, Streams};
+use super::notices;
+use super::peers::Peers;
+use super::streams::Streams;
+use super::token::Token;
 use crate::server::{
-    ClientAddr, Command, Config, Forward, Framing, IcmpError, Now, OpenError, RelayId, Server,
-    Transport,
+    ClientAddr, Command, Config, ConnectionId, Forward, Framing, Handover, IcmpError, Now,
+    OpenError, Prefix, RelayId, RelayKind, Server, Transport,
 };
 
 /// Receive buffer of a relay socket: some 200 full packets with the kernel's bookkeeping, which a thread at its limit of
 /// about 1 µs each works off well within 5 ms.
 const RELAY_BUFFER_BYTES: i32 = 1 << 20;
-/// Receive buffer of a listener, which all clients of a thread share: some 1,800 full packets.
-pub(super) const LISTENER_BUFFER_BYTES: i32 = 4 << 20;
 /// Events taken at once.
 const EVENTS: usize = 128;
 /// System calls on one socket before the others have their turn.
 const RECEIVES_A_TURN: usize = 4;
-/// Connections accepted before the others have their turn.
-const ACCEPTS_A_TURN: usize = 32;
 /// ICMP errors read before the others have their turn.
 const ERRORS_A_TURN: usize = 16;
 /// Bytes read from a connection before the others have their turn.
@@ -43,29 +42,20 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// What a thread is told.
 pub(super) enum Control {
-    /// Another configuration, and certificate.
-    Reload(Arc<Config>, Option<Arc<ServerConfig>>),
+    /// Another configuration, certificate, and load balancers.
+    Reload(Arc<Config>, Option<Arc<ServerConfig>>, Vec<Prefix>),
     /// No new allocations.
     Drain,
     /// The end.
     Stop,
 }
 
-/// What epoll names: a kind and an index.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Token {
-    Wake,
-    Udp(u32),
-    Tcp(u32),
-    Relay(u32),
-    Stream(u32),
-}
-
 pub(super) struct Worker {
     pub(super) server: Server,
     pub(super) epoll: OwnedFd,
-    pub(super) wake: Arc<OwnedFd>,
-    pub(super) inbox: Receiver<Control>,
+    pub(super) inbox: Inbox,
+    /// Of all threads, by their numbers.
+    pub(super) mailboxes: Vec<Mailbox>,
     pub(super) sockets: Sockets,
     /// Ports of the UDP listeners, by link.
     pub(super) ports: Vec<u16>,
@@ -80,6 +70,14 @@ pub(super) struct Worker {
     /// Empty between batches: the room for the next one.
     pub(super) batch: Vec<Routed<'static>>,
     pub(super) send_failures: u64,
+    /// Its number.
+    pub(super) thread: usize,
+    /// Sources that say by the PROXY protocol whom they pass on.
+    pub(super) proxies: Vec<Prefix>,
+    /// Connections with peers (RFC 6062).
+    pub(super) peers: Peers,
+    /// Joined connections that are not read because their user is past its rate.
+    pub(super) throttled: Vec<ConnectionId>,
     pub(super) next_sweep: Instant,
 }
 
@@ -91,7 +89,7 @@ impl Worker {
 
     /// Registers what is there from the start.
     pub(super) fn register(&self) -> io::Result<()> {
-        self.add(&*self.wake, Token::Wake, EventFlags::IN)?;
+        self.add(&*self.inbox.wake, Token::Wake, EventFlags::IN)?;
         for (index, socket) in self.sockets.listeners.iter().enumerate() {
             self.add(socket, Token::Udp(index as u32), EventFlags::IN)?;
         }
@@ -121,13 +119,17 @@ impl Worker {
                 // Copied out: the struct is packed.
                 let (token, flags) = (Token::from_u64(event.data.u64()), event.flags);
                 match token {
-                    Some(Token::Wake) => stopped |= !self.handle_control(),
+                    Some(Token::Wake) => stopped |= !self.handle_inbox(now),
                     Some(Token::Udp(link)) => self.receive_from_clients(link, flags, now),
                     Some(Token::Tcp(index)) => self.accept(index, now.instant),
                     Some(Token::Relay(relay)) => {
                         self.receive_from_peers(RelayId(relay), flags, now)
                     }
-                    Some(Token::Stream(link)) => self.read_stream(link, now),
+                    Some(Token::Stream(link)) => self.read_stream(link, flags, now),
+                    Some(Token::TcpRelay(relay)) => self.accept_peers(RelayId(relay), now),
+                    Some(Token::Peer(connection)) => {
+                        self.serve_peer(ConnectionId(connection), flags, now);
+                    }
                     None => {}
                 }
             }
@@ -137,6 +139,7 @@ impl Worker {
             self.server.handle_timeout(now.instant);
             self.obey(now.instant);
             self.sweep(now.instant);
+            self.resume_throttled();
             self.flush_streams();
             self.publish();
         }
@@ -147,7 +150,12 @@ impl Worker {
             .server
             .poll_timeout()
             .map(|at| at.saturating_duration_since(now));
-        let wait = due.map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
+        let longest = if self.throttled.is_empty() {
+            LONGEST_WAIT
+        } else {
+            THROTTLE_STEP
+        };
+        let wait = due.map_or(longest, |due| due.min(longest));
         // A timer is never early.
         let wait = wait + Duration::from_micros(1);
         rustix::event::Timespec {
@@ -156,18 +164,29 @@ impl Worker {
         }
     }
 
-    fn handle_control(&mut self) -> bool {
+    fn handle_inbox(&mut self, now: Now) -> bool {
         // Only wakes; what is to be done is in the inbox.
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        while let Ok(control) = self.inbox.try_recv() {
+        let _ = rustix::io::read(&*self.inbox.wake, &mut [0; 8]);
+        while let Ok(control) = self.inbox.commands.try_recv() {
             match control {
-                Control::Reload(config, tls) => {
+                Control::Reload(config, tls, proxies) => {
                     self.server.set_config(config);
                     self.tls = tls;
+                    self.proxies = proxies;
                 }
                 Control::Drain => self.server.drain(),
                 Control::Stop => return false,
             }
+        }
+        while let Ok(letter) = self.inbox.letters.try_recv() {
+            match letter {
+                Letter::Handover(handover, sockets) => {
+                    let names = self.server.handle_handover(*handover, now);
+                    self.adopt(names, sockets);
+                }
+                Letter::Stream(stream) => self.take_over(*stream, now),
+            }
+            self.obey(now.instant);
         }
         true
     }
@@ -264,88 +283,8 @@ impl Worker {
         }
     }
 
-    fn accept(&mut self, index: u32, now: Instant) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let Some((listener, secure)) = self.tcp.get(index as usize) else {
-                return;
-            };
-            // Also when file descriptors are short: epoll tells again.
-            let Ok((socket, remote)) = listener.accept() else {
-                return;
-            };
-            let tls = match (secure, &self.tls) {
-                (false, _) => None,
-                (true, Some(config)) => match ServerConnection::new(Arc::clone(config)) {
-                    Ok(tls) => Some(tls),
-                    Err(_) => continue,
-                },
-                (true, None) => continue,
-            };
-            let Ok(local) = socket.local_addr() else {
-                continue;
-            };
-            let Some(link) = self.streams.add(socket, (remote, local), tls, now) else {
-                continue;
-            };
-            let added = self.streams.get_mut(link).map(|stream| {
-                let data = EventData::new_u64(Token::Stream(link).to_u64());
-                epoll::add(&self.epoll, &stream.socket, data, EventFlags::IN)
-                    .map(|()| stream.client)
-            });
-            if let Some(Err(error)) = added {
-                tracing::warn!(event = "turn-connection-refused", %error);
-                let client = self.streams.get_mut(link).map(|stream| stream.client);
-                client.inspect(|client| self.streams.remove(client));
-            }
-        }
-    }
-
-    fn read_stream(&mut self, link: u32, now: Now) {
-        let Some(mut stream) = self.streams.lend(link) else {
-            return;
-        };
-        let client = stream.client;
-        let result = self.handle_frames(&mut stream, now);
-        self.streams.give_back(stream);
-        self.obey(now.instant);
-        if let Err(reason) = result {
-            self.close(&client, &reason);
-        }
-    }
-
-    fn handle_frames(
-        &mut self,
-        stream: &mut super::stream::Stream,
-        now: Now,
-    ) -> Result<(), Closed> {
-        if !stream.read(&mut self.scratch)? {
-            return Ok(());
-        }
-        let client = stream.client;
-        let mut known = self.server.has_allocation(&client);
-        let mut done = 0;
-        let mut batch = recycle(std::mem::take(&mut self.batch));
-        let ended = loop {
-            match stream.frame(done, known) {
-                Ok(Some(frame)) => {
-                    batch.extend(self.server.handle_client(&client, frame, now));
-                    done += frame.len();
-                    // Frames may follow their Allocate in one read.
-                    known = known || self.server.has_allocation(&client);
-                }
-                Ok(None) => break Ok(()),
-                Err(reason) => break Err(reason),
-            }
-        };
-        self.sockets
-            .dispatch(&mut batch, &mut self.streams, &mut self.failures);
-        self.batch = recycle(batch);
-        stream.consume(done);
-        ended
-    }
-
     /// Carries out what the server says.
-    fn obey(&mut self, now: Instant) {
+    pub(super) fn obey(&mut self, now: Instant) {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::Send { client, message } => match client.transport {
@@ -359,16 +298,29 @@ impl Worker {
                         }
                     }
                 },
-                Command::OpenRelay { relay, local } => {
-                    let opened = self.open_relay(relay, local);
+                Command::OpenRelay { relay, kind, local } => {
+                    let opened = match kind {
+                        RelayKind::Udp => self.open_relay(relay, local),
+                        RelayKind::Tcp => self.open_tcp_relay(relay, local),
+                    };
                     self.server.handle_relay_opened(relay, opened, now);
                 }
                 Command::CloseRelay { relay } => {
-                    if let Some(slot) = self.sockets.relays.get_mut(relay.0 as usize) {
-                        *slot = None;
-                    }
+                    self.sockets.take_relay(relay);
+                    self.sockets.tcp_relays.remove(&relay);
                 }
+                Command::ConnectPeer {
+                    connection,
+                    relay,
+                    to,
+                } => self.connect_peer(connection, relay, to, now),
+                Command::Join { connection, client } => self.join(connection, &client),
+                Command::ClosePeer { connection } => self.close_peer(connection, now),
+                Command::HandOver { shard, handover } => self.hand_over(shard, handover),
             }
+        }
+        while let Some(notice) = self.server.poll_notice() {
+            notices::log(&notice);
         }
         self.send_failures += self.failures.drain().count() as u64;
     }
@@ -390,55 +342,40 @@ impl Worker {
         })?;
         self.add(&socket, Token::Relay(relay.0), EventFlags::IN)
             .map_err(|_| OpenError::Unable)?;
-        let index = relay.0 as usize;
-        if self.sockets.relays.len() <= index {
-            self.sockets.relays.resize_with(index + 1, || None);
-        }
-        self.sockets.relays[index] = Some(socket);
+        self.sockets.set_relay(relay, socket);
         Ok(())
     }
 
-    fn close(&mut self, client: &ClientAddr, reason: &Closed) {
-        tracing::debug!(event = "turn-connection-closed", client = %client.remote, %reason);
-        self.server.handle_disconnected(client);
-        // What was said last may still leave.
-        if let Some(stream) = self.streams.get_mut(client.link) {
-            let _ = stream.flush();
-            self.streams.remove(client);
-        }
-        self.obey(Instant::now());
-    }
-
-    fn flush_streams(&mut self) {
-        for link in self.streams.take_dirty() {
-            let Some(stream) = self.streams.get_mut(link) else {
-                continue;
-            };
-            let client = stream.client;
-            match stream.flush() {
-                Ok(waits) if waits != stream.waits => {
-                    stream.waits = waits;
-                    let mut flags = EventFlags::IN;
-                    flags.set(EventFlags::OUT, waits);
-                    let data = EventData::new_u64(Token::Stream(link).to_u64());
-                    // It was added; at worst it waits for the client's next frame.
-                    let _ = epoll::modify(&self.epoll, &stream.socket, data, flags);
-                }
-                Ok(_) => {}
-                Err(reason) => self.close(&client, &reason),
-            }
+    /// To another thread, with the sockets that go along.
+    fn hand_over(&mut self, shard: u8, handover: Box<Handover>) {
+        let sockets: Vec<UdpSocket> = handover
+            .relays()
+            .into_iter()
+            .filter_map(|relay| self.sockets.take_relay(relay))
+            .inspect(|socket| {
+                // It was added.
+                let _ = epoll::delete(&self.epoll, socket);
+            })
+            .collect();
+        let mailbox = self.mailboxes.get(usize::from(shard));
+        let letter = Letter::Handover(handover, sockets);
+        let back = match mailbox {
+            Some(mailbox) => mailbox.send(letter).err(),
+            None => Some(letter),
+        };
+        if let Some(Letter::Handover(handover, sockets)) = back {
+            let names = self.server.handle_undelivered(*handover, mailbox.is_some());
+            self.adopt(names, sockets);
         }
     }
 
-    /// Ends connections that came for nothing.
-    fn sweep(&mut self, now: Instant) {
-        if now < self.next_sweep {
-            return;
-        }
-        self.next_sweep = now + IDLE_LIMIT / 4;
-        for client in self.streams.old(now) {
-            if !self.server.has_allocation(&client) {
-                self.close(&client, &Closed::ByClient);
+    /// Relay sockets of another thread, under the names that they have here.
+    fn adopt(&mut self, names: Vec<RelayId>, sockets: Vec<UdpSocket>) {
+        for (relay, socket) in names.into_iter().zip(sockets) {
+            match self.add(&socket, Token::Relay(relay.0), EventFlags::IN) {
+                Ok(()) => self.sockets.set_relay(relay, socket),
+                // Its allocation ends by itself.
+                Err(error) => tracing::warn!(event = "turn-relay-not-adopted", %error),
             }
         }
     }
@@ -447,12 +384,13 @@ impl Worker {
         self.published.set(Figures {
             counters: *self.server.counters(),
             connections: self.streams.len(),
+            peer_connections: self.peers.len(),
             slow_client_drops: self.streams.dropped,
             send_failures: self.send_failures,
         });
     }
 
-    fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
+    pub(super) fn add(&self, fd: impl AsFd, token: Token, flags: EventFlags) -> io::Result<()> {
         Ok(epoll::add(
             &self.epoll,
             fd,
@@ -496,7 +434,7 @@ fn route_arrival<'p>(
 }
 
 /// An empty batch in the room of another one: collecting in place keeps it.
-fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
+pub(super) fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
     batch.clear();
     batch.into_iter().map_while(|_| None).collect()
 }
@@ -506,31 +444,6 @@ fn now() -> Now {
     Now {
         instant: Instant::now(),
         unix: unix.map_or(0, |time| time.as_secs()),
-    }
-}
-
-impl Token {
-    fn to_u64(self) -> u64 {
-        let (kind, index) = match self {
-            Self::Wake => (0, 0),
-            Self::Udp(index) => (1, index),
-            Self::Tcp(index) => (2, index),
-            Self::Relay(index) => (3, index),
-            Self::Stream(index) => (4, index),
-        };
-        kind << 32 | u64::from(index)
-    }
-
-    fn from_u64(token: u64) -> Option<Self> {
-        let index = token as u32;
-        Some(match token >> 32 {
-            0 => Self::Wake,
-            1 => Self::Udp(index),
-            2 => Self::Tcp(index),
-            3 => Self::Relay(index),
-            4 => Self::Stream(index),
-            _ => return None,
-        })
     }
 }
 

@@ -8,8 +8,10 @@ use rand_core::RngCore as _;
 use super::allocation::{Allocation, Family, Relayed};
 use super::auth::Author;
 use super::error::ErrorCode;
+use super::quota::Exceeded;
+use super::refusal::Refusal;
 use super::reservation::{RESERVATION_LIFETIME, Reservation, Token};
-use super::types::{Command, OpenError, RelayAddr, RelayId, source_of};
+use super::types::{Command, OpenError, RelayAddr, RelayId, RelayKind, Transport, source_of};
 use super::{AllocationId, Relay, Reply, Server, canonical, config::account_of};
 use crate::codec::{Class, Message, Writer, attribute, method};
 
@@ -21,6 +23,8 @@ const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 const MAX_ATTEMPTS: u8 = 32;
 /// UDP in REQUESTED-TRANSPORT (RFC 8656 §18.7).
 const UDP: u8 = 17;
+/// TCP (RFC 6062 §5.1).
+const TCP: u8 = 6;
 /// The R bit of EVEN-PORT (RFC 8656 §18.8).
 const RESERVE_NEXT: u8 = 0x80;
 
@@ -44,6 +48,7 @@ pub(super) struct Opening {
     allocation: AllocationId,
     reply: Reply,
     wish: PortWish,
+    kind: RelayKind,
     lifetime: Duration,
     /// Families still to open, and the one that is being opened.
     rest: Vec<Family>,
@@ -78,10 +83,11 @@ impl Server {
         };
         match result {
             Ok(()) => {
-                if opening.wish == PortWish::EvenAndNext && !self.reserve_next(&opening, relay, now)
+                if opening.wish == PortWish::EvenAndNext
+                    && let Err(exceeded) = self.reserve_next(&opening, relay, now)
                 {
                     self.close_relay(opening.allocation, family);
-                    return self.fail(opening, family, ErrorCode::AllocationQuotaReached, now);
+                    return self.fail(opening, family, Refusal::Quota(exceeded), now);
                 }
                 self.open_next(opening, now);
             }
@@ -94,7 +100,7 @@ impl Server {
                     opening.rest.push(family);
                     return self.open_next(opening, now);
                 }
-                self.fail(opening, family, ErrorCode::InsufficientCapacity, now);
+                self.fail(opening, family, Refusal::NoSocket, now);
             }
         }
     }
@@ -105,10 +111,10 @@ impl Server {
         reply: &Reply,
         id: AllocationId,
         author: &Author,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let allocation = self.get(id).ok_or(ErrorCode::AllocationMismatch)?;
         if allocation.id != reply.id || allocation.username != author.username {
-            return Err(ErrorCode::AllocationMismatch);
+            return Err(ErrorCode::AllocationMismatch.into());
         }
         self.tell(reply, id, &[]);
         Ok(())
@@ -120,17 +126,19 @@ impl Server {
         message: &Message<'_>,
         author: Author,
         now: Instant,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let transport = message.word(attribute::REQUESTED_TRANSPORT);
         let [transport, ..] = transport.ok_or(ErrorCode::BadRequest)?;
-        if transport != UDP {
-            return Err(ErrorCode::UnsupportedTransport);
-        }
+        let kind = match transport {
+            UDP => RelayKind::Udp,
+            TCP if self.config.tcp_relay => RelayKind::Tcp,
+            _ => return Err(ErrorCode::UnsupportedTransport.into()),
+        };
         let lifetime = granted(lifetime(message)?);
         let even = match message.get(attribute::EVEN_PORT) {
             None => None,
             Some(&[bits]) => Some(bits & RESERVE_NEXT != 0),
-            Some(_) => return Err(ErrorCode::BadRequest),
+            Some(_) => return Err(ErrorCode::BadRequest.into()),
         };
         let requested = requested_family(message)?;
         let older = Some(OLD_ADDITIONAL_ADDRESS_FAMILY).filter(|_| self.config.old_clients);
@@ -140,7 +148,7 @@ impl Server {
         let additional = match additional {
             // RFC 8656 §18.11: IPv6 alone can be added.
             Some([2, ..]) => true,
-            Some(_) => return Err(ErrorCode::BadRequest),
+            Some(_) => return Err(ErrorCode::BadRequest.into()),
             None => false,
         };
         let token = match message.get(attribute::RESERVATION_TOKEN) {
@@ -151,11 +159,18 @@ impl Server {
             && (even.is_some() || requested.is_some() || additional))
             || (requested.is_some() && additional)
             || (even == Some(true) && additional);
-        if contradiction {
-            return Err(ErrorCode::BadRequest);
+        // RFC 6062 §5.1; of a second family it does not speak.
+        let tcp_contradiction = kind == RelayKind::Tcp
+            && (reply.client.transport == Transport::Udp
+                || additional
+                || even.is_some()
+                || token.is_some()
+                || message.has(attribute::DONT_FRAGMENT));
+        if contradiction || tcp_contradiction {
+            return Err(ErrorCode::BadRequest.into());
         }
         if self.draining {
-            return Err(ErrorCode::InsufficientCapacity);
+            return Err(Refusal::Draining);
         }
 
         let account = account_of(&self.config.credentials, &author.username);
@@ -178,13 +193,13 @@ impl Server {
                 .iter()
                 .all(|family| self.relay_config(*family).is_none())
             {
-                return Err(ErrorCode::AddressFamilyNotSupported);
+                return Err(ErrorCode::AddressFamilyNotSupported.into());
             }
             let entered = self
                 .shared
                 .ledger
                 .enter(&self.config.quotas, account, source);
-            let grant = entered.map_err(|_| ErrorCode::AllocationQuotaReached)?;
+            let grant = entered.map_err(Refusal::Quota)?;
             let wish = match even {
                 None => PortWish::Any,
                 Some(false) => PortWish::Even,
@@ -194,22 +209,24 @@ impl Server {
         };
 
         let due = now + lifetime;
-        let allocation = Allocation::new(reply.client, author, grant, reply.id, (lifetime, due));
-        let id = self.insert(allocation, due);
+        let times = (lifetime, due);
+        let mut allocation = Allocation::new(reply.client, author, grant, reply.id, times);
+        if kind == RelayKind::Tcp {
+            allocation.connections = Some(Vec::new());
+        } else if message.has(attribute::MOBILITY_TICKET) {
+            allocation.ticket = Some(self.new_ticket());
+        }
+        let id = self.insert(Box::new(allocation), due);
+        self.counters.allocated += 1;
         let (rest, missing) = families
             .into_iter()
             .rev()
             .partition::<Vec<_>, _>(|family| self.relay_config(*family).is_some());
         let opening = Opening {
             allocation: id,
-            reply: Reply {
-                client: reply.client,
-                method: reply.method,
-                id: reply.id,
-                fingerprint: reply.fingerprint,
-                seal: reply.seal.clone(),
-            },
+            reply: reply.clone(),
             wish,
+            kind,
             lifetime,
             rest,
             current: None,
@@ -223,9 +240,10 @@ impl Server {
         Ok(())
     }
 
-    fn insert(&mut self, allocation: Allocation, due: Instant) -> AllocationId {
+    /// Puts an allocation in its tables.
+    pub(super) fn insert(&mut self, allocation: Box<Allocation>, due: Instant) -> AllocationId {
         let client = allocation.client;
-        let allocation = Some(Box::new(allocation));
+        let allocation = Some(allocation);
         let id = match self.free_allocations.pop() {
             Some(id) => {
                 self.allocations[id as usize] = allocation;
@@ -236,7 +254,6 @@ impl Server {
                 AllocationId(self.allocations.len() as u32 - 1)
             }
         };
-        self.counters.allocated += 1;
         self.clients.insert(client, id);
         self.timers.insert((due, id));
         id
@@ -250,7 +267,8 @@ impl Server {
         let start = self.rng.next_u32() as u16;
         let shard = self.shard;
         let Some(relay) = self.relay_config(family).cloned() else {
-            return self.fail(opening, family, ErrorCode::AddressFamilyNotSupported, now);
+            let code = ErrorCode::AddressFamilyNotSupported;
+            return self.fail(opening, family, code.into(), now);
         };
         let port = match opening.wish {
             PortWish::Any => relay.ports.take(start, shard),
@@ -259,27 +277,18 @@ impl Server {
             PortWish::Reserved(port) => Some(port),
         };
         let Some(port) = port else {
-            return self.fail(opening, family, ErrorCode::InsufficientCapacity, now);
+            return self.fail(opening, family, Refusal::NoPort, now);
         };
         let local = SocketAddr::new(relay.local, port);
         let external = RelayAddr(SocketAddr::new(relay.external, port));
-        let slot = Some(Relay {
+        let kind = opening.kind;
+        let id = self.name_relay(Relay {
             allocation: opening.allocation,
             local,
             external,
+            kind,
             ports: relay.ports,
         });
-        let id = match self.free_relays.pop() {
-            Some(id) => {
-                self.relays[id as usize] = slot;
-                RelayId(id)
-            }
-            None => {
-                self.relays.push(slot);
-                RelayId(self.relays.len() as u32 - 1)
-            }
-        };
-        self.by_address.insert(external, id);
         let expires = now + opening.lifetime;
         if let Some(allocation) = self.get_mut(opening.allocation) {
             let relayed = Relayed { relay: id, expires };
@@ -288,8 +297,30 @@ impl Server {
         opening.attempts += 1;
         opening.current = Some(family);
         self.openings.insert(id, opening);
-        self.commands
-            .push_back(Command::OpenRelay { relay: id, local });
+        self.commands.push_back(Command::OpenRelay {
+            relay: id,
+            kind,
+            local,
+        });
+    }
+
+    /// A name for a relay socket.
+    pub(super) fn name_relay(&mut self, relay: Relay) -> RelayId {
+        let (external, kind) = (relay.external, relay.kind);
+        let id = match self.free_relays.pop() {
+            Some(id) => {
+                self.relays[id as usize] = Some(relay);
+                RelayId(id)
+            }
+            None => {
+                self.relays.push(Some(relay));
+                RelayId(self.relays.len() as u32 - 1)
+            }
+        };
+        if kind == RelayKind::Udp {
+            self.by_address.insert(external, id);
+        }
+        id
     }
 
     /// A socket that could not be opened: nothing is to be closed, its ports are free again.
@@ -306,22 +337,35 @@ impl Server {
     }
 
     /// A family that there is no address of: an allocation that has, or may get, the other goes on.
-    fn fail(&mut self, mut opening: Box<Opening>, family: Family, code: ErrorCode, now: Instant) {
+    fn fail(&mut self, mut opening: Box<Opening>, family: Family, why: Refusal, now: Instant) {
         let allocation = self.get(opening.allocation);
         let has_other = allocation.is_some_and(|a| a.all_relayed().next().is_some());
         if has_other || !opening.rest.is_empty() {
-            opening.missing.push((family, code));
+            opening.missing.push((family, why.code()));
             return self.open_next(opening, now);
         }
+        let user = allocation.map(|allocation| allocation.username.clone());
+        self.notices.push(
+            &opening.reply.client,
+            opening.reply.method,
+            user.as_deref(),
+            why,
+            now,
+        );
         self.delete(opening.allocation);
-        self.refuse(&opening.reply, code);
+        self.refuse(&opening.reply, why.code());
     }
 
-    /// Holds the port after the one just opened. False when the quota is used up; then nothing is held.
-    fn reserve_next(&mut self, opening: &Opening, relay: RelayId, now: Instant) -> bool {
+    /// Holds the port after the one just opened. When the quota is used up nothing is held.
+    fn reserve_next(
+        &mut self,
+        opening: &Opening,
+        relay: RelayId,
+        now: Instant,
+    ) -> Result<(), Exceeded> {
         let (Some(slot), Some(allocation)) = (self.relay(relay), self.get(opening.allocation))
         else {
-            return false;
+            return Ok(());
         };
         let (ports, next) = (slot.ports.clone(), slot.local.port() + 1);
         let external = slot.external.0.ip();
@@ -329,10 +373,8 @@ impl Server {
         let account = account_of(&self.config.credentials, &username);
         let source = source_of(opening.reply.client.remote);
         let quotas = &self.config.quotas;
-        let Ok(grant) = self.shared.ledger.enter(quotas, account, source) else {
-            ports.release(next);
-            return false;
-        };
+        let entered = self.shared.ledger.enter(quotas, account, source);
+        let grant = entered.inspect_err(|_| ports.release(next))?;
         let held = Reservation::new(&username, external, (&ports, next), grant, now);
         let mut token = Token::default();
         self.rng.fill_bytes(&mut token);
@@ -342,7 +384,7 @@ impl Server {
         if let Some(allocation) = self.get_mut(opening.allocation) {
             allocation.token = Some(token);
         }
-        true
+        Ok(())
     }
 
     /// The success response (RFC 8656 §7.2).
@@ -360,6 +402,9 @@ impl Server {
         writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
         if let Some(token) = &allocation.token {
             writer.add(attribute::RESERVATION_TOKEN, token);
+        }
+        if let Some(ticket) = self.ticket(id) {
+            writer.add(attribute::MOBILITY_TICKET, &ticket);
         }
         writer.add_xor_address(
             attribute::XOR_MAPPED_ADDRESS,

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::auth::{Known, PasswordAlgorithm};
+use super::mobility::TicketSecret;
 use super::quota::Grant;
-use super::types::{ClientAddr, PeerAddr, RelayId};
+use super::types::{ClientAddr, ConnectionId, PeerAddr, RelayId};
 use crate::codec::{Key, TransactionId};
 
 /// How long a permission lasts (RFC 8656 §9).
@@ -70,6 +71,10 @@ pub(super) struct Allocation {
     /// As it was granted with that request.
     pub(super) lifetime: Duration,
     pub(super) token: Option<[u8; 8]>,
+    /// Connections with peers; of a TCP allocation alone (RFC 6062).
+    pub(super) connections: Option<Vec<ConnectionId>>,
+    /// Of a client that wants to move.
+    pub(super) ticket: Option<TicketSecret>,
     relayed: [Option<Relayed>; 2],
     /// By address.
     permissions: Vec<(IpAddr, Instant)>,
@@ -114,6 +119,8 @@ impl Allocation {
             id,
             lifetime,
             token: None,
+            connections: None,
+            ticket: None,
             relayed: [None; 2],
             permissions: Vec::new(),
             channels: Vec::new(),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::config::Config;
 use super::error::ErrorCode;
 use super::nonce;
+use super::refusal::Refusal;
 use super::types::Now;
 use crate::codec::{Hash, Key, Message, Writer, attribute};
 
@@ -47,27 +48,27 @@ pub(super) struct Known<'a> {
 /// Finds out who sent a request. The nonce is checked before any key is made: whoever was not challenged costs one MAC.
 ///
 /// # Errors
-/// 400, 401 or 438, of which the latter two are challenges.
+/// A [`Refusal`] of 400, 401 or 438, of which the latter two are challenges.
 pub(super) fn authenticate(
     config: &Config,
     message: &Message<'_>,
     source: IpAddr,
     known: Option<Known<'_>>,
     now: Now,
-) -> Result<Author, ErrorCode> {
+) -> Result<Author, Refusal> {
     let hash = message.integrity().ok_or(ErrorCode::Unauthorized)?;
     let username = message.get(attribute::USERNAME);
     let userhash = message.get(attribute::USERHASH);
     let (Some(realm), Some(nonce)) = (message.get(attribute::REALM), message.get(attribute::NONCE))
     else {
-        return Err(ErrorCode::BadRequest);
+        return Err(ErrorCode::BadRequest.into());
     };
     if username.is_none() && userhash.is_none() {
-        return Err(ErrorCode::BadRequest);
+        return Err(ErrorCode::BadRequest.into());
     }
     let lifetime = config.nonce_lifetime;
     if !nonce::is_fresh(&config.nonce_keys, nonce, source, now.unix, lifetime) {
-        return Err(ErrorCode::StaleNonce);
+        return Err(ErrorCode::StaleNonce.into());
     }
     let algorithm = password_algorithm(message)?;
     let credentials = &config.credentials;
@@ -76,9 +77,9 @@ pub(super) fn authenticate(
         (None, Some(hash)) => credentials.name_of(hash),
         (None, None) => None,
     };
-    let username = username.ok_or(ErrorCode::Unauthorized)?;
+    let username = username.ok_or(Refusal::UnknownUser)?;
     if realm != config.realm.as_bytes() {
-        return Err(ErrorCode::Unauthorized);
+        return Err(Refusal::WrongRealm);
     }
     let kept = known
         .filter(|known| known.username == username && known.algorithm == algorithm)
@@ -88,7 +89,7 @@ pub(super) fn authenticate(
         .into_iter()
         .chain(credentials.keys(username, &config.realm, algorithm, now.unix))
         .find(|key| message.is_authentic(key))
-        .ok_or(ErrorCode::Unauthorized)?;
+        .ok_or_else(|| credentials.why_not(username, now.unix))?;
     Ok(Author {
         username: username.into(),
         algorithm,
@@ -123,7 +124,7 @@ fn password_algorithm(message: &Message<'_>) -> Result<PasswordAlgorithm, ErrorC
 }
 
 /// A name without what could forge lines in somebody's log.
-fn printable(name: &[u8]) -> Option<&str> {
+pub(super) fn printable(name: &[u8]) -> Option<&str> {
     let name = std::str::from_utf8(name).ok()?;
     let good = !name.is_empty() && name.len() <= MAX_USERNAME && !name.contains(char::is_control);
     good.then_some(name)

@@ -16,6 +16,7 @@ use super::nonce::NonceKey;
 use super::policy::PeerPolicy;
 use super::ports::Ports;
 use super::quota::Quotas;
+use super::refusal::Refusal;
 use crate::codec::Key;
 
 /// How long a nonce is good for: RFC 8656 §5 asks for a change at least every hour.
@@ -56,6 +57,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// How many 401 and 438 a source gets.
     pub challenges: Rate,
+    /// TCP allocations (RFC 6062) are offered.
+    pub tcp_relay: bool,
     /// Permissions of an allocation.
     pub max_permissions: usize,
     /// Channels of an allocation.
@@ -128,6 +131,19 @@ impl Credentials {
 
     pub(super) fn is_static(&self, name: &str) -> bool {
         self.users.contains_key(name)
+    }
+
+    /// Why none of a name's keys fits, as far as the name tells.
+    pub(super) fn why_not(&self, name: &str, unix: u64) -> Refusal {
+        if self.is_static(name) {
+            return Refusal::WrongPassword;
+        }
+        match expiry(name) {
+            Some(_) if self.secrets.is_empty() => Refusal::UnknownUser,
+            Some(expiry) if expiry <= unix => Refusal::Expired,
+            Some(_) => Refusal::WrongSecret,
+            None => Refusal::UnknownUser,
+        }
     }
 
     /// The keys that a name may have: one of a static user, one a secret of a minted one whose time has not come.

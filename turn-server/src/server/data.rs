@@ -57,8 +57,10 @@ impl Server {
         let peer = PeerAddr(peer);
         let id = self.sender(client);
         let permitted = id.filter(|id| {
-            self.get(*id)
-                .is_some_and(|allocation| allocation.is_permitted(peer.0.ip(), now))
+            // Datagrams of a TCP allocation go nowhere (RFC 6062 §5).
+            self.get(*id).is_some_and(|allocation| {
+                allocation.connections.is_none() && allocation.is_permitted(peer.0.ip(), now)
+            })
         });
         let Some(id) = permitted.filter(|_| self.may_send_to(peer)) else {
             self.counters.unpermitted_up += 1;
@@ -177,7 +179,7 @@ impl Server {
     }
 
     /// A relayed address of ours arrives as what it is bound to; clients know it by the other name.
-    fn as_clients_see(
+    pub(super) fn as_clients_see(
         &self,
         local: SocketAddr,
         external: RelayAddr,
@@ -192,14 +194,14 @@ impl Server {
     }
 
     /// The other way: another thread's relayed address is reached by what it is bound to, without a NAT that turns packets back.
-    fn as_bound(&self, peer: SocketAddr) -> SocketAddr {
+    pub(super) fn as_bound(&self, peer: SocketAddr) -> SocketAddr {
         match self.relay_config(Family::of(peer.ip())) {
             Some(relay) if self.is_relayed(peer) => SocketAddr::new(relay.local, peer.port()),
             Some(_) | None => peer,
         }
     }
 
-    fn new_id(&mut self) -> TransactionId {
+    pub(super) fn new_id(&mut self) -> TransactionId {
         let mut id = [0; 12];
         self.rng.fill_bytes(&mut id);
         TransactionId(id)

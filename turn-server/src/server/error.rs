@@ -1,7 +1,7 @@
-//! The error codes that are sent (RFC 8489 §14.8, RFC 8656 §19).
+//! The error codes that are sent (RFC 8489 §14.8, RFC 8656 §19, RFC 6062 §6.3).
 
 /// Why a request was not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorCode {
     /// 400.
     BadRequest,
@@ -23,6 +23,10 @@ pub enum ErrorCode {
     UnsupportedTransport,
     /// 443.
     PeerAddressFamilyMismatch,
+    /// 446.
+    ConnectionAlreadyExists,
+    /// 447.
+    ConnectionFailed,
     /// 486.
     AllocationQuotaReached,
     /// 508.
@@ -31,7 +35,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All of them, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -42,6 +46,8 @@ impl ErrorCode {
         Self::WrongCredentials,
         Self::UnsupportedTransport,
         Self::PeerAddressFamilyMismatch,
+        Self::ConnectionAlreadyExists,
+        Self::ConnectionFailed,
         Self::AllocationQuotaReached,
         Self::InsufficientCapacity,
     ];
@@ -59,6 +65,8 @@ impl ErrorCode {
             Self::WrongCredentials => 441,
             Self::UnsupportedTransport => 442,
             Self::PeerAddressFamilyMismatch => 443,
+            Self::ConnectionAlreadyExists => 446,
+            Self::ConnectionFailed => 447,
             Self::AllocationQuotaReached => 486,
             Self::InsufficientCapacity => 508,
         }
@@ -77,6 +85,8 @@ impl ErrorCode {
             Self::WrongCredentials => "Wrong Credentials",
             Self::UnsupportedTransport => "Unsupported Transport Protocol",
             Self::PeerAddressFamilyMismatch => "Peer Address Family Mismatch",
+            Self::ConnectionAlreadyExists => "Connection Already Exists",
+            Self::ConnectionFailed => "Connection Timeout or Failure",
             Self::AllocationQuotaReached => "Allocation Quota Reached",
             Self::InsufficientCapacity => "Insufficient Capacity",
         }

@@ -11,19 +11,22 @@ mod data;
 mod discovery;
 mod error;
 mod limiter;
+mod mobility;
 mod nonce;
 mod policy;
 mod ports;
 mod prefix;
 mod quota;
+mod refusal;
 mod requests;
 mod reservation;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,7 +35,7 @@ use rand_core::{RngCore as _, SeedableRng as _};
 
 use allocate::Opening;
 use allocation::{Allocation, Family};
-use auth::{Author, MAX_REQUEST};
+use auth::{Author, MAX_REQUEST, printable};
 pub use config::{
     Config, Credentials, DEFAULT_CHALLENGES, DEFAULT_QUOTAS, MAX_PEERS, NONCE_LIFETIME,
     RelayConfig, mint,
@@ -42,16 +45,21 @@ use discovery::Discovery;
 pub use error::ErrorCode;
 use limiter::Limiter;
 pub use limiter::Rate;
+pub use mobility::{Arrival, Claim, Handover};
 pub use nonce::{NonceKey, nonce_key};
 pub use policy::{PeerPolicy, Verdict};
 pub use ports::{DEFAULT_PORTS, MAX_SHARDS, Ports};
 pub use prefix::{Prefix, PrefixError};
 pub use quota::{Exceeded, Grant, Ledger, Quotas};
+use refusal::Notices;
+pub use refusal::{Notice, Refusal};
 pub use reservation::Reservations;
+use tcp::PeerConnection;
+pub use tcp::{Direction, thread_of};
 pub(crate) use types::source_of;
 pub use types::{
-    ClientAddr, Command, Forward, Framing, IcmpError, Now, OpenError, PeerAddr, RelayAddr, RelayId,
-    ToClient, Transport,
+    ClientAddr, Command, ConnectionId, Forward, Framing, IcmpError, Now, OpenError, PeerAddr,
+    RelayAddr, RelayId, RelayKind, ToClient, Transport,
 };
 
 use crate::codec::{Class, Hash, Key, Message, TransactionId, Writer, attribute, method};
@@ -84,6 +92,8 @@ pub struct Counters {
     pub allocated: u64,
     /// Allocations that ended.
     pub freed: u64,
+    /// Allocations that followed their client to another address.
+    pub moved: u64,
     /// Requests refused, in the order of [`ErrorCode::ALL`].
     pub refused: [u64; ErrorCode::ALL.len()],
     /// Challenges not sent because the source had its share.
@@ -115,6 +125,7 @@ struct Relay {
     allocation: AllocationId,
     local: SocketAddr,
     external: RelayAddr,
+    kind: RelayKind,
     ports: Arc<Ports>,
 }
 
@@ -135,17 +146,25 @@ pub struct Server {
     free_allocations: Vec<u32>,
     relays: Vec<Option<Relay>>,
     free_relays: Vec<u32>,
+    /// Names that are free once the shell has done every command: until then they have a socket.
+    closing: Vec<u32>,
     /// Our own relayed addresses, for relay to relay without a trip through the kernel.
     by_address: HashMap<RelayAddr, RelayId>,
     timers: BTreeSet<(Instant, AllocationId)>,
     sweep: Option<Instant>,
     /// By the socket that is being opened.
     openings: BTreeMap<RelayId, Box<Opening>>,
+    connections: BTreeMap<ConnectionId, PeerConnection>,
+    connection_timers: BTreeSet<(Instant, ConnectionId)>,
+    /// Connections of clients that are joined with a peer's.
+    data_clients: HashMap<ClientAddr, ConnectionId>,
     commands: VecDeque<Command>,
+    notices: Notices,
     counters: Counters,
 }
 
 /// How a response is addressed and sealed.
+#[derive(Clone)]
 struct Reply {
     client: ClientAddr,
     method: u16,
@@ -159,6 +178,7 @@ impl Server {
     pub fn new(config: Arc<Config>, shared: Shared, shard: u8, seed: [u8; 32], now: Now) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         let limiter = Limiter::new(now.instant, rng.next_u64());
+        let notices = Notices::new(now.instant, rng.next_u64());
         Self {
             config,
             shared,
@@ -173,11 +193,16 @@ impl Server {
             free_allocations: Vec::new(),
             relays: Vec::new(),
             free_relays: Vec::new(),
+            closing: Vec::new(),
             by_address: HashMap::new(),
             timers: BTreeSet::new(),
             sweep: None,
             openings: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            connection_timers: BTreeSet::new(),
+            data_clients: HashMap::new(),
             commands: VecDeque::new(),
+            notices,
             counters: Counters::default(),
         }
     }
@@ -211,10 +236,11 @@ impl Server {
         None
     }
 
-    /// The client's connection is gone, and with it the allocation (RFC 8656 §5).
-    pub fn handle_disconnected(&mut self, client: &ClientAddr) {
+    /// The client's connection is gone, and with it the allocation (RFC 8656 §5), unless the client may come back with a ticket.
+    pub fn handle_disconnected(&mut self, client: &ClientAddr, now: Instant) {
+        self.disconnect_data(client);
         if let Some(&id) = self.clients.get(client) {
-            self.delete(id);
+            self.disconnect(id, now);
         }
     }
 
@@ -226,7 +252,11 @@ impl Server {
     /// When [`Server::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let allocation = self.timers.first().map(|(at, _)| *at);
-        [allocation, self.sweep].into_iter().flatten().min()
+        let connection = self.connection_timers.first().map(|(at, _)| *at);
+        [allocation, connection, self.sweep]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Ends what has expired.
@@ -235,6 +265,7 @@ impl Server {
             self.sweep = None;
             self.shared.reservations.sweep(now);
         }
+        self.expire_connections(now);
         while let Some(&(at, id)) = self.timers.first() {
             if at > now {
                 return;
@@ -245,7 +276,16 @@ impl Server {
 
     /// What the shell is to do next.
     pub fn poll_command(&mut self) -> Option<Command> {
-        self.commands.pop_front()
+        let command = self.commands.pop_front();
+        if command.is_none() {
+            self.free_relays.append(&mut self.closing);
+        }
+        command
+    }
+
+    /// Why requests were refused, for the operator: at most 5 a second, and a source's once a minute.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop()
     }
 
     /// What was done so far.
@@ -265,6 +305,7 @@ impl Server {
             allocation.revoke(|peer| config.policy.judge(peer) != Verdict::Denied);
         }
         self.config = config;
+        self.revoke_connections();
     }
 
     /// No new allocations from now on; those that are there go on.
@@ -286,7 +327,8 @@ impl Server {
         let known = matches!(
             message.method(),
             method::ALLOCATE | method::REFRESH | method::CREATE_PERMISSION | method::CHANNEL_BIND
-        );
+        ) || self.config.tcp_relay
+            && matches!(message.method(), method::CONNECT | method::CONNECTION_BIND);
         if !known {
             // Not worth a challenge: nobody may do it.
             self.counters.malformed += 1;
@@ -294,18 +336,23 @@ impl Server {
         }
         let source = source_of(client.remote);
         let existing = self.clients.get(client).copied();
-        let known = existing.and_then(|id| self.get(id)).map(Allocation::known);
+        let known = match message.method() {
+            method::CONNECTION_BIND => self.owner_of_connection(message),
+            _ => existing.and_then(|id| self.get(id)).map(Allocation::known),
+        };
         let author = match auth::authenticate(&self.config, message, source, known, now) {
             Ok(author) => author,
-            Err(code) => return self.refuse_stranger(&reply, code, source, now),
+            Err(why) => return self.refuse_stranger(&reply, message, why, now),
         };
         reply.seal = Some((author.key.clone(), author.hash));
         if !message.unknown().is_empty() {
+            self.notify(&reply, message, ErrorCode::UnknownAttribute.into(), now);
             return self.refuse_unknown(&reply, message.unknown());
         }
         let done = self.handle_authentic(&reply, message, author, existing, now);
-        if let Err(code) = done {
-            self.refuse(&reply, code);
+        if let Err(why) = done {
+            self.notify(&reply, message, why, now);
+            self.refuse(&reply, why.code());
         }
     }
 
@@ -316,7 +363,7 @@ impl Server {
         author: Author,
         existing: Option<AllocationId>,
         now: Now,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let now = now.instant;
         if reply.method == method::ALLOCATE {
             return match existing {
@@ -324,27 +371,45 @@ impl Server {
                 None => self.allocate(reply, message, author, now),
             };
         }
-        let id = existing.ok_or(ErrorCode::AllocationMismatch)?;
+        if reply.method == method::CONNECTION_BIND {
+            return self.connection_bind(reply, message, &author);
+        }
+        let ticket = message.get(attribute::MOBILITY_TICKET);
+        let moved = match (existing, ticket) {
+            (None, Some(ticket)) if reply.method == method::REFRESH => {
+                match self.move_here(reply, ticket, message, &author)? {
+                    Some(id) => Some(id),
+                    None => return Ok(()),
+                }
+            }
+            (existing, _) => existing,
+        };
+        let id = moved.ok_or(ErrorCode::AllocationMismatch)?;
         let owner = self.get(id).map(|allocation| &*allocation.username);
         if owner != Some(&*author.username) {
-            return Err(ErrorCode::WrongCredentials);
+            return Err(ErrorCode::WrongCredentials.into());
         }
         match reply.method {
             method::REFRESH => self.refresh(reply, message, id, now),
             method::CREATE_PERMISSION => self.create_permission(reply, message, id, now),
+            method::CONNECT => self.connect(reply, message, id, now),
             _ => self.channel_bind(reply, message, id, now),
         }
     }
 
     /// 400, 401 or 438 for somebody who has not authenticated: rate-limited, unsealed.
-    fn refuse_stranger(&mut self, reply: &Reply, code: ErrorCode, source: IpAddr, now: Now) {
+    fn refuse_stranger(&mut self, reply: &Reply, message: &Message<'_>, why: Refusal, now: Now) {
+        let (code, source) = (why.code(), source_of(reply.client.remote));
         if !self
             .limiter
             .allow(self.config.challenges, source, now.instant)
         {
             self.counters.challenges_limited += 1;
-            return;
+            let (client, method) = (&reply.client, reply.method);
+            let notices = &mut self.notices;
+            return notices.push(client, method, None, Refusal::Rationed, now.instant);
         }
+        self.notify(reply, message, why, now);
         self.count_refusal(code);
         let mut writer = Writer::new(Class::Error, reply.method, reply.id);
         writer.add_error(code.code(), code.reason());
@@ -352,6 +417,13 @@ impl Server {
             auth::add_challenge(&mut writer, &self.config, source, now);
         }
         self.send(reply, writer);
+    }
+
+    /// The operator's part of a refusal.
+    fn notify(&mut self, reply: &Reply, message: &Message<'_>, why: Refusal, now: Now) {
+        let user = message.get(attribute::USERNAME).and_then(printable);
+        self.notices
+            .push(&reply.client, reply.method, user, why, now.instant);
     }
 
     fn refuse(&mut self, reply: &Reply, code: ErrorCode) {
@@ -445,18 +517,26 @@ impl Server {
     }
 
     fn delete(&mut self, id: AllocationId) {
+        for connection in self.connections_of(id) {
+            self.close_connection(connection);
+        }
         for family in Family::BOTH {
             self.close_relay(id, family);
         }
+        if self.remove(id).is_some() {
+            self.counters.freed += 1;
+        }
+    }
+
+    /// Takes an allocation out of its tables; its relayed addresses are another matter.
+    fn remove(&mut self, id: AllocationId) -> Option<Box<Allocation>> {
         let slot = self.allocations.get_mut(id.0 as usize);
-        let Some(allocation) = slot.and_then(Option::take) else {
-            return;
-        };
+        let allocation = slot.and_then(Option::take)?;
         self.timers.remove(&(allocation.due, id));
         self.clients.remove(&allocation.client);
         self.last = None;
         self.free_allocations.push(id.0);
-        self.counters.freed += 1;
+        Some(allocation)
     }
 
     fn close_relay(&mut self, id: AllocationId, family: Family) {
@@ -481,7 +561,7 @@ impl Server {
         };
         self.by_address.remove(&gone.external);
         gone.ports.release(gone.local.port());
-        self.free_relays.push(relay.0);
+        self.closing.push(relay.0);
     }
 
     fn relay_config(&self, family: Family) -> Option<&RelayConfig> {

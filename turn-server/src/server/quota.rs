@@ -24,7 +24,7 @@ pub struct Quotas {
 }
 
 /// Which quota is used up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exceeded {
     /// The user's.
     User,
@@ -80,7 +80,6 @@ impl Ledger {
         user: &str,
         source: IpAddr,
     ) -> Result<Grant, Exceeded> {
-        let full = |count: u32, limit: u32| limit != 0 && count >= limit;
         let mut books = self.books();
         if full(books.total, quotas.total) {
             return Err(Exceeded::Total);
@@ -88,10 +87,7 @@ impl Ledger {
         if full(books.users.get(user).map_or(0, |user| user.0), quotas.user) {
             return Err(Exceeded::User);
         }
-        if full(
-            books.sources.get(&source).copied().unwrap_or(0),
-            quotas.source,
-        ) {
+        if full(books.source_has(source), quotas.source) {
             return Err(Exceeded::Source);
         }
         books.total += 1;
@@ -120,6 +116,42 @@ impl Ledger {
 }
 
 impl Grant {
+    /// Whether the user is within its rate: for what is counted after it was carried.
+    pub fn is_within(&self, rate: u64, now: Instant) -> bool {
+        let now = nanos(now.saturating_duration_since(self.ledger.start));
+        rate == 0 || self.meter.0.load(Ordering::Relaxed) <= now.saturating_add(nanos(BURST))
+    }
+
+    /// Counts bytes that were carried, past the rate or not.
+    pub fn charge(&self, bytes: usize, rate: u64, now: Instant) {
+        if rate == 0 {
+            return;
+        }
+        let now = nanos(now.saturating_duration_since(self.ledger.start));
+        let cost = (bytes as u64).saturating_mul(1_000_000_000) / rate;
+        let paid = |until: u64| Some(until.max(now).saturating_add(cost));
+        let meter = &self.meter.0;
+        let _ = meter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid);
+    }
+
+    /// The allocation counts at another source from now on.
+    ///
+    /// # Errors
+    /// [`Exceeded::Source`]: it stays where it is.
+    pub fn move_to(&mut self, source: IpAddr, quotas: &Quotas) -> Result<(), Exceeded> {
+        if source == self.source {
+            return Ok(());
+        }
+        let mut books = self.ledger.books();
+        if full(books.source_has(source), quotas.source) {
+            return Err(Exceeded::Source);
+        }
+        *books.sources.entry(source).or_default() += 1;
+        books.leave_source(self.source);
+        self.source = source;
+        Ok(())
+    }
+
     /// Counts bytes; false when the user is past its rate, and the packet is to be dropped.
     pub fn pay(&self, bytes: usize, rate: u64, now: Instant) -> bool {
         if rate == 0 {
@@ -139,6 +171,21 @@ impl Grant {
     }
 }
 
+impl Books {
+    fn source_has(&self, source: IpAddr) -> u32 {
+        self.sources.get(&source).copied().unwrap_or(0)
+    }
+
+    fn leave_source(&mut self, source: IpAddr) {
+        if let Some(count) = self.sources.get_mut(&source) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.sources.remove(&source);
+            }
+        }
+    }
+}
+
 impl Drop for Grant {
     fn drop(&mut self) {
         let mut books = self.ledger.books();
@@ -149,13 +196,13 @@ impl Drop for Grant {
                 books.users.remove(&self.user);
             }
         }
-        if let Some(count) = books.sources.get_mut(&self.source) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                books.sources.remove(&self.source);
-            }
-        }
+        books.leave_source(self.source);
     }
+}
+
+/// 0 is no limit.
+fn full(count: u32, limit: u32) -> bool {
+    limit != 0 && count >= limit
 }
 
 fn nanos(duration: Duration) -> u64 {

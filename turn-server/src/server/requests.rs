@@ -7,6 +7,7 @@ use super::allocate::{granted, lifetime, requested_family};
 use super::allocation::{BindError, Family, Relayed};
 use super::error::ErrorCode;
 use super::policy::Verdict;
+use super::refusal::Refusal;
 use super::types::PeerAddr;
 use super::{AllocationId, Reply, Server};
 use crate::codec::{Class, Message, Writer, attribute};
@@ -24,17 +25,17 @@ impl Server {
         message: &Message<'_>,
         id: AllocationId,
         now: Instant,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let requested = requested_family(message);
         if requested == Err(ErrorCode::AddressFamilyNotSupported) {
             // A family that nobody knows is none of the allocation's either.
-            return Err(ErrorCode::PeerAddressFamilyMismatch);
+            return Err(ErrorCode::PeerAddressFamilyMismatch.into());
         }
         let requested = requested?;
         let wish = lifetime(message)?;
         let allocation = self.get_mut(id).ok_or(ErrorCode::AllocationMismatch)?;
         if requested.is_some_and(|family| allocation.relayed(family).is_none()) {
-            return Err(ErrorCode::PeerAddressFamilyMismatch);
+            return Err(ErrorCode::PeerAddressFamilyMismatch.into());
         }
         let chosen = allocation
             .all_relayed()
@@ -56,6 +57,11 @@ impl Server {
         let mut writer = Writer::new(Class::Success, reply.method, reply.id);
         let seconds = granted.as_secs() as u32;
         writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
+        if message.has(attribute::MOBILITY_TICKET)
+            && let Some(ticket) = self.ticket(id)
+        {
+            writer.add(attribute::MOBILITY_TICKET, &ticket);
+        }
         self.send(reply, writer);
         Ok(())
     }
@@ -67,7 +73,7 @@ impl Server {
         message: &Message<'_>,
         id: AllocationId,
         now: Instant,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let mut peers: Vec<IpAddr> = Vec::new();
         for (kind, value) in message.attributes() {
             if kind == attribute::XOR_PEER_ADDRESS {
@@ -76,7 +82,7 @@ impl Server {
             }
         }
         if peers.is_empty() {
-            return Err(ErrorCode::BadRequest);
+            return Err(ErrorCode::BadRequest.into());
         }
         for peer in &peers {
             self.check_peer(id, *peer)?;
@@ -84,7 +90,7 @@ impl Server {
         let max = self.config.max_permissions;
         let allocation = self.get_mut(id).ok_or(ErrorCode::AllocationMismatch)?;
         if !allocation.has_room(&peers, max, now) {
-            return Err(ErrorCode::InsufficientCapacity);
+            return Err(Refusal::PeersFull);
         }
         for peer in peers {
             allocation.permit(peer, now);
@@ -100,7 +106,7 @@ impl Server {
         message: &Message<'_>,
         id: AllocationId,
         now: Instant,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Refusal> {
         let number = message.word(attribute::CHANNEL_NUMBER);
         let [high, low, ..] = number.ok_or(ErrorCode::BadRequest)?;
         let number = u16::from_be_bytes([high, low]);
@@ -110,7 +116,7 @@ impl Server {
             CHANNELS
         };
         if !numbers.contains(&number) {
-            return Err(ErrorCode::BadRequest);
+            return Err(ErrorCode::BadRequest.into());
         }
         let peer = message
             .get(attribute::XOR_PEER_ADDRESS)
@@ -118,18 +124,22 @@ impl Server {
         let peer = PeerAddr(peer.ok_or(ErrorCode::BadRequest)?);
         self.check_peer(id, peer.0.ip())?;
         if !self.may_send_to(peer) {
-            return Err(ErrorCode::Forbidden);
+            return Err(Refusal::PeerDenied(peer.0.ip()));
+        }
+        if self.get(id).is_some_and(|a| a.connections.is_some()) {
+            // RFC 6062 §5: a TCP allocation has no channels.
+            return Err(ErrorCode::Forbidden.into());
         }
         let (max_channels, max_permissions) =
             (self.config.max_channels, self.config.max_permissions);
         let allocation = self.get_mut(id).ok_or(ErrorCode::AllocationMismatch)?;
         if !allocation.has_room(&[peer.0.ip()], max_permissions, now) {
-            return Err(ErrorCode::InsufficientCapacity);
+            return Err(Refusal::PeersFull);
         }
         match allocation.bind(number, peer, max_channels, now) {
             Ok(()) => {}
-            Err(BindError::Taken) => return Err(ErrorCode::BadRequest),
-            Err(BindError::Full) => return Err(ErrorCode::InsufficientCapacity),
+            Err(BindError::Taken) => return Err(ErrorCode::BadRequest.into()),
+            Err(BindError::Full) => return Err(Refusal::PeersFull),
         }
         allocation.permit(peer.0.ip(), now);
         self.send(reply, Writer::new(Class::Success, reply.method, reply.id));
@@ -153,15 +163,15 @@ impl Server {
             })
     }
 
-    fn check_peer(&self, id: AllocationId, peer: IpAddr) -> Result<(), ErrorCode> {
+    pub(super) fn check_peer(&self, id: AllocationId, peer: IpAddr) -> Result<(), Refusal> {
         // Before the family: IPv4 in the disguise of IPv6 is forbidden, not mismatched.
         if self.config.policy.judge(peer) == Verdict::Denied {
-            return Err(ErrorCode::Forbidden);
+            return Err(Refusal::PeerDenied(peer));
         }
         let allocation = self.get(id).ok_or(ErrorCode::AllocationMismatch)?;
         match allocation.relayed(Family::of(peer)) {
             Some(_) => Ok(()),
-            None => Err(ErrorCode::PeerAddressFamilyMismatch),
+            None => Err(ErrorCode::PeerAddressFamilyMismatch.into()),
         }
     }
 }

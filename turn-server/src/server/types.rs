@@ -41,6 +41,19 @@ pub struct RelayAddr(pub SocketAddr);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelayId(pub u32);
 
+/// What a relay socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayKind {
+    /// Datagrams.
+    Udp,
+    /// Listens for peers (RFC 6062).
+    Tcp,
+}
+
+/// CONNECTION-ID (RFC 6062 §6.2.1), the name of a peer's connection; its first eight bits are the thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u32);
+
 /// Both clocks, read once for each batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -51,7 +64,7 @@ pub struct Now {
 }
 
 /// What the shell is to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// A STUN message to a client.
     Send {
@@ -60,10 +73,12 @@ pub enum Command {
         /// One whole message; its length is a multiple of four.
         message: Vec<u8>,
     },
-    /// Bind a UDP socket and say so by [`super::Server::handle_relay_opened`].
+    /// Bind a UDP socket, or listen on TCP, and say so by [`super::Server::handle_relay_opened`].
     OpenRelay {
         /// Its name from now on.
         relay: RelayId,
+        /// Which of both.
+        kind: RelayKind,
         /// What to bind; the port is never 0.
         local: SocketAddr,
     },
@@ -71,6 +86,35 @@ pub enum Command {
     CloseRelay {
         /// Which.
         relay: RelayId,
+    },
+    /// Connect from the address of a relay socket and say so by [`super::Server::handle_peer_connected`].
+    ConnectPeer {
+        /// Its name from now on.
+        connection: ConnectionId,
+        /// The relay socket.
+        relay: RelayId,
+        /// To whom.
+        to: SocketAddr,
+    },
+    /// From the next byte on this connection of a client and the peer's are one.
+    Join {
+        /// The peer's.
+        connection: ConnectionId,
+        /// The client's.
+        client: ClientAddr,
+    },
+    /// Close a peer's connection, and the client's that it is joined with, once what waits has left.
+    ClosePeer {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// Give this to another thread's server, by [`super::Server::handle_handover`], with the relay sockets that it names, which
+    /// have no name here any more; or say that it could not be by [`super::Server::handle_undelivered`].
+    HandOver {
+        /// The thread.
+        shard: u8,
+        /// What.
+        handover: Box<super::Handover>,
     },
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn connect(transport: Transport, server: SocketAddr) -> Self {
+    fn open(transport: Transport, server: SocketAddr) -> (Link, SocketAddr) {
         let tcp = || {
             let stream = TcpStream::connect(server).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -78,6 +78,137 @@ impl Client {
                 (Link::Tls(Box::new(StreamOwned::new(tls, stream))), local)
             }
         };
+        (link, local)
+    }
+
+    /// Allocates for TCP (RFC 6062): the relayed address, or the error code.
+    pub(crate) fn allocate_tcp(
+        &mut self,
+        attributes: &[(u16, Vec<u8>)],
+    ) -> Result<SocketAddr, u16> {
+        let answer = self.ask(method::ALLOCATE, |writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[6, 0, 0, 0]);
+            for (kind, value) in attributes {
+                writer.add(*kind, value);
+            }
+        })?;
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        Ok(message.xor_address(told).unwrap())
+    }
+
+    /// Connect: the name of the peer's connection, or the error code.
+    pub(crate) fn connect_to(&mut self, peer: SocketAddr) -> Result<[u8; 4], u16> {
+        let answer = self.ask(method::CONNECT, |writer| {
+            writer.add_xor_address(attribute::XOR_PEER_ADDRESS, peer);
+        })?;
+        Ok(Message::parse(&answer)
+            .unwrap()
+            .word(attribute::CONNECTION_ID)
+            .unwrap())
+    }
+
+    /// Waits for a ConnectionAttempt: who, and its name.
+    pub(crate) fn attempt(&mut self) -> (SocketAddr, [u8; 4]) {
+        loop {
+            let frame = self.read();
+            let message = Message::parse(&frame).unwrap();
+            if (message.class(), message.method())
+                == (Class::Indication, method::CONNECTION_ATTEMPT)
+            {
+                let peer = message.get(attribute::XOR_PEER_ADDRESS).unwrap();
+                let peer = message.xor_address(peer).unwrap();
+                return (peer, message.word(attribute::CONNECTION_ID).unwrap());
+            }
+        }
+    }
+
+    /// ConnectionBind: from then on [`Client::raw`] is the peer.
+    pub(crate) fn bind_connection(&mut self, connection: [u8; 4]) -> Result<(), u16> {
+        self.ask(method::CONNECTION_BIND, |writer| {
+            writer.add(attribute::CONNECTION_ID, &connection);
+        })
+        .map(drop)
+    }
+
+    /// Bytes of a joined connection.
+    pub(crate) fn raw_write(&mut self, bytes: &[u8]) {
+        self.write(bytes);
+    }
+
+    /// What comes next of them; empty at the end.
+    pub(crate) fn raw_read(&mut self) -> Vec<u8> {
+        if !self.partial.is_empty() {
+            return std::mem::take(&mut self.partial);
+        }
+        let mut buffer = [0; 65_536];
+        let len = match &mut self.link {
+            Link::Udp(socket) => socket.recv(&mut buffer).unwrap(),
+            Link::Tcp(stream) => stream.read(&mut buffer).unwrap(),
+            Link::Tls(stream) => stream.read(&mut buffer).unwrap(),
+        };
+        buffer[..len].to_vec()
+    }
+
+    /// A raw stream for what needs both halves.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        match &self.link {
+            Link::Tcp(stream) => stream,
+            Link::Udp(_) | Link::Tls(_) => panic!("not TCP"),
+        }
+    }
+
+    /// A TCP connection that begins with `bytes`.
+    pub(crate) fn connect_with(server: SocketAddr, bytes: &[u8]) -> Self {
+        let mut client = Self::connect(Transport::Tcp, server);
+        client.write(bytes);
+        client
+    }
+
+    /// A TLS connection that begins with `bytes` before its handshake.
+    pub(crate) fn connect_tls_with(server: SocketAddr, bytes: &[u8]) -> Self {
+        let mut client = Self::connect(Transport::Tls, server);
+        let Link::Tls(tls) = &mut client.link else {
+            panic!("no TLS")
+        };
+        // Nothing has been said yet: the handshake comes with the first request.
+        tls.sock.write_all(bytes).unwrap();
+        client
+    }
+
+    /// From another address from now on: with what it knows, without having told anybody.
+    pub(crate) fn move_away(&mut self, transport: Transport, server: SocketAddr) {
+        (self.link, self.local) = Self::open(transport, server);
+        self.partial.clear();
+    }
+
+    /// Allocates with a ticket: the relayed address and the ticket (RFC 8016).
+    pub(crate) fn allocate_movable(&mut self) -> (SocketAddr, Vec<u8>) {
+        let answer = self.ask(method::ALLOCATE, |writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            writer.add(attribute::MOBILITY_TICKET, &[]);
+        });
+        let answer = answer.unwrap();
+        let message = Message::parse(&answer).unwrap();
+        let told = message.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        let ticket = message.get(attribute::MOBILITY_TICKET).unwrap().to_vec();
+        (message.xor_address(told).unwrap(), ticket)
+    }
+
+    /// Shows a ticket: the next one, or the error code.
+    pub(crate) fn show(&mut self, ticket: &[u8]) -> Result<Vec<u8>, u16> {
+        let answer = self.ask(method::REFRESH, |writer| {
+            writer.add(attribute::LIFETIME, &600u32.to_be_bytes());
+            writer.add(attribute::MOBILITY_TICKET, ticket);
+        })?;
+        let message = Message::parse(&answer).unwrap();
+        Ok(message.get(attribute::MOBILITY_TICKET).unwrap().to_vec())
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(transport: Transport, server: SocketAddr) -> Self {
+        let (link, local) = Self::open(transport, server);
         Self {
             link,
             local,
@@ -133,10 +264,14 @@ impl Client {
     }
 
     pub(crate) fn refresh(&mut self, seconds: u32) {
+        self.try_refresh(seconds).unwrap();
+    }
+
+    pub(crate) fn try_refresh(&mut self, seconds: u32) -> Result<(), u16> {
         self.ask(method::REFRESH, |writer| {
             writer.add(attribute::LIFETIME, &seconds.to_be_bytes());
         })
-        .unwrap();
+        .map(drop)
     }
 
     pub(crate) fn permit(&mut self, peer: SocketAddr) {

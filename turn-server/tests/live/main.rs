@@ -6,6 +6,10 @@ mod client;
 mod differential;
 mod discovery;
 mod http;
+mod mobility;
+mod proxy;
+mod restart;
+mod tcp;
 mod uclient;
 
 use std::io::Write as _;
@@ -51,8 +55,8 @@ impl World {
         settings.realm = REALM.into();
         settings.threads = 2;
         settings.certificate = Some((folder.join("cert.pem"), folder.join("key.pem")));
-        change(&mut settings);
         certify(&folder);
+        change(&mut settings);
         let service = Service::start(&settings).unwrap();
         Self {
             service,
@@ -237,12 +241,42 @@ fn users_and_certificate_are_reloaded_under_traffic() {
 }
 
 #[test]
+fn a_certificate_of_its_own_making_stays_over_reloads_and_with_files_over_starts() {
+    let mut certificates = Vec::new();
+    let mut world = World::new(|settings| {
+        settings.certificate = None;
+        settings.self_signed = Some(vec!["turn.example".into()]);
+    });
+    certificates.push(world.client(Transport::Tls).certificate());
+    world.service.reload(&world.settings).unwrap();
+    certificates.push(world.client(Transport::Tls).certificate());
+    // Files that are not there are written once; the key is nobody else's to read.
+    let (chain, key) = (world.folder.join("own.pem"), world.folder.join("own.key"));
+    world.settings.certificate = Some((chain.clone(), key.clone()));
+    world.service.reload(&world.settings).unwrap();
+    certificates.push(world.client(Transport::Tls).certificate());
+    let mode = std::fs::metadata(&key).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&mode.permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let again = World::new(|settings| settings.certificate = Some((chain, key)));
+    certificates.push(again.client(Transport::Tls).certificate());
+    assert_eq!(certificates[0], certificates[1]);
+    assert_ne!(certificates[1], certificates[2]);
+    assert_eq!(certificates[2], certificates[3]);
+    let named = |name: &str| {
+        let found = certificates[0].windows(name.len());
+        found.into_iter().any(|window| window == name.as_bytes())
+    };
+    assert!(named("turn.example"));
+}
+
+#[test]
 fn a_drain_lets_allocations_end() {
     let world = World::new(|_| {});
     let mut client = world.client(Transport::Udp);
     client.allocate(&[]);
     let start = Instant::now();
-    world.service.drain(Duration::from_millis(300));
+    assert_eq!(world.service.drain(Duration::from_millis(300)), 1);
     assert!(
         start.elapsed() >= Duration::from_millis(300),
         "it waited for the one"
@@ -250,7 +284,7 @@ fn a_drain_lets_allocations_end() {
     let mut late = world.client(Transport::Udp);
     assert_eq!(late.try_allocate(&[]), Err(508));
     client.refresh(0);
-    world.service.drain(Duration::from_secs(60));
+    assert_eq!(world.service.drain(Duration::from_secs(60)), 0);
     assert!(start.elapsed() < Duration::from_secs(10));
 }
 

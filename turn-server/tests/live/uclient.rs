@@ -82,6 +82,17 @@ fn it_gets_everything_back_over_udp_and_tcp() {
 }
 
 #[test]
+fn it_connects_to_peers_over_tcp() {
+    let world = World::new(|s| s.tcp_relay = true);
+    let all = MESSAGES * CLIENTS;
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(run(&world, Transport::Tcp, &["-T"]), (all, all)));
+        // Where the peers connect it counts half of what it gets, with coturn's server as well.
+        scope.spawn(|| assert_eq!(run(&world, Transport::Tcp, &["-T", "-P"]), (all / 2, all)));
+    });
+}
+
+#[test]
 fn it_gets_nearly_everything_back_over_tls() {
     // It leaves records unread in its TLS library when two arrive at once, with every server.
     let world = World::new(|s| s.old_clients = true);

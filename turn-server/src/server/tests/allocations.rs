@@ -231,7 +231,9 @@ fn reserved_ports_do_not_leak() {
         match round % 3 {
             // Never claimed, its allocation ends first, or last.
             0 => drop(world.ask(&mut alice, method::REFRESH, &[lifetime(0)])),
-            1 => world.server.handle_disconnected(&alice.addr),
+            1 => world
+                .server
+                .handle_disconnected(&alice.addr, world.now.instant),
             _ => {}
         }
         world.pass(31);
@@ -299,7 +301,9 @@ fn a_closed_connection_and_a_drain() {
     alice.addr.transport = Transport::Tcp;
     world.allocate(&mut alice);
     assert!(world.server.has_allocation(&alice.addr));
-    world.server.handle_disconnected(&alice.addr);
+    world
+        .server
+        .handle_disconnected(&alice.addr, world.now.instant);
     world.obey();
     assert_eq!(
         (

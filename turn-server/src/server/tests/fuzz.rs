@@ -112,7 +112,9 @@ fn the_server_survives_any_sequence() {
             24..=51 => signed(&mut world, &mut clients[at], &mut rng),
             52..=57 => forwarded += u64::from(from_peer(&mut world, &mut rng)),
             58 => {
-                world.server.handle_disconnected(&clients[at].addr);
+                world
+                    .server
+                    .handle_disconnected(&clients[at].addr, world.now.instant);
                 world.obey();
             }
             59 => {

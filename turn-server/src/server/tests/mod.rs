@@ -5,10 +5,13 @@ mod credentials;
 mod discovery;
 mod fuzz;
 mod hostile;
+mod mobility;
+mod notices;
 mod peers;
+mod tcp;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,12 @@ pub(super) struct World {
     pub(super) now: Now,
     pub(super) relays: BTreeMap<RelayId, SocketAddr>,
     pub(super) sent: Vec<(ClientAddr, Vec<u8>)>,
+    /// Connections to peers: begun, joined, ended.
+    pub(super) connects: Vec<(ConnectionId, SocketAddr)>,
+    pub(super) joined: Vec<(ConnectionId, ClientAddr)>,
+    pub(super) closed: Vec<ConnectionId>,
+    /// What went to other threads.
+    pub(super) handed: Vec<(u8, Handover)>,
     /// Ports that other programs have.
     pub(super) busy: Vec<u16>,
     next: u64,
@@ -116,6 +125,7 @@ pub(super) fn config() -> Config {
         },
         quotas: DEFAULT_QUOTAS,
         challenges: DEFAULT_CHALLENGES,
+        tcp_relay: false,
         max_permissions: 8,
         max_channels: 4,
         old_clients: false,
@@ -132,13 +142,30 @@ impl World {
             instant: Instant::now(),
             unix: START,
         };
-        let shared = Shared::new(now.instant);
+        Self::of_thread(0, Arc::new(config), Shared::new(now.instant), now)
+    }
+
+    /// Two threads of one service.
+    pub(super) fn pair(config: Config) -> [Self; 2] {
+        let now = Now {
+            instant: Instant::now(),
+            unix: START,
+        };
+        let (config, shared) = (Arc::new(config), Shared::new(now.instant));
+        [0, 1].map(|shard| Self::of_thread(shard, Arc::clone(&config), shared.clone(), now))
+    }
+
+    fn of_thread(shard: u8, config: Arc<Config>, shared: Shared, now: Now) -> Self {
         Self {
-            server: Server::new(Arc::new(config), shared.clone(), 0, [7; 32], now),
+            server: Server::new(config, shared.clone(), shard, [7 + shard; 32], now),
             shared,
             now,
             relays: BTreeMap::new(),
             sent: Vec::new(),
+            connects: Vec::new(),
+            joined: Vec::new(),
+            closed: Vec::new(),
+            handed: Vec::new(),
             busy: Vec::new(),
             next: 1,
         }
@@ -162,7 +189,7 @@ impl World {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::Send { client, message } => self.sent.push((client, message)),
-                Command::OpenRelay { relay, local } => {
+                Command::OpenRelay { relay, local, .. } => {
                     let result = if self.busy.contains(&local.port()) {
                         Err(OpenError::PortInUse)
                     } else {
@@ -175,6 +202,10 @@ impl World {
                     self.server
                         .handle_relay_opened(relay, result, self.now.instant);
                 }
+                Command::ConnectPeer { connection, to, .. } => self.connects.push((connection, to)),
+                Command::Join { connection, client } => self.joined.push((connection, client)),
+                Command::ClosePeer { connection } => self.closed.push(connection),
+                Command::HandOver { shard, handover } => self.handed.push((shard, *handover)),
                 Command::CloseRelay { relay } => {
                     assert!(
                         self.relays.remove(&relay).is_some(),
