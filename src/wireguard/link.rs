@@ -66,13 +66,14 @@ impl Netlink {
 }
 
 fn destination(route: &RouteMessage) -> Option<IpPrefix> {
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-            _ => None,
-        });
+    let address = route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(RouteAddress::Inet(v4)) = attribute {
+            Some(IpAddr::V4(*v4))
+        } else if let RouteAttribute::Destination(RouteAddress::Inet6(v6)) = attribute {
+            Some(IpAddr::V6(*v6))
+        } else {
+            None
+        }
+    });
     IpPrefix::new(address?, route.header.destination_prefix_length)
 }

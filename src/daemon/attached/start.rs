@@ -14,7 +14,7 @@ use crate::core::node::Admission;
 use crate::core::slots::SLOT_PORT;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
-use crate::daemon::binding::Binding;
+use crate::daemon::binding::{Binding, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, join, random};
@@ -170,7 +170,14 @@ impl Attached {
         };
         let (base, notices) = Base::start(prepared, PlaneParts::BySlots(slots)).await?;
         let direct = base.settings.direct;
-        let mut binding = Binding::start(interface, backend, &base.state, direct, view);
+        let mut binding = Binding::start(
+            interface,
+            Whose::Another,
+            backend,
+            &base.state,
+            direct,
+            view,
+        );
         binding.hold(guide.guidance().held.clone());
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),

@@ -94,9 +94,19 @@ pub(super) enum PeerChange {
     Removed(PublicKey),
 }
 
+/// Whose interface it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// wice's: an endpoint that is not ours is where WireGuard has roamed to.
+    Wice,
+    /// Another program's, which may set endpoints as well.
+    Another,
+}
+
 /// The tie between paths and one interface.
 pub(super) struct Binding {
     interface: String,
+    whose: Whose,
     binder: Binder,
     watcher: Watcher,
     paths: BTreeMap<PublicKey, PathState>,
@@ -116,6 +126,7 @@ impl Binding {
     /// Begins to follow an interface. What was kept of its endpoints is `state`'s.
     pub(super) fn start(
         interface: String,
+        whose: Whose,
         backend: AnyBackend,
         state: &State,
         direct: Direct,
@@ -125,6 +136,7 @@ impl Binding {
             binder: binder(state),
             watcher: Watcher::start(interface.clone(), backend),
             interface,
+            whose,
             paths: BTreeMap::new(),
             held: Held::default(),
             port: None,
@@ -332,6 +344,9 @@ impl Binding {
 
     fn log_cause(&mut self, key: &PublicKey, endpoint: SocketAddr, cause: Cause) {
         match cause {
+            Cause::Reset { .. } if self.whose == Whose::Wice => {
+                tracing::debug!(event = "endpoint-set", peer = %key, %endpoint, reason = "roamed");
+            }
             Cause::Reset { times, every } => {
                 let culprit = self.find_culprit(every);
                 tracing::warn!(event = "endpoint-reset", peer = %key, times, culprit);
@@ -414,7 +429,10 @@ impl Binding {
             },
             native,
             native_works,
-            endpoint_resets: self.binder.resets(&peer.key),
+            endpoint_resets: match self.whose {
+                Whose::Wice => 0,
+                Whose::Another => self.binder.resets(&peer.key),
+            },
             ..PeerInputs::default()
         }
     }

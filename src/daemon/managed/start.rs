@@ -13,7 +13,7 @@ use crate::core::node::Admission;
 use crate::core::overlay::Overlay;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
-use crate::daemon::binding::{Binding, Direct};
+use crate::daemon::binding::{Binding, Direct, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, interfaces, join, random};
@@ -143,7 +143,7 @@ impl Managed {
                     WireGuardKind::Kernel => Direct::SharedPort,
                     WireGuardKind::Auto | WireGuardKind::InProcess => Direct::Auto,
                 };
-                let binding = Binding::start(name, backend, &base.state, direct, seen);
+                let binding = Binding::start(name, Whose::Wice, backend, &base.state, direct, seen);
                 Some(KernelInterface::new(binding, owner, &device))
             }
             None => None,
