@@ -420,6 +420,18 @@ fn routes_are_taken_by_consent() -> Result<()> {
     let link = run(&mesh, "home-a", &format!("ip link show dev {INTERFACE}"))?;
     ensure!(link.contains("mtu 1392"), "{link}");
 
+    // A crash and a start lose nothing of it.
+    wait_native(&mesh, "home-a", "home-b")?;
+    wait_native(&mesh, "home-b", "home-a")?;
+    let killed = Instant::now();
+    mesh.daemon("home-a")?.kill9();
+    std::thread::sleep(ANSWERED);
+    let accept = ["--accept-routes", ROUTE];
+    let daemon = mesh.lab.start_daemon("home-a", None, &accept)?;
+    mesh.take("home-a", daemon);
+    std::thread::sleep(3 * ANSWERED);
+    nothing_lost(&pings, killed, &mesh)?;
+
     // Nobody owns it any more at the next start: what was left goes.
     mesh.daemon("home-a")?.stop();
     mesh.forget("home-a");

@@ -8,7 +8,7 @@ use wice_signaling::protocol::{IpPrefix, PublicKey};
 use crate::core::overlay::Owned;
 use crate::daemon::base::Base;
 use crate::daemon::binding::{Binding, Happened, Picture, Seen, slot_endpoint};
-use crate::wireguard::backend::{BackendError, Device};
+use crate::wireguard::backend::{BackendError, Device, DevicePeer};
 use crate::wireguard::kernel::{OwnPeer, Owner};
 
 /// Seconds between keepalives. A native path's NAT binding is held by WireGuard alone once the daemon is
@@ -19,6 +19,7 @@ const KEEPALIVE: u16 = 25;
 pub(super) struct KernelInterface {
     /// What binds paths to it.
     pub(super) binding: Binding,
+    own: PublicKey,
     owner: Owner,
     /// With their allowed IPs, sorted.
     peers: BTreeMap<PublicKey, Vec<IpPrefix>>,
@@ -26,20 +27,22 @@ pub(super) struct KernelInterface {
     there: BTreeSet<PublicKey>,
     /// Whom it lacked then: once may be a look that was on its way when the peer was set.
     missing: BTreeSet<PublicKey>,
+    /// The core has told all that was kept: until then a peer's routes may still come.
+    settled: bool,
 }
 
 impl KernelInterface {
     /// Takes the interface over as it is: sessions go on.
-    pub(super) fn new(binding: Binding, owner: Owner, device: &Device) -> Self {
-        let of = |peer: &crate::wireguard::backend::DevicePeer| {
-            (peer.key, sorted(peer.allowed_ips.clone()))
-        };
+    pub(super) fn new(binding: Binding, own: PublicKey, owner: Owner, device: &Device) -> Self {
+        let of = |peer: &DevicePeer| (peer.key, sorted(peer.allowed_ips.clone()));
         Self {
             binding,
+            own,
             owner,
             peers: device.peers.iter().map(of).collect(),
             there: BTreeSet::new(),
             missing: BTreeSet::new(),
+            settled: false,
         }
     }
 
@@ -97,16 +100,18 @@ impl KernelInterface {
     fn set_peer(&mut self, key: PublicKey, owned: &Owned) -> Result<(), BackendError> {
         let allowed_ips = sorted(owned.allowed_ips());
         let known = self.peers.get(&key);
-        if known == Some(&allowed_ips) {
+        let is_new = known.is_none();
+        if known == Some(&allowed_ips) || !(is_new || self.settled) {
             return Ok(());
         }
-        let is_new = known.is_none();
         self.owner.set_peer(&OwnPeer {
             key,
             // Its first handshake waits at the slot for a path.
             endpoint: is_new.then(|| slot_endpoint(&key)),
             allowed_ips: &allowed_ips,
-            keepalive: KEEPALIVE,
+            // A keepalive begins a handshake at once, and two that cross cost 5 s: one side begins, and the
+            // other keeps alive what it has answered.
+            keepalive: is_new.then_some(if self.own > key { KEEPALIVE } else { 0 }),
         })?;
         self.peers.insert(key, allowed_ips);
         if is_new {
@@ -133,11 +138,18 @@ impl KernelInterface {
             self.peers.remove(key);
         }
         self.missing = missing;
+        let lacks = |peer: &&DevicePeer| peer.keepalive == 0 && peer.last_handshake.is_some();
+        for peer in device.peers.iter().filter(lacks) {
+            if let Err(error) = self.owner.set_keepalive(peer.key, KEEPALIVE) {
+                tracing::warn!(event = "peer-not-set", peer = %peer.key, %error);
+            }
+        }
     }
 
     /// The interface follows the core where a notice was lost, where another program has changed it, and
     /// where somebody left the network while no daemon ran.
     fn reconcile(&mut self, picture: &Picture) {
+        self.settled = true;
         let members: BTreeSet<PublicKey> = picture.ways.iter().map(|way| way.key).collect();
         for key in std::mem::take(&mut self.there).difference(&members) {
             self.set(*key, None);

@@ -90,3 +90,32 @@ pub(in crate::daemon) async fn remove(
     }
     Ok(removed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_wices_is_taken() {
+        let key = PublicKey([7; 32]);
+        let interface = |kind| Interface {
+            index: 9,
+            name: "wice0".to_owned(),
+            kind,
+            running: true,
+            mtu: 1392,
+            addresses: Vec::new(),
+        };
+        assert_eq!(of(None, &key).unwrap(), Left::Nothing);
+        // Another's TUN device is told by opening it.
+        let tun = interface(LinkKind::Tun);
+        assert_eq!(of(Some(&tun), &key).unwrap(), Left::Nothing);
+        for kind in [LinkKind::Bridge, LinkKind::Other("dummy".to_owned())] {
+            let error = of(Some(&interface(kind)), &key).unwrap_err().to_string();
+            assert!(
+                error.contains("wice0") && error.contains("--interface"),
+                "{error}"
+            );
+        }
+    }
+}

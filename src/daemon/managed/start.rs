@@ -1,6 +1,7 @@
 //! From a token, or what was kept, to a running daemon.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 use wice_signaling::protocol::{OVERLAY_IPV4, OVERLAY_IPV6, RecordKind};
@@ -13,7 +14,7 @@ use crate::core::node::Admission;
 use crate::core::overlay::Overlay;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
-use crate::daemon::binding::{Binding, Direct, Whose};
+use crate::daemon::binding::{Binding, Direct, InterfaceView, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, interfaces, join, random};
@@ -28,7 +29,7 @@ use crate::wireguard::tun::Tun;
 struct Interface {
     index: u32,
     plane: PlaneParts,
-    kernel: Option<(Owner, Device)>,
+    kernel: Option<(Owner, Device, Arc<Mutex<InterfaceView>>)>,
     /// It is the kernel's and was not there before: if the start fails it goes.
     goes: bool,
 }
@@ -64,14 +65,10 @@ impl Managed {
                 Interface::in_process(&settings, tunnels, &netlink).await?
             }
         };
-        let Interface {
-            index,
-            plane,
-            kernel,
-            goes,
-        } = interface;
-        let view = match &kernel {
-            Some(_) => View::Kernel(std::sync::Arc::default()),
+        let (index, goes) = (interface.index, interface.goes);
+        let addresses = overlay.own_addresses();
+        let view = match &interface.kernel {
+            Some((_, _, view)) => View::Kernel(Arc::clone(view)),
             None => View::InProcess,
         };
         let prepared = Prepared {
@@ -87,24 +84,29 @@ impl Managed {
             socket_hook: None,
             view,
         };
-        let started = Self::go(prepared, plane, kernel).await;
-        if started.is_err() && goes {
+        let started = Self::go(prepared, interface, addresses).await;
+        if started.is_err()
+            && goes
+            && let Ok(netlink) = Netlink::connect()
+        {
             // The error that is told is the one before.
-            let _ = Netlink::connect()?.delete_link(index).await;
+            let _ = netlink.delete_link(index).await;
         }
         started
     }
 
     async fn go(
         prepared: Prepared,
-        plane: PlaneParts,
-        kernel: Option<(Owner, Device)>,
+        interface: Interface,
+        (v4_address, v6_address): (Ipv4Addr, Ipv6Addr),
     ) -> anyhow::Result<(Self, mpsc::Receiver<Notice>)> {
-        let (index, netlink) = (prepared.index, &prepared.netlink);
-        let addresses = prepared.overlay.as_ref().map(Overlay::own_addresses);
-        let Some((v4_address, v6_address)) = addresses else {
-            anyhow::bail!("managed mode has an overlay");
-        };
+        let Interface {
+            index,
+            plane,
+            kernel,
+            ..
+        } = interface;
+        let netlink = &prepared.netlink;
         netlink
             .add_address(index, IpAddr::V4(v4_address), OVERLAY_IPV4.prefix_len())
             .await?;
@@ -118,10 +120,6 @@ impl Managed {
         netlink.set_up(index).await?;
         let left = netlink.routes_to(index).await?;
         let routes = KernelRoutes::new(kernel.is_some(), left);
-        let seen = match &prepared.view {
-            View::Kernel(view) => view.clone(),
-            View::InProcess | View::Attached(_) => std::sync::Arc::default(),
-        };
         let (base, notices) = Base::start(prepared, plane).await?;
         // Who waits for this line may use the control socket.
         tracing::info!(
@@ -135,7 +133,7 @@ impl Managed {
         );
         restore(&base)?;
         let kernel = match kernel {
-            Some((owner, device)) => {
+            Some((owner, device, view)) => {
                 let name = base.settings.interface.clone();
                 let backend = AnyBackend::Kernel(Kernel::open(&name)?);
                 let direct = match base.settings.wireguard {
@@ -143,8 +141,9 @@ impl Managed {
                     WireGuardKind::Kernel => Direct::SharedPort,
                     WireGuardKind::Auto | WireGuardKind::InProcess => Direct::Auto,
                 };
-                let binding = Binding::start(name, Whose::Wice, backend, &base.state, direct, seen);
-                Some(KernelInterface::new(binding, owner, &device))
+                let binding = Binding::start(name, Whose::Wice, backend, &base.state, direct, view);
+                let own = base.key.public_key();
+                Some(KernelInterface::new(binding, own, owner, &device))
             }
             None => None,
         };
@@ -163,7 +162,7 @@ impl Interface {
         Self {
             index: parts.index,
             plane: PlaneParts::BySlots(parts.slots),
-            kernel: Some((parts.owner, parts.device)),
+            kernel: Some((parts.owner, parts.device, Arc::default())),
             goes: parts.is_new,
         }
     }

@@ -24,8 +24,8 @@ pub struct OwnPeer<'a> {
     pub endpoint: Option<SocketAddr>,
     /// Inner addresses, instead of what it had; an attribute of 64 KiB holds a thousand.
     pub allowed_ips: &'a [IpPrefix],
-    /// Seconds between keepalives; 0 for none.
-    pub keepalive: u16,
+    /// Seconds between keepalives, 0 for none; `None` leaves what is there.
+    pub keepalive: Option<u16>,
 }
 
 /// An interface of the kernel's WireGuard that is one's own.
@@ -62,6 +62,17 @@ impl Owner {
             vec![WireguardAttribute::Peers(vec![described(peer)])],
             &what,
         )
+    }
+
+    /// Changes a peer's keepalive and nothing else; one that is not there stays away.
+    pub fn set_keepalive(&mut self, key: PublicKey, seconds: u16) -> Result<(), BackendError> {
+        let peer = WireguardPeer(vec![
+            WireguardPeerAttribute::PublicKey(key.0),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+            WireguardPeerAttribute::PersistentKeepalive(seconds),
+        ]);
+        let what = format!("set the keepalive of {key}");
+        self.set(vec![WireguardAttribute::Peers(vec![peer])], &what)
     }
 
     /// Removes a peer with its session; one that is not there is no error.
@@ -117,9 +128,10 @@ pub(super) fn described(peer: &OwnPeer<'_>) -> WireguardPeer {
     let mut attributes = vec![
         WireguardPeerAttribute::PublicKey(peer.key.0),
         WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps),
-        WireguardPeerAttribute::PersistentKeepalive(peer.keepalive),
         WireguardPeerAttribute::AllowedIps(allowed_ips),
     ];
     attributes.extend(peer.endpoint.map(WireguardPeerAttribute::Endpoint));
+    let keepalive = peer.keepalive;
+    attributes.extend(keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
     WireguardPeer(attributes)
 }
