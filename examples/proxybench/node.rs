@@ -11,7 +11,7 @@ use wice::core::node::{
 };
 use wice::core::slots::{SlotCounters, SlotStats};
 use wice::io::packet_loop::{
-    self, AttachedView, Command, Inbox, Notice, Parts, PlaneParts, PlaneView, View,
+    self, Command, Inbox, Notice, Parts, PlaneParts, PlaneView, SlotsView, View,
 };
 use wice::io::slots::SlotSocket;
 use wice::io::udp::UdpSocket;
@@ -67,9 +67,8 @@ impl AttachedNode {
         let (sender, notices) = tokio::sync::mpsc::channel(NOTICES);
         let (inbox, _thread) = packet_loop::spawn(Parts {
             node,
-            plane: PlaneParts::Attached {
-                slots: SlotSocket::open(config.slot_port)?,
-            },
+            overlay: None,
+            plane: PlaneParts::BySlots(SlotSocket::open(config.slot_port)?),
             v4: Some(v4),
             v6: None,
             endpoint: Box::new(|_| None),
@@ -212,10 +211,10 @@ pub(crate) fn thread_cpu() -> Duration {
     )
 }
 
-fn attached<'a>(view: &'a View<'_>) -> &'a AttachedView<'a> {
+fn attached<'a>(view: &'a View<'_>) -> &'a SlotsView<'a> {
     match &view.plane {
-        PlaneView::Attached(view) => view,
-        PlaneView::Managed { .. } => unreachable!("started as attached"),
+        PlaneView::BySlots(view) => view,
+        PlaneView::InProcess(_) => unreachable!("started with slots"),
     }
 }
 

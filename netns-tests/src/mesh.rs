@@ -64,7 +64,7 @@ impl Mesh {
     /// and a network that nobody has joined. The signaling service must be up.
     pub fn start_over(&mut self) -> Result<()> {
         for daemon in self.daemons.values_mut() {
-            daemon.signal(libc::SIGTERM); // all at once, before each is waited for
+            daemon.signal(libc::SIGINT); // all at once, before each is waited for; interfaces go, too
         }
         for mut daemon in std::mem::take(&mut self.daemons).into_values() {
             daemon.stop();

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{StateDir, ask, print};
+use super::{StateDir, ask, block_on, print};
 use crate::daemon::Leaving;
 use crate::report::Health;
 
@@ -37,7 +37,7 @@ pub(super) fn leave(args: &LeaveArgs) -> anyhow::Result<Health> {
         Some(name) => format!(" --name {name}"),
         None => String::new(),
     };
-    leaving.leave()?;
+    block_on(async { Ok(leaving.leave().await?) })?;
     print(&format!(
         "this node has left {network}\n  to join one: wice up TOKEN{name}\n"
     ))?;

@@ -80,6 +80,10 @@ pub(super) struct UpArgs {
     /// hours after the node does); off sends it nothing [default: auto].
     #[arg(long, value_name = "MODE", env = "WICE_PORT_MAPPING")]
     port_mapping: Option<String>,
+    /// Whose WireGuard: kernel (needs CAP_NET_RAW; direct paths outlive the daemon), in-process, or auto: the kernel's where it is there
+    /// and its port can be shared, else in-process [default: auto].
+    #[arg(long, value_name = "KIND", env = "WICE_WIREGUARD")]
+    wireguard: Option<String>,
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
     log_level: Option<String>,
@@ -157,6 +161,7 @@ impl UpArgs {
             proxy: self.proxy,
             ca_file: self.ca_file,
             port_mapping: self.port_mapping,
+            wireguard: self.wireguard,
             log_level: self.log_level,
             log_format: self.log_format,
             metrics: self.metrics,

@@ -51,6 +51,8 @@ pub struct FileConfig {
     pub log_format: Option<String>,
     /// Where metrics are served.
     pub metrics: Option<String>,
+    /// `auto`, `kernel` or `in-process`.
+    pub wireguard: Option<String>,
     /// The private key of the interface that is attached to.
     pub private_key_file: Option<PathBuf>,
     /// `auto`, `proxy` or `shared-port`.

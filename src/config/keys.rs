@@ -21,7 +21,7 @@ enum Form {
 }
 
 /// Keys at the top.
-const TOP: [Key; 19] = [
+const TOP: [Key; 20] = [
     text("token_file", "\"/etc/wice/token\""),
     text("interface", "\"wice0\""),
     text("name", "\"lab-a\""),
@@ -43,6 +43,7 @@ const TOP: [Key; 19] = [
     text("log_level", "\"info\""),
     text("log_format", "\"json\""),
     text("metrics", "\"127.0.0.1:9586\""),
+    text("wireguard", "\"auto\""),
     text("private_key_file", "\"/etc/wireguard/private.key\""),
     text("direct", "\"auto\""),
 ];

@@ -12,7 +12,9 @@ use super::{
     ConfigError, DEFAULT_INTERFACE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, DaemonConfig, FileConfig,
     LogConfig, LogFormat,
 };
-use crate::daemon::{DEFAULT_MTU, DEFAULT_PORT, Direct, PortMapping, Settings, StaticRelay};
+use crate::daemon::{
+    DEFAULT_MTU, DEFAULT_PORT, Direct, PortMapping, Settings, StaticRelay, WireGuardKind,
+};
 use crate::io::http_proxy::ProxyUrl;
 
 /// IPv6 needs it (RFC 8200 §5).
@@ -59,6 +61,8 @@ pub struct Overrides {
     pub log_format: Option<String>,
     /// Where metrics are served; empty for nowhere.
     pub metrics: Option<String>,
+    /// Whose WireGuard: `auto`, `kernel` or `in-process`.
+    pub wireguard: Option<String>,
     /// The private key of the interface that is attached to.
     pub private_key_file: Option<PathBuf>,
     /// How direct paths of an attached interface are bound.
@@ -127,6 +131,14 @@ impl DaemonConfig {
             Some(text) => parse("port_mapping", &text, "auto asks the router, off does not")?,
             None => PortMapping::default(),
         };
+        let wireguard = match overrides.wireguard.or(file.wireguard) {
+            Some(text) => parse(
+                "wireguard",
+                &text,
+                "auto is the kernel's where it can be had",
+            )?,
+            None => WireGuardKind::default(),
+        };
         let direct = match overrides.direct.or(file.direct) {
             Some(text) => parse("direct", &text, "auto is the best that there is")?,
             None => Direct::default(),
@@ -158,6 +170,7 @@ impl DaemonConfig {
                 ca_file,
                 port_mapping,
                 metrics,
+                wireguard,
                 private_key_file: overrides.private_key_file.or(file.private_key_file),
                 direct,
             },
@@ -201,6 +214,7 @@ impl DaemonConfig {
                 prefixes(&settings.advertise_routes)
             ),
             format!("port_mapping = \"{}\"", settings.port_mapping.as_str()),
+            format!("wireguard = \"{}\"", settings.wireguard.as_str()),
             format!("direct = \"{}\"", settings.direct.as_str()),
             format!("log_level = {}", quoted(&self.log.level)),
             format!("log_format = {}", quoted(self.log.format.as_str())),

@@ -115,6 +115,10 @@ fn wrong_values_say_how_they_should_look() {
             "port_mapping = \"on\"",
             "port_mapping cannot be \"on\": it is auto or off",
         ),
+        (
+            "wireguard = \"userspace\"",
+            "wireguard cannot be \"userspace\": it is auto, kernel or in-process",
+        ),
         ("metrics = \"9586\"", "metrics cannot be \"9586\": "),
         (
             "ca_file = \"/nonexistent/ca.pem\"",

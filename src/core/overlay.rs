@@ -103,6 +103,13 @@ impl Overlay {
         self.members.get(key).map(|member| &member.owned)
     }
 
+    /// All peers with what they own.
+    pub fn members(&self) -> impl Iterator<Item = (PublicKey, &Owned)> {
+        self.members
+            .iter()
+            .map(|(key, member)| (*key, &member.owned))
+    }
+
     /// How many claims of others' addresses and ungranted routes were refused.
     pub fn refused(&self) -> u64 {
         self.refused

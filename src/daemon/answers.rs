@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
-use super::attached::InterfaceView;
+use super::binding::InterfaceView;
 use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, PeerSnapshot, RelayServer, StunServer};
 use crate::core::overlay::Overlay;
@@ -131,9 +131,11 @@ pub(super) struct Answers {
 
 /// What reports are made of beside the core.
 pub(super) enum View {
-    /// The packet loop's own WireGuard.
-    Managed,
-    /// What another program's says.
+    /// Managed mode: the packet loop's own WireGuard.
+    InProcess,
+    /// Managed mode: what the kernel's says.
+    Kernel(Arc<Mutex<InterfaceView>>),
+    /// Attached mode: what another program's says.
     Attached(Arc<Mutex<InterfaceView>>),
 }
 
@@ -152,11 +154,13 @@ impl Answers {
         let (sender, receiver) = oneshot::channel();
         let inspect = Command::Inspect(Box::new(move |view| {
             let node = view.node.snapshot(view.now);
-            let (peers, addresses) = match &view.plane {
-                PlaneView::Managed { tunnels, overlay } => {
-                    managed_inputs(&node, tunnels, overlay, view.now)
-                }
-                PlaneView::Attached(_) => (BTreeMap::new(), Vec::new()),
+            let tunnels = match view.plane {
+                PlaneView::InProcess(tunnels) => Some(tunnels),
+                PlaneView::BySlots(_) => None,
+            };
+            let (peers, addresses) = match view.overlay {
+                Some(overlay) => managed_inputs(&node, tunnels, overlay, view.now),
+                None => (BTreeMap::new(), Vec::new()),
             };
             // Fails only when the client has given up.
             let _ = sender.send((node, peers, addresses));
@@ -175,11 +179,26 @@ impl Answers {
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
         let mut problem = None;
-        if let View::Attached(view) = &self.view {
-            let view = view.lock().unwrap_or_else(PoisonError::into_inner);
-            peers.clone_from(&view.peers);
-            addresses.clone_from(&view.addresses);
-            problem.clone_from(&view.problem);
+        match &self.view {
+            View::InProcess => {}
+            View::Kernel(view) => {
+                let view = view.lock().unwrap_or_else(PoisonError::into_inner);
+                for (key, seen) in &view.peers {
+                    let inputs = peers.entry(*key).or_default();
+                    let addresses = std::mem::take(&mut inputs.addresses);
+                    *inputs = PeerInputs {
+                        addresses,
+                        ..seen.clone()
+                    };
+                }
+                problem.clone_from(&view.problem);
+            }
+            View::Attached(view) => {
+                let view = view.lock().unwrap_or_else(PoisonError::into_inner);
+                peers.clone_from(&view.peers);
+                addresses.clone_from(&view.addresses);
+                problem.clone_from(&view.problem);
+            }
         }
         for peer in &node.peers {
             let inputs = peers.entry(peer.key).or_default();
@@ -234,7 +253,7 @@ impl Answers {
     fn inputs<'a>(&'a self, seen: &'a Seen) -> Inputs<'a> {
         Inputs {
             interface: &self.interface,
-            managed: matches!(self.view, View::Managed),
+            managed: !matches!(self.view, View::Attached(_)),
             problem: seen.problem.as_deref(),
             addresses: &seen.addresses,
             listen_port: self.port,
@@ -276,7 +295,9 @@ impl Handler for Answers {
             let to = to.and_then(|peer| peer.addresses.first()).copied();
             let by_checks = snapshot.path.as_ref().and_then(|path| path.pair.rtt);
             let rtt = match (to, &self.view) {
-                (Some(to), View::Managed) => self.echo(to, identifier, sequence as u16).await?,
+                (Some(to), View::InProcess | View::Kernel(_)) => {
+                    self.echo(to, identifier, sequence as u16).await?
+                }
                 // Without the right to ping there is still what checks say.
                 (Some(to), View::Attached(_)) => {
                     let answer = self.echo(to, identifier, sequence as u16).await;
@@ -285,7 +306,7 @@ impl Handler for Answers {
                 // What the interface lets through to it is a network: its nodes' addresses are not
                 // known, but the path's own round trip is.
                 (None, View::Attached(_)) => by_checks,
-                (None, View::Managed) => {
+                (None, View::InProcess | View::Kernel(_)) => {
                     return Err(no_peer(format!("{peer} has no address in the overlay")));
                 }
             };
@@ -395,16 +416,15 @@ pub(super) fn said(message: &str) -> (String, Option<String>) {
     (what, (!hint.is_empty()).then(|| hint.join("; ")))
 }
 
-/// Overlay addresses and counters of the packet loop's own WireGuard, and our addresses.
+/// Peers' overlay addresses, counters of the packet loop's own WireGuard, and our addresses.
 fn managed_inputs(
     node: &NodeSnapshot,
-    tunnels: &Tunnels,
+    tunnels: Option<&Tunnels>,
     overlay: &Overlay,
     now: Instant,
 ) -> (BTreeMap<PublicKey, PeerInputs>, Vec<IpAddr>) {
     let of = |peer: &PeerSnapshot| {
-        let tunnel = tunnels.find(&peer.key);
-        let stats = tunnel.and_then(|id| tunnels.stats(id, now));
+        let stats = tunnels.and_then(|tunnels| tunnels.stats(tunnels.find(&peer.key)?, now));
         let owned = overlay.owned(&peer.key).cloned().unwrap_or_default();
         let hosts = owned.prefixes.first().map(|prefix| prefix.address());
         let inputs = PeerInputs {

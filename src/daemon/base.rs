@@ -20,6 +20,7 @@ use super::servers::{Servers, Update};
 use super::state::{NodeState, ServerState, State};
 use super::{Settings, answers, metrics, random, transition};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
+use crate::core::overlay::Overlay;
 use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
 use crate::io::udp::UdpSocket;
@@ -44,6 +45,8 @@ pub(super) struct Prepared {
     /// The index of the node's own interface.
     pub(super) index: u32,
     pub(super) admission: Admission,
+    /// Managed mode's inner addresses.
+    pub(super) overlay: Option<Overlay>,
     /// What control connections need to stay out of the tunnel.
     pub(super) socket_hook: Option<SocketHook>,
     /// What reports are made of beside the core.
@@ -118,6 +121,7 @@ impl Base {
             netlink,
             index,
             admission,
+            overlay,
             socket_hook,
             view,
         } = prepared;
@@ -146,6 +150,7 @@ impl Base {
         let (notices_sender, notices) = mpsc::channel(NOTICES);
         let (inbox, thread) = packet_loop::spawn(Parts {
             node,
+            overlay,
             plane,
             v4: Some(v4),
             v6,

@@ -48,8 +48,12 @@ impl Leaving {
         })
     }
 
-    /// Leaves. It cannot be taken back: the key is gone.
-    pub fn leave(self) -> Result<(), LeaveError> {
+    /// Leaves. It cannot be taken back: the key is gone, and with it the interface that a daemon has left in the kernel.
+    pub async fn leave(self) -> Result<(), LeaveError> {
+        if let Err(error) = super::managed::remove(&self.state, None).await {
+            // The next start says what is in its way.
+            tracing::debug!(event = "interface-stays", %error);
+        }
         Ok(self.state.clear()?)
     }
 }

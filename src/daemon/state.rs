@@ -177,25 +177,26 @@ impl State {
 
     /// The WireGuard private key, made of `fresh` if there is none yet.
     pub(super) fn key(&self, fresh: [u8; 32]) -> Result<PrivateKey, StateError> {
-        let path = self.folder.join(KEY);
-        match self.read(KEY)? {
-            Some(text) => {
-                let text = String::from_utf8_lossy(&text);
-                text.trim().parse().map_err(|error| StateError::Damaged {
-                    path: path.display().to_string(),
-                    why: format!("{error}"),
-                })
-            }
-            None => {
-                let key = PrivateKey::from_bytes(fresh);
-                let text = base64::Engine::encode(
-                    &base64::engine::general_purpose::STANDARD,
-                    key.expose_secret(),
-                );
-                self.write(KEY, format!("{text}\n").as_bytes())?;
-                Ok(key)
-            }
+        if let Some(key) = self.known_key()? {
+            return Ok(key);
         }
+        let key = PrivateKey::from_bytes(fresh);
+        let text = base64::Engine::encode(
+            &base64::engine::general_purpose::STANDARD,
+            key.expose_secret(),
+        );
+        self.write(KEY, format!("{text}\n").as_bytes())?;
+        Ok(key)
+    }
+
+    /// The same, if there is one.
+    pub(super) fn known_key(&self) -> Result<Option<PrivateKey>, StateError> {
+        let Some(text) = self.read(KEY)? else {
+            return Ok(None);
+        };
+        let key = String::from_utf8_lossy(&text).trim().parse();
+        key.map(Some)
+            .map_err(|error| self.damaged(KEY, format!("{error}")))
     }
 
     /// The node's identity in time.

@@ -1,5 +1,8 @@
 //! Kernel WireGuard by generic netlink (linux/wireguard.h): one dump to read an interface, one
 //! UPDATE_ONLY message to point a peer elsewhere. The kernel answers at once, so nothing waits here.
+//! Whose own the interface is may do more ([`Owner`]).
+
+mod owner;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +25,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::IpPrefix;
 use super::backend::{Backend, BackendError, Device, DevicePeer, MAX_ALLOWED_IPS, MAX_PEERS};
+
+pub use owner::{OwnPeer, Owner};
 
 /// What the kernel fills in one read of a dump at most (NLMSG_GOODSIZE to 32 KiB; linux/netlink.h).
 const BUFFER: usize = 64 << 10;

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod gateways;
 pub mod inprocess;
 pub mod kernel;
+pub mod link;
 mod mask;
 pub mod netlink;
 pub mod tun;

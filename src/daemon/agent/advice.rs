@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use wice_signaling::protocol::PublicKey;
 
-use crate::daemon::attached::{Guidance, Held};
+use crate::daemon::attached::Guidance;
+use crate::daemon::binding::Held;
 use crate::signaling::kubernetes::ClusterView;
 
 /// Names in one line of the log; the rest are counted.

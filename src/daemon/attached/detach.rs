@@ -7,8 +7,7 @@ use std::time::Instant;
 use wice_signaling::protocol::PublicKey;
 
 use super::start::{AttachError, state_folder};
-use super::{sighting, slot_endpoint};
-use crate::core::binding::Binder;
+use crate::daemon::binding::{binder, sighting};
 use crate::daemon::state::State;
 use crate::wireguard::backend::{AnyBackend, Backend as _, BackendError};
 
@@ -32,7 +31,7 @@ pub async fn detach(state_dir: &Path, interface: &str) -> anyhow::Result<Detache
     let state = State::open(&path)?;
     let mut backend = AnyBackend::open(interface).await?;
     let device = backend.device().await?;
-    let mut binder = Binder::new(slot_endpoint, state.endpoints(), state.given());
+    let mut binder = binder(&state);
     let sightings: Vec<_> = device.peers.iter().map(sighting).collect();
     binder.handle_device(&sightings, Instant::now());
     let (restored, without) = binder.restore();

@@ -1,36 +1,9 @@
 //! What somebody who knows more of the peers than the interface does says of them: a cluster. By hand there is nobody.
 
-use std::collections::BTreeSet;
-
 use tokio::sync::watch;
-use wice_signaling::protocol::{IpPrefix, PublicKey};
+use wice_signaling::protocol::IpPrefix;
 
-/// Whose endpoints are not touched as long as they are theirs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    not(feature = "kubernetes"),
-    allow(dead_code, reason = "only a cluster holds anybody")
-)]
-pub(in crate::daemon) enum Held {
-    /// Nobody's.
-    #[default]
-    Nobody,
-    /// Everybody's: nothing is known yet.
-    Everybody,
-    /// These.
-    These(BTreeSet<PublicKey>),
-}
-
-impl Held {
-    /// Whether this peer's endpoint is one of them.
-    pub(super) fn holds(&self, key: &PublicKey) -> bool {
-        match self {
-            Self::Nobody => false,
-            Self::Everybody => true,
-            Self::These(keys) => keys.contains(key),
-        }
-    }
-}
+use crate::daemon::binding::Held;
 
 /// What is to be heeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

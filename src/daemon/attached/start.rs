@@ -1,24 +1,20 @@
 //! From an interface and a token to a running daemon.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use wice_signaling::protocol::{PrivateKey, RecordKind};
 use zeroize::Zeroizing;
 
 use super::adverts::Adverts;
-use super::counted::Counted;
-use super::direct::Sharing;
 use super::guidance::Guide;
-use super::watcher::Watcher;
-use super::{Attached, InterfaceView, Meet, WAYS, slot_endpoint};
-use crate::core::binding::Binder;
+use super::{Attached, Meet};
 use crate::core::node::Admission;
 use crate::core::slots::SLOT_PORT;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
+use crate::daemon::binding::{Binding, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, join, random};
@@ -147,8 +143,7 @@ impl Attached {
             port: SLOT_PORT,
             why: error.to_string(),
         })?;
-        let binder = Binder::new(slot_endpoint, state.endpoints(), state.given());
-        let view = Arc::new(Mutex::new(InterfaceView::default()));
+        let view = Arc::default();
         tracing::info!(
             event = "attached",
             interface,
@@ -170,24 +165,25 @@ impl Attached {
             index,
             admission: Admission::Added,
             socket_hook,
+            overlay: None,
             view: View::Attached(Arc::clone(&view)),
         };
-        let (base, notices) = Base::start(prepared, PlaneParts::Attached { slots }).await?;
-        let sharing = Sharing::new(base.settings.direct);
+        let (base, notices) = Base::start(prepared, PlaneParts::BySlots(slots)).await?;
+        let direct = base.settings.direct;
+        let mut binding = Binding::start(
+            interface,
+            Whose::Another,
+            backend,
+            &base.state,
+            direct,
+            view,
+        );
+        binding.hold(guide.guidance().held.clone());
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
-            base,
+            binding,
             guide,
-            binder,
-            watcher: Watcher::start(interface, backend),
-            paths: BTreeMap::new(),
-            port: None,
-            sharing,
-            counted: Counted::default(),
-            view,
-            ways: mpsc::channel(WAYS),
-            culprit: None,
-            refused: None,
+            base,
         };
         Ok((attached, notices))
     }

@@ -8,10 +8,11 @@ use wice_signaling::protocol::{Membership, PublicKey, RelayTransport};
 
 use super::links::RelayLink;
 use super::{
-    AttachedView, Command, Notice, PacketLoop, Plane, PlaneView, TOKEN_RELAYS, TOKEN_WIREGUARD_V4,
+    Command, Notice, PacketLoop, Plane, PlaneView, SlotsView, TOKEN_RELAYS, TOKEN_WIREGUARD_V4,
     TOKEN_WIREGUARD_V6, View,
 };
 use crate::core::node::{Arrival, Event, PeerId, RecordOutcome, RelayId, RelayServer};
+use crate::core::overlay::Owned;
 use crate::io::relay::{RelayConnection, RelayEvent};
 use crate::io::shared_port::SharedPort;
 use crate::io::udp::{Family, UdpSocket};
@@ -60,11 +61,11 @@ impl PacketLoop {
             }
             Command::RemovePeer(key) => self.node.remove_peer(&key, now),
             Command::WireGuardPort(port, shared) => match &mut self.plane {
-                Plane::Attached(attached) => {
-                    attached.port = port;
+                Plane::BySlots(by_slots) => {
+                    by_slots.port = port;
                     self.share(shared, now);
                 }
-                Plane::Managed(_) => {}
+                Plane::InProcess(_) => {}
             },
             Command::Counted {
                 key,
@@ -96,38 +97,38 @@ impl PacketLoop {
 
     fn view(&self, now: Instant) -> View<'_> {
         let plane = match &self.plane {
-            Plane::Managed(managed) => PlaneView::Managed {
-                tunnels: &managed.tunnels,
-                overlay: &managed.overlay,
-            },
-            Plane::Attached(attached) => PlaneView::Attached(AttachedView {
-                slots: &attached.slots,
-                socket: &attached.socket,
-                port: attached.port,
+            Plane::InProcess(in_process) => PlaneView::InProcess(&in_process.tunnels),
+            Plane::BySlots(by_slots) => PlaneView::BySlots(SlotsView {
+                slots: &by_slots.slots,
+                socket: &by_slots.socket,
+                port: by_slots.port,
             }),
         };
         View {
             node: &self.node,
+            overlay: self.overlay.as_ref(),
             plane,
             now,
         }
     }
 
     fn take_routes(&mut self, record: &[u8]) {
-        let Self { node, plane, .. } = self;
-        let Plane::Managed(managed) = plane else {
+        let Self { node, overlay, .. } = self;
+        let Some(overlay) = overlay else {
             // The interface's allowed IPs are its owner's.
             return;
         };
-        let outcome = managed.overlay.handle_routes(record, |key| {
+        let outcome = overlay.handle_routes(record, |key| {
             let advert = node.advert_of(node.peer_of(key)?)?;
             Membership::decode_verified(&advert.membership, &node.network()?, key).ok()
         });
         match outcome {
             Ok((key, owned)) => {
-                managed.give(&key, &owned);
-                let prefixes = owned.prefixes;
-                self.notify(Notice::Owned { key, prefixes });
+                if let Plane::InProcess(in_process) = &mut self.plane {
+                    in_process.give(&key, &owned);
+                }
+                let owned = Some(owned);
+                self.notify(Notice::Owned { key, owned });
                 self.notify(Notice::AcceptedRoutes(record.to_vec()));
             }
             Err(refusal) => tracing::debug!(event = "routes-refused", %refusal),
@@ -142,14 +143,7 @@ impl PacketLoop {
                 self.notify(Notice::Publish { advert, sequence });
             }
             Event::PeerAdded { peer, key } => self.add_peer(peer, key),
-            Event::PeerRemoved { peer, key } => match &mut self.plane {
-                Plane::Managed(managed) => {
-                    managed.remove_peer(peer, &key);
-                    let prefixes = Vec::new();
-                    self.notify(Notice::Owned { key, prefixes });
-                }
-                Plane::Attached(attached) => attached.remove_peer(peer),
-            },
+            Event::PeerRemoved { peer, key } => self.remove_peer(peer, key),
             Event::Bind {
                 peer,
                 routes,
@@ -163,13 +157,13 @@ impl PacketLoop {
                     ..
                 } = self;
                 match plane {
-                    Plane::Managed(managed) => {
-                        managed.bind(peer, routes, handshake, links, notes, now);
+                    Plane::InProcess(in_process) => {
+                        in_process.bind(peer, routes, handshake, links, notes, now);
                     }
                     // Its handshakes are WireGuard's own.
-                    Plane::Attached(attached) => {
+                    Plane::BySlots(by_slots) => {
                         let native = node.ends_at_wireguard(peer);
-                        attached.bind(peer, routes, native, links, notes, now);
+                        by_slots.bind(peer, routes, native, links, notes, now);
                     }
                 }
             }
@@ -182,14 +176,27 @@ impl PacketLoop {
     }
 
     fn add_peer(&mut self, peer: PeerId, key: PublicKey) {
+        let owned = self.overlay.as_mut().map(|overlay| overlay.join(key));
         match &mut self.plane {
-            Plane::Managed(managed) => {
-                if let Some(owned) = managed.add_peer(peer, key) {
-                    let prefixes = owned.prefixes;
-                    self.notify(Notice::Owned { key, prefixes });
-                }
+            Plane::InProcess(in_process) => {
+                let allowed_ips = owned.as_ref().map(Owned::allowed_ips);
+                in_process.add_peer(peer, key, allowed_ips.unwrap_or_default());
             }
-            Plane::Attached(attached) => attached.add_peer(peer, &key),
+            Plane::BySlots(by_slots) => by_slots.add_peer(peer, &key),
+        }
+        if owned.is_some() {
+            self.notify(Notice::Owned { key, owned });
+        }
+    }
+
+    fn remove_peer(&mut self, peer: PeerId, key: PublicKey) {
+        match &mut self.plane {
+            Plane::InProcess(in_process) => in_process.remove_peer(peer),
+            Plane::BySlots(by_slots) => by_slots.remove_peer(peer),
+        }
+        if let Some(overlay) = &mut self.overlay {
+            overlay.leave(&key);
+            self.notify(Notice::Owned { key, owned: None });
         }
     }
 
@@ -262,16 +269,16 @@ impl PacketLoop {
                 for (from, payload) in &data {
                     let arrival = Arrival::Relay { relay, from: *from };
                     match plane {
-                        Plane::Managed(managed) => {
-                            managed.handle_datagram(arrival, payload, links, notes, now);
+                        Plane::InProcess(in_process) => {
+                            in_process.handle_datagram(arrival, payload, links, notes, now);
                         }
-                        Plane::Attached(attached) => {
-                            attached.take_relayed(arrival, payload, node, notes, now);
+                        Plane::BySlots(by_slots) => {
+                            by_slots.take_relayed(arrival, payload, node, notes, now);
                         }
                     }
                 }
-                if let Plane::Managed(managed) = plane {
-                    managed.flush();
+                if let Plane::InProcess(in_process) = plane {
+                    in_process.flush();
                 }
             }
             RelayEvent::Closed(reason) => {

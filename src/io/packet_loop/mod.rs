@@ -1,12 +1,12 @@
-//! The packet loop: one thread that owns the sockets, the core and the data plane: in managed mode the
-//! in-process WireGuard with its TUN device, in attached mode the slots. Everything else talks to it
-//! through its [`Inbox`] and hears of it by [`Notice`]s.
+//! The packet loop: one thread that owns the sockets, the core, in managed mode the overlay, and the data
+//! plane: the in-process WireGuard with its TUN device, or the slots of a WireGuard interface, wice's own or
+//! another program's. Everything else talks to it through its [`Inbox`] and hears of it by [`Notice`]s.
 
-mod attached;
+mod by_slots;
 mod commands;
+mod in_process;
 mod inbox;
 mod links;
-mod managed;
 mod notes;
 mod run;
 
@@ -21,20 +21,20 @@ use tokio::sync::mpsc;
 use wice_signaling::protocol::{IpPrefix, Presence, PublicKey, RevocationList};
 
 use crate::core::node::{HostAddress, Node, RelayServer, StunServer, WireGuardPacket};
-use crate::core::overlay::Overlay;
+use crate::core::overlay::{Overlay, Owned};
 use crate::io::relay::{Endpoint, RelayEvent};
 use crate::io::shared_port::SharedPort;
 use crate::io::slots::SlotSocket;
 use crate::io::udp::UdpSocket;
 use crate::wireguard::inprocess::Tunnels;
 use crate::wireguard::tun::Tun;
-use attached::Attached;
+use by_slots::BySlots;
+use in_process::InProcess;
 use inbox::Outlet;
 use links::Links;
-use managed::Managed;
 use notes::Notes;
 
-pub use attached::AttachedView;
+pub use by_slots::SlotsView;
 pub use inbox::{Inbox, InboxError};
 
 /// Relay events on their way from the runtime: at most 64 KiB each.
@@ -84,11 +84,11 @@ pub enum Command {
     AddPeer(PublicKey),
     /// Attached mode: it no longer is.
     RemovePeer(PublicKey),
-    /// Attached mode: the port that WireGuard has bound; `None` while it has none, and at the start.
+    /// With slots: the port that WireGuard has bound; `None` while it has none, and at the start.
     /// Nothing is forwarded without it: only what has that port at 127.0.0.1 may send through a slot.
     /// With it what shares that port, at most one a family.
     WireGuardPort(Option<u16>, Vec<SharedPort>),
-    /// Attached mode: what WireGuard has counted of a peer since the last look.
+    /// With slots: what WireGuard has counted of a peer since the last look.
     Counted {
         /// The peer.
         key: PublicKey,
@@ -111,6 +111,8 @@ pub enum Command {
 pub struct View<'a> {
     /// The core.
     pub node: &'a Node,
+    /// Inner addresses; none in attached mode.
+    pub overlay: Option<&'a Overlay>,
     /// What carries the data.
     pub plane: PlaneView<'a>,
     /// When.
@@ -120,14 +122,9 @@ pub struct View<'a> {
 /// What carries the data, for an inspection.
 pub enum PlaneView<'a> {
     /// In-process WireGuard.
-    Managed {
-        /// WireGuard.
-        tunnels: &'a Tunnels,
-        /// Inner addresses.
-        overlay: &'a Overlay,
-    },
-    /// Slots.
-    Attached(AttachedView<'a>),
+    InProcess(&'a Tunnels),
+    /// The slots of an interface.
+    BySlots(SlotsView<'a>),
 }
 
 /// What the loop tells the rest of the daemon.
@@ -144,18 +141,18 @@ pub enum Notice {
     Accepted(Vec<u8>),
     /// A peer's routes were taken: worth keeping.
     AcceptedRoutes(Vec<u8>),
-    /// A peer owns these inner prefixes now; none: it is gone.
+    /// Managed mode: a peer owns these inner addresses and routes now; `None`: it is gone.
     Owned {
         /// The peer.
         key: PublicKey,
-        /// Beyond the overlay's own ranges.
-        prefixes: Vec<wice_signaling::protocol::IpPrefix>,
+        /// All of it.
+        owned: Option<Owned>,
     },
     /// A peer's path has changed.
     Path(Box<crate::core::node::PeerSnapshot>),
     /// The TUN device is gone; the loop has ended.
     DeviceLost(io::Error),
-    /// Attached mode: nobody listens at WireGuard's port any more, so nothing is forwarded until
+    /// With slots: nobody listens at WireGuard's port any more, so nothing is forwarded until
     /// [`Command::WireGuardPort`] comes again, the same port or another.
     PortClosed(u16),
 }
@@ -164,6 +161,8 @@ pub enum Notice {
 pub struct Parts {
     /// The core.
     pub node: Node,
+    /// Inner addresses, in managed mode: without it no peer owns any here.
+    pub overlay: Option<Overlay>,
     /// What carries the data.
     pub plane: PlaneParts,
     /// The shared socket for IPv4.
@@ -181,30 +180,26 @@ pub struct Parts {
 /// What carries the data.
 pub enum PlaneParts {
     /// In-process WireGuard.
-    Managed {
-        /// Inner addresses.
-        overlay: Overlay,
+    InProcess {
         /// WireGuard.
         tunnels: Box<Tunnels>,
         /// Its device.
         tun: Tun,
     },
-    /// Another program's WireGuard, by slots.
-    Attached {
-        /// Where it finds its peers.
-        slots: SlotSocket,
-    },
+    /// The WireGuard of an interface, by the slots where it finds its peers.
+    BySlots(SlotSocket),
 }
 
 /// What carries the data.
 enum Plane {
-    Managed(Box<Managed>),
-    Attached(Box<Attached>),
+    InProcess(Box<InProcess>),
+    BySlots(Box<BySlots>),
 }
 
 /// The loop's state.
 struct PacketLoop {
     node: Node,
+    overlay: Option<Overlay>,
     plane: Plane,
     links: Links,
     notes: Notes,
@@ -232,18 +227,17 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
     });
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let plane = match parts.plane {
-        PlaneParts::Managed {
-            overlay,
-            tunnels,
-            tun,
-        } => Plane::Managed(Box::new(Managed::new(overlay, *tunnels, tun))),
-        PlaneParts::Attached { slots } => {
+        PlaneParts::InProcess { tunnels, tun } => {
+            Plane::InProcess(Box::new(InProcess::new(*tunnels, tun)))
+        }
+        PlaneParts::BySlots(slots) => {
             let own = parts.node.public_key();
-            Plane::Attached(Box::new(Attached::new(slots, own)))
+            Plane::BySlots(Box::new(BySlots::new(slots, own)))
         }
     };
     let packet_loop = PacketLoop {
         node: parts.node,
+        overlay: parts.overlay,
         plane,
         links: Links::new(parts.v4, parts.v6),
         notes: Notes::default(),
@@ -258,8 +252,8 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
     };
     packet_loop.watch(packet_loop.outlet.waker(), TOKEN_INBOX)?;
     match &packet_loop.plane {
-        Plane::Managed(managed) => packet_loop.watch(managed.tun.as_fd(), TOKEN_TUN)?,
-        Plane::Attached(attached) => packet_loop.watch(attached.socket.as_fd(), TOKEN_SLOTS)?,
+        Plane::InProcess(in_process) => packet_loop.watch(in_process.tun.as_fd(), TOKEN_TUN)?,
+        Plane::BySlots(by_slots) => packet_loop.watch(by_slots.socket.as_fd(), TOKEN_SLOTS)?,
     }
     for (socket, token) in [
         (&packet_loop.links.v4, TOKEN_V4),

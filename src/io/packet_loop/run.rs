@@ -84,8 +84,8 @@ impl PacketLoop {
             ..
         } = self;
         match plane {
-            Plane::Managed(managed) => managed.handle_timeout(links, notes, now),
-            Plane::Attached(attached) => attached.handle_timeout(links, notes, now),
+            Plane::InProcess(in_process) => in_process.handle_timeout(links, notes, now),
+            Plane::BySlots(by_slots) => by_slots.handle_timeout(links, notes, now),
         }
         // What is sent can cause events and the other way round; both end by themselves.
         loop {
@@ -101,8 +101,8 @@ impl PacketLoop {
     fn wait(&self, now: Instant) -> Duration {
         let core = self.node.poll_timeout().map(|(at, _)| at);
         let plane = match &self.plane {
-            Plane::Managed(managed) => managed.poll_timeout(),
-            Plane::Attached(attached) => attached.poll_timeout(),
+            Plane::InProcess(in_process) => in_process.poll_timeout(),
+            Plane::BySlots(by_slots) => by_slots.poll_timeout(),
         };
         let next = [core, plane].into_iter().flatten().min();
         next.map_or(MAX_WAIT, |at| at.saturating_duration_since(now))
@@ -166,8 +166,10 @@ impl PacketLoop {
                 ..
             } = self;
             match plane {
-                Plane::Managed(managed) => managed.take_host(buffers, node, links, notes, now),
-                Plane::Attached(attached) => attached.take_host(buffers, node, notes, now),
+                Plane::InProcess(in_process) => {
+                    in_process.take_host(buffers, node, links, notes, now)
+                }
+                Plane::BySlots(by_slots) => by_slots.take_host(buffers, node, notes, now),
             }
             if slots < SLOTS {
                 return;
@@ -190,10 +192,10 @@ impl PacketLoop {
                 ..
             } = self;
             match plane {
-                Plane::Managed(managed) => {
-                    managed.take_relay(relay, buffers, node, links, notes, now);
+                Plane::InProcess(in_process) => {
+                    in_process.take_relay(relay, buffers, node, links, notes, now);
                 }
-                Plane::Attached(attached) => attached.take_relay(relay, buffers, node, notes, now),
+                Plane::BySlots(by_slots) => by_slots.take_relay(relay, buffers, node, notes, now),
             }
             if slots < SLOTS {
                 return;
@@ -201,7 +203,7 @@ impl PacketLoop {
         }
     }
 
-    /// What WireGuard has sent in attached mode.
+    /// What WireGuard has sent to its peers' slots.
     fn receive_slots(&mut self, buffers: &mut ReceiveBuffers, now: Instant) {
         let Self {
             plane,
@@ -209,12 +211,12 @@ impl PacketLoop {
             notes,
             ..
         } = self;
-        let Plane::Attached(attached) = plane else {
+        let Plane::BySlots(by_slots) = plane else {
             return;
         };
         for _ in 0..MAX_RECEIVES {
-            let slots = attached.socket.receive(buffers).unwrap_or(0);
-            attached.take_slots(buffers, links, notes, now);
+            let slots = by_slots.socket.receive(buffers).unwrap_or(0);
+            by_slots.take_slots(buffers, links, notes, now);
             if slots < SLOTS {
                 break;
             }
@@ -263,8 +265,8 @@ impl PacketLoop {
             TOKEN_V4 => links.v4.as_ref(),
             TOKEN_V6 => links.v6.as_ref(),
             TOKEN_SLOTS => {
-                if let Plane::Attached(attached) = plane
-                    && let Some(port) = attached.take_errors()
+                if let Plane::BySlots(by_slots) = plane
+                    && let Some(port) = by_slots.take_errors()
                 {
                     self.share(Vec::new(), now);
                     self.notify(Notice::PortClosed(port));
@@ -298,10 +300,10 @@ impl PacketLoop {
             notes,
             ..
         } = self;
-        let Plane::Managed(managed) = plane else {
+        let Plane::InProcess(in_process) = plane else {
             return false;
         };
-        match managed.take_device(links, notes) {
+        match in_process.take_device(links, notes) {
             TunRead::Drained => false,
             TunRead::More => true,
             TunRead::Failed(error) => {

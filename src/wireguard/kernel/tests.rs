@@ -65,6 +65,55 @@ fn an_ipv6_endpoint_is_a_sockaddr_in6() {
     assert!(bytes.windows(wanted.len()).any(|window| window == wanted));
 }
 
+/// Written out by hand after linux/wireguard.h: what only an interface's owner sends.
+#[test]
+fn an_own_peer_is_set_whole() {
+    const NESTED: u16 = 0x8000;
+    let described = owner::described(&OwnPeer {
+        key: KEY,
+        endpoint: Some("127.3.2.1:51822".parse().unwrap()),
+        allowed_ips: &[
+            "100.91.0.7/32".parse().unwrap(),
+            "fd7a:91c:20::7/128".parse().unwrap(),
+        ],
+        keepalive: Some(25),
+    });
+    let peers = vec![WireguardAttribute::Peers(vec![described])];
+    let bytes = encode(owner::set_device("wice0", peers, 0x1f), 0x5, 9);
+    let allowed = |family: u16, address: &[u8], cidr: u8| {
+        let parts = [
+            attribute(1, &family.to_ne_bytes()),
+            attribute(2, address),
+            attribute(3, &[cidr]),
+        ];
+        attribute(NESTED, &parts.concat())
+    };
+    let v6 = "fd7a:91c:20::7".parse::<std::net::Ipv6Addr>().unwrap();
+    let ips = [
+        allowed(2, &[100, 91, 0, 7], 32),
+        allowed(10, &v6.octets(), 128),
+    ];
+    let sockaddr = [
+        &2u16.to_ne_bytes()[..],
+        &51822u16.to_be_bytes(),
+        &[127, 3, 2, 1],
+        &[0; 8],
+    ];
+    let peer = [
+        attribute(1, &KEY.0),
+        attribute(3, &2u32.to_ne_bytes()), // WGPEER_F_REPLACE_ALLOWEDIPS
+        attribute(9 | NESTED, &ips.concat()),
+        attribute(4, &sockaddr.concat()),
+        attribute(5, &25u16.to_ne_bytes()),
+    ];
+    let expected = [
+        vec![1, 1, 0, 0], // WG_CMD_SET_DEVICE, version 1
+        attribute(2, b"wice0\0"),
+        attribute(8 | NESTED, &attribute(NESTED, &peer.concat())),
+    ];
+    assert_eq!(bytes[16..], expected.concat()); // after the netlink header
+}
+
 fn peer(key: u8, more: Vec<WireguardPeerAttribute>) -> WireguardPeer {
     let mut attributes = vec![WireguardPeerAttribute::PublicKey([key; 32])];
     attributes.extend(more);

@@ -18,7 +18,7 @@ const SILENCE: Duration = Duration::from_millis(100);
 
 /// A plane between a socket that plays WireGuard and one that plays the peer.
 struct Rig {
-    plane: Attached,
+    plane: BySlots,
     links: Links,
     notes: Notes,
     node: Node,
@@ -48,7 +48,7 @@ impl Rig {
         let peer = StdSocket::bind(any).unwrap();
         peer.set_read_timeout(Some(PATIENCE)).unwrap();
         wireguard.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut plane = Attached::new(SlotSocket::open(0).unwrap(), node.public_key());
+        let mut plane = BySlots::new(SlotSocket::open(0).unwrap(), node.public_key());
         plane.add_peer(PEER, &KEY);
         plane.port = Some(wireguard.local_addr().unwrap().port());
         Self {
@@ -95,7 +95,7 @@ impl Rig {
     /// Takes `datagrams` from the slots' socket, however the kernel hands them over.
     fn pump(&mut self, datagrams: u64) {
         let start = Instant::now();
-        let seen = |plane: &Attached| plane.socket.udp().counters().received;
+        let seen = |plane: &BySlots| plane.socket.udp().counters().received;
         let wanted = seen(&self.plane) + datagrams;
         while seen(&self.plane) < wanted {
             assert!(start.elapsed() < PATIENCE, "nothing came to the slots");

@@ -75,20 +75,7 @@ impl Sharing {
             Direct::Proxy => return Vec::new(),
             Direct::Auto | Direct::SharedPort => {}
         }
-        // The self-test waits on the socket.
-        let opened = tokio::task::spawn_blocking(move || {
-            [Family::V4, Family::V6].map(|family| SharedPort::open(family, port))
-        });
-        let mut shared = Vec::new();
-        let mut failure = None;
-        for opened in opened.await.into_iter().flatten() {
-            match opened {
-                Ok(port) => shared.push(port),
-                // A machine, or a WireGuard, without IPv6 lacks nothing.
-                Err(SharedPortError::NoFamily { .. }) => {}
-                Err(error) => failure = failure.or(Some(error)),
-            }
-        }
+        let (shared, failure) = share(port).await;
         self.failed = failure
             .as_ref()
             .filter(|error| !matches!(error, SharedPortError::NoPermission { .. }))
@@ -119,6 +106,25 @@ impl Sharing {
         }
         self.said = Some(text);
     }
+}
+
+/// Shares a port in both families or the one that there is. With none, why.
+pub(in crate::daemon) async fn share(port: u16) -> (Vec<SharedPort>, Option<SharedPortError>) {
+    // The self-test waits on the socket.
+    let opened = tokio::task::spawn_blocking(move || {
+        [Family::V4, Family::V6].map(|family| SharedPort::open(family, port))
+    });
+    let mut shared = Vec::new();
+    let mut failure = None;
+    for opened in opened.await.into_iter().flatten() {
+        match opened {
+            Ok(port) => shared.push(port),
+            // A machine, or a WireGuard, without IPv6 lacks nothing.
+            Err(SharedPortError::NoFamily { .. }) => {}
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    (shared, failure)
 }
 
 #[cfg(test)]

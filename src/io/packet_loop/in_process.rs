@@ -1,16 +1,16 @@
-//! The data plane of managed mode: in-process WireGuard between a TUN device and the routes.
+//! The data plane of in-process WireGuard: between a TUN device and the routes.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use wice_signaling::protocol::PublicKey;
+use wice_signaling::protocol::{IpPrefix, PublicKey};
 
 use super::links::Links;
 use super::notes::Notes;
 use crate::core::node::{
     Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
 };
-use crate::core::overlay::{Overlay, Owned};
+use crate::core::overlay::Owned;
 use crate::core::slots::Message;
 use crate::io::udp::{Destination, ReceiveBuffers, Source};
 use crate::wireguard::inprocess::{
@@ -21,9 +21,8 @@ use crate::wireguard::tun::Tun;
 /// Every peer's routes.
 type Routes = BTreeMap<inprocess::PeerId, (PeerId, Vec<Route>)>;
 
-/// WireGuard, its device, and whose inner addresses are whose.
-pub(super) struct Managed {
-    pub(super) overlay: Overlay,
+/// WireGuard and its device.
+pub(super) struct InProcess {
     pub(super) tunnels: Tunnels,
     pub(super) tun: Tun,
     numbers: BTreeMap<PeerId, inprocess::PeerId>,
@@ -40,10 +39,9 @@ struct Out<'a> {
     arrival: Option<Arrival>,
 }
 
-impl Managed {
-    pub(super) fn new(overlay: Overlay, tunnels: Tunnels, tun: Tun) -> Self {
+impl InProcess {
+    pub(super) fn new(tunnels: Tunnels, tun: Tun) -> Self {
         Self {
-            overlay,
             tunnels,
             tun,
             numbers: BTreeMap::new(),
@@ -51,30 +49,24 @@ impl Managed {
         }
     }
 
-    /// Adds a peer; what it owns, if WireGuard takes it.
-    pub(super) fn add_peer(&mut self, peer: PeerId, key: PublicKey) -> Option<Owned> {
-        let owned = self.overlay.join(key);
+    /// Adds a peer with its inner addresses.
+    pub(super) fn add_peer(&mut self, peer: PeerId, key: PublicKey, allowed_ips: Vec<IpPrefix>) {
         let config = PeerConfig {
             public_key: key,
             preshared_key: None,
-            allowed_ips: owned.allowed_ips(),
+            allowed_ips,
             persistent_keepalive: None,
         };
         match self.tunnels.add_peer(config) {
             Ok(tunnel) => {
                 self.numbers.insert(peer, tunnel);
                 self.routes.insert(tunnel, (peer, Vec::new()));
-                Some(owned)
             }
-            Err(error) => {
-                tracing::warn!(event = "peer-refused", %error);
-                None
-            }
+            Err(error) => tracing::warn!(event = "peer-refused", %error),
         }
     }
 
-    pub(super) fn remove_peer(&mut self, peer: PeerId, key: &PublicKey) {
-        self.overlay.leave(key);
+    pub(super) fn remove_peer(&mut self, peer: PeerId) {
         if let Some(tunnel) = self.numbers.remove(&peer) {
             self.tunnels.remove_peer(tunnel);
             self.routes.remove(&tunnel);

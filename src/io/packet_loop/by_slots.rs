@@ -1,5 +1,5 @@
-//! The data plane of attached mode: between the slots, where another program's WireGuard finds its
-//! peers, and the routes. It forwards runs whole, copies nothing, and decides nothing by itself.
+//! The data plane of a WireGuard interface, wice's own or another program's: between the slots, where it
+//! finds its peers, and the routes. It forwards runs whole, copies nothing, and decides nothing by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -25,7 +25,7 @@ const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 const YIELD: Duration = Duration::from_millis(250);
 
 /// The slots, their socket, and every peer's routes.
-pub(super) struct Attached {
+pub(super) struct BySlots {
     pub(super) slots: Slots,
     pub(super) socket: SlotSocket,
     /// The port that WireGuard has bound; without it nothing is forwarded.
@@ -39,7 +39,7 @@ pub(super) struct Attached {
     failures: SendFailures,
 }
 
-impl Attached {
+impl BySlots {
     pub(super) fn new(socket: SlotSocket, own: PublicKey) -> Self {
         Self {
             slots: Slots::default(),
@@ -456,8 +456,8 @@ impl<'p> Inward<'_, 'p> {
     }
 }
 
-/// What an inspection sees of attached mode.
-pub struct AttachedView<'a> {
+/// What an inspection sees of the slots.
+pub struct SlotsView<'a> {
     /// Which peer stands where, what it has carried, and what was dropped.
     pub slots: &'a Slots,
     /// The slots' socket.
@@ -466,7 +466,7 @@ pub struct AttachedView<'a> {
     pub port: Option<u16>,
 }
 
-impl AttachedView<'_> {
+impl SlotsView<'_> {
     /// The slot of a key on the interface.
     pub fn slot(&self, peer: PeerId) -> Option<Ipv4Addr> {
         self.slots.slot(peer)
@@ -474,5 +474,5 @@ impl AttachedView<'_> {
 }
 
 #[cfg(test)]
-#[path = "attached_tests.rs"]
+#[path = "by_slots_tests.rs"]
 mod tests;
