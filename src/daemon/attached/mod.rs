@@ -6,6 +6,7 @@ mod counted;
 mod culprit;
 mod detach;
 mod direct;
+mod overhear;
 mod port;
 mod start;
 mod watcher;
@@ -32,6 +33,7 @@ use adverts::Adverts;
 use counted::Counted;
 use culprit::culprit;
 use direct::Sharing;
+use overhear::Overhearing;
 use port::is_bound;
 use watcher::{Report, Watcher};
 
@@ -67,6 +69,7 @@ struct Attached {
     /// The port that the packet loop was told.
     port: Option<u16>,
     sharing: Sharing,
+    overhearing: Overhearing,
     counted: Counted,
     view: Arc<Mutex<InterfaceView>>,
     ways: (mpsc::Sender<Ways>, mpsc::Receiver<Ways>),
@@ -137,7 +140,7 @@ impl Attached {
                 Some(ways) = self.ways.1.recv() => self.handle_ways(ways)?,
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
-                    Left::Interfaces(interfaces) => self.handle_interfaces(&interfaces),
+                    Left::Interfaces(interfaces) => self.handle_interfaces(&interfaces).await?,
                     Left::Stop => return Ok(End::Stop),
                     Left::Nothing => {}
                 },
@@ -199,9 +202,13 @@ impl Attached {
         for counted in self.counted.look(device) {
             self.base.pass_on(counted)?;
         }
+        self.overhearing.fetch(now);
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();
         self.binder.handle_device(&sightings, now);
         self.drain()?;
+        if let Some(at) = self.binder.poll_timeout(now) {
+            self.watcher.look_at(at);
+        }
         if self.binder.take_changed() {
             self.keep_endpoints()?;
         }
@@ -269,13 +276,17 @@ impl Attached {
             .pass_on(Command::Presence(record.key, record.presence))
     }
 
-    fn handle_interfaces(&mut self, interfaces: &[Interface]) {
+    async fn handle_interfaces(&mut self, interfaces: &[Interface]) -> anyhow::Result<()> {
         let name = &self.base.settings.interface;
         let own = interfaces.iter().find(|interface| interface.name == *name);
         let addresses = own.map(|own| own.addresses.iter().map(|a| a.ip).collect());
         self.with_view(|view| view.addresses = addresses.unwrap_or_default());
         // Up or down, gone or back: the next look is due now.
         self.watcher.look();
+        Ok(self
+            .overhearing
+            .follow(self.port, &self.base.netlink)
+            .await?)
     }
 
     fn set_path(&mut self, key: PublicKey, path: PathState) -> anyhow::Result<()> {
@@ -310,6 +321,7 @@ impl Attached {
                 } => {
                     self.log_cause(&key, endpoint, cause);
                     self.watcher.set(key, endpoint);
+                    self.repeat_initiation(&key, cause)?;
                 }
                 Event::Left { key, endpoint } => {
                     tracing::info!(event = "endpoint-left", peer = %key, %endpoint, "it works");
@@ -317,6 +329,19 @@ impl Attached {
             }
         }
         Ok(())
+    }
+
+    /// A handshake that was begun at an endpoint which is dead goes by the path, without waiting for
+    /// WireGuard to repeat it.
+    fn repeat_initiation(&mut self, key: &PublicKey, cause: Cause) -> anyhow::Result<()> {
+        match cause {
+            Cause::Failed | Cause::Reset { .. } => {}
+            Cause::Unset | Cause::Moved | Cause::Retry => return Ok(()),
+        }
+        match self.overhearing.take(key, Instant::now()) {
+            Some(initiation) => self.base.pass_on(Command::Initiation(*key, initiation)),
+            None => Ok(()),
+        }
     }
 
     fn log_cause(&mut self, key: &PublicKey, endpoint: SocketAddr, cause: Cause) {
@@ -363,6 +388,7 @@ impl Attached {
             let command = Command::WireGuardPort(port, shared);
             self.base.inbox.send(command)?;
             tracing::debug!(event = "wireguard-port", port);
+            self.overhearing.follow(port, &self.base.netlink).await?;
         }
         Ok(())
     }

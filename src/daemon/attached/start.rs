@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::adverts::Adverts;
 use super::counted::Counted;
 use super::direct::Sharing;
+use super::overhear::Overhearing;
 use super::watcher::Watcher;
 use super::{Attached, InterfaceView, WAYS, slot_endpoint};
 use crate::core::binding::Binder;
@@ -169,6 +170,7 @@ impl Attached {
             paths: BTreeMap::new(),
             port: None,
             sharing,
+            overhearing: Overhearing::default(),
             counted: Counted::default(),
             view,
             ways: mpsc::channel(WAYS),
