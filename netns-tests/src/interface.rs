@@ -11,6 +11,7 @@ use wice::lab::{Lab, NetNs, Process};
 use wice_signaling::protocol::{PrivateKey, PublicKey};
 
 use crate::wait_for;
+use crate::wireguard::listens;
 
 /// Chooses the implementation: `userspace`, which is the default here, or `kernel`.
 pub const CHOICE: &str = "WICE_TEST_WIREGUARD";
@@ -199,7 +200,7 @@ impl Interface {
         let mut process = started.context("wireguard-go is not installed")?;
         let ready = wait_for(START, || {
             ensure!(process.status().is_none(), "{}", process.output());
-            Ok(self.wg(&["show", &name]).ok())
+            Ok(listens(process.pid(), &name).then_some(()))
         })?;
         ready.with_context(|| format!("wireguard-go is not ready: {}", process.output()))?;
         self.process = Some(process);

@@ -341,15 +341,7 @@ impl WireGuards {
             command.args(["-f", WG]);
             command
         })?;
-        let ready = wait_for(READY, || {
-            let shown = self
-                .mesh
-                .lab
-                .command(node, "wg")?
-                .args(["show", WG])
-                .output()?;
-            Ok(shown.status.success().then_some(()))
-        })?;
+        let ready = wait_for(READY, || Ok(listens(process.pid(), WG).then_some(())))?;
         if ready.is_none() {
             let status = process.status();
             bail!(process.failed(format!("has no interface ({status:?})")));
@@ -400,4 +392,15 @@ fn wanted_kind() -> Result<String> {
             Ok(if in_kernel { "kernel" } else { "userspace" }.into())
         }
     }
+}
+
+/// Whether a userspace WireGuard listens at its socket (proc(5), `/proc/net/unix`: path, and
+/// `__SO_ACCEPTCON` among the flags). Not asked by `wg`: it takes a socket that does not listen yet for
+/// a dead one, and removes it.
+pub(crate) fn listens(pid: u32, interface: &str) -> bool {
+    const LISTENING: &str = " 00010000 ";
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    let name = format!("/wireguard/{interface}.sock");
+    let mut lines = sockets.lines();
+    lines.any(|line| line.ends_with(&name) && line.contains(LISTENING))
 }

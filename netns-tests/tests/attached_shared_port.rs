@@ -204,3 +204,41 @@ fn another_listen_port_is_followed() -> Result<()> {
     ensure!(back <= MOVED, "{}", all.evidence("home-a", "home-b"));
     all.mesh.check_quiet(&[])
 }
+
+/// Both sides begin at once, again and again: of two initiations that cross one wins.
+#[test]
+fn both_sides_begin_at_once() -> Result<()> {
+    const ROUNDS: usize = 3;
+    /// Less than the 5 s after which WireGuard repeats a handshake.
+    const FIRST: Duration = Duration::from_secs(4);
+    /// Until removed peers are forgotten, and until their paths are there again.
+    const FORGOTTEN: Duration = Duration::from_secs(2);
+    use NatKind::{FullCone, Public, Symmetric};
+    let _alone = alone();
+    let mut table =
+        Table::new("attached, shared port, both sides begin at once: slowest first ping");
+    for kinds in [[FullCone, FullCone], [Public, Symmetric]] {
+        let all = two(kinds, CAPABILITIES)?;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..ROUNDS {
+            std::thread::sleep(FORGOTTEN);
+            slowest = slowest.max(all.first_pings("home-a", "home-b", Instant::now())?);
+            for (node, peer) in BOTH_WAYS {
+                let key = all.key(peer)?.to_string();
+                all.wg(node, &["set", "wg0", "peer", &key, "remove"])?;
+            }
+            std::thread::sleep(FORGOTTEN);
+            for (node, peer) in BOTH_WAYS {
+                all.add_peer(node, peer, None)?;
+            }
+            for (node, peer) in BOTH_WAYS {
+                all.wait_endpoint(node, peer)?;
+            }
+        }
+        let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+        table.row(names.join(" "), format!("{ROUNDS} times"), slowest);
+        ensure!(slowest <= FIRST, "{}", all.evidence("home-a", "home-b"));
+        all.mesh.check_quiet(&[])?;
+    }
+    Ok(())
+}

@@ -198,6 +198,13 @@ impl Binder {
         }
     }
 
+    /// When the interface is to be looked at, if that is before the next time: where something else stands in
+    /// place of ours, a second is long.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let ends = self.peers.values().filter_map(Peer::trial_ends);
+        ends.filter(|at| *at > now).min()
+    }
+
     /// What is to be done next.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()

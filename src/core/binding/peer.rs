@@ -17,9 +17,9 @@ pub const NATIVE_TRIAL: Duration = Duration::from_millis(3_500);
 /// One that has worked: WireGuard itself gives a session up when nothing has come for this long after
 /// something was sent (§6.5, KEEPALIVE_TIMEOUT + REKEY_TIMEOUT).
 pub const NATIVE_DEAD: Duration = Duration::from_secs(15);
-/// One that was put where ours stood: until the next look. Two looks are the 2 s that an outage may
-/// last; a little less, for looks are not exact.
-pub const RESET_TRIAL: Duration = Duration::from_millis(800);
+/// One that stands where ours stood: longer than any round trip on which people use a mesh, so that
+/// WireGuard that has roamed by half a handshake hears the other. With a look, an outage of 1.5 s.
+pub const RESET_TRIAL: Duration = Duration::from_millis(500);
 /// Without a path for this long the native endpoint is tried again.
 pub const NATIVE_RETRY: Duration = Duration::from_secs(30);
 /// The same for a peer that has published nothing: twice what signaling takes to tell of all.
@@ -128,6 +128,12 @@ impl Peer {
         self.resets
     }
 
+    /// When it is known what to do with theirs, which stands where ours stood.
+    pub(super) fn trial_ends(&self) -> Option<Instant> {
+        self.path.ready?;
+        Some(self.displaced? + RESET_TRIAL)
+    }
+
     pub(super) fn standing(&self) -> Standing {
         match self.endpoint {
             None => Standing::Unset,
@@ -175,6 +181,12 @@ impl Peer {
             self.handshaken = None;
         }
         let sent = sighting.tx_bytes.saturating_sub(self.tx_bytes);
+        // Handshakes too: WireGuard roams by them.
+        let came = if anew {
+            sighting.rx_bytes > 0
+        } else {
+            sighting.rx_bytes > self.rx_bytes
+        };
         let asked = if anew {
             sighting.tx_bytes > 0
         } else {
@@ -194,7 +206,7 @@ impl Peer {
             self.heard = false;
             self.unanswered = asked.then_some(asked_since);
             let was_ours = before.is_some_and(|endpoint| self.is_ours(endpoint));
-            self.note_change(sighting.endpoint, was_ours, heard, now);
+            self.note_change(sighting.endpoint, was_ours, came, now);
             return false;
         }
         if heard {
@@ -217,9 +229,11 @@ impl Peer {
     pub(super) fn decide(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
         let mut ours = self.path.ready.unwrap_or(self.slot);
         // The first handshake goes by the slot, where one of two that cross can wait. WireGuard then
-        // roams by itself, or the next look finds the session.
+        // roams by itself, or the next look finds the session. Two that have crossed all the same are both
+        // repeated after 5 s, and would cross again.
         let handshaken = self.handshaken.is_some_and(|at| now < at + SESSION);
-        if !handshaken && self.endpoint != Some(ours) {
+        let crossed = self.unanswered_for(now) >= RESET_TRIAL;
+        if !handshaken && (self.endpoint != Some(ours) || crossed) {
             ours = self.slot;
         }
         let Some(endpoint) = self.endpoint else {
@@ -278,7 +292,7 @@ impl Peer {
         &mut self,
         endpoint: Option<SocketAddr>,
         was_ours: bool,
-        heard: bool,
+        came: bool,
         now: Instant,
     ) {
         match endpoint {
@@ -289,12 +303,12 @@ impl Peer {
             }
             Some(endpoint) if self.retried == Some(endpoint) => {}
             Some(endpoint) => {
-                self.may_have_roamed = heard;
+                self.may_have_roamed = came;
                 if was_ours {
                     self.displaced = Some(now);
                 }
                 // What WireGuard finds by itself is not what somebody wants it to be.
-                if !heard || self.original.is_none() {
+                if !came || self.original.is_none() {
                     self.original = Some(endpoint);
                 }
                 self.native = Some(endpoint);
@@ -316,13 +330,13 @@ impl Peer {
         let Some(since) = self.displaced else {
             return unanswered.is_some_and(|time| time >= NATIVE_TRIAL);
         };
-        // What failed before is not tried again for a program that sets it, unless it may be
-        // WireGuard that has heard from there.
+        // What failed before is not tried again for a program that sets it. WireGuard that has heard from
+        // there, if only half a handshake, has until the next look.
         let tried = !self.may_have_roamed || now.saturating_duration_since(since) >= RESET_TRIAL;
         if self.failed == Some(endpoint) {
             return tried;
         }
-        unanswered.is_some_and(|time| time >= RESET_TRIAL)
+        tried && unanswered.is_some_and(|time| time >= RESET_TRIAL)
     }
 
     /// Without a path for long, theirs is tried again.

@@ -126,6 +126,11 @@ impl Mac1Key {
     }
 }
 
+/// Whether an initiation is for this key, by its mac1. Costs two hashes.
+pub fn is_for(initiation: &[u8; INITIATION_LEN], recipient: &PublicKey) -> bool {
+    Mac1Key::of(recipient).fits(initiation)
+}
+
 /// Datagrams of one arrival that go the same way: data of one session, or one message alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span<'a> {

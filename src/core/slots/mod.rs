@@ -18,7 +18,7 @@ use crate::core::node::{Arrival, PeerId};
 use indices::Indices;
 use message::Mac1Key;
 
-pub use message::{INITIATION_LEN, Message, Span, spans};
+pub use message::{INITIATION_LEN, Message, Span, is_for, spans};
 
 /// The port of all slots of a mesh. It must be the same on every node, since a mesh agent publishes
 /// the endpoints that it sees, and nobody else's: WireGuard uses 51820, our own sockets 51821.

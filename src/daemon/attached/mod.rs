@@ -132,7 +132,9 @@ impl Attached {
                 () = self.guide.changed() => self.handle_guidance()?,
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
-                    Left::Interfaces(interfaces) => self.binding.handle_interfaces(&interfaces),
+                    Left::Interfaces(interfaces) => {
+                        self.binding.handle_interfaces(&interfaces, &self.base).await?;
+                    }
                     Left::Stop => return Ok(End::Stop),
                     Left::Nothing => {}
                 },

@@ -170,14 +170,7 @@ impl Attached {
         };
         let (base, notices) = Base::start(prepared, PlaneParts::BySlots(slots)).await?;
         let direct = base.settings.direct;
-        let mut binding = Binding::start(
-            interface,
-            Whose::Another,
-            backend,
-            &base.state,
-            direct,
-            view,
-        );
+        let mut binding = Binding::start(interface, Whose::Another, backend, &base, direct, view);
         binding.hold(guide.guidance().held.clone());
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),

@@ -7,6 +7,7 @@ mod counted;
 mod culprit;
 mod direct;
 mod held;
+mod overhear;
 mod port;
 mod watcher;
 
@@ -24,7 +25,7 @@ use crate::core::binding::{Binder, Cause, Event, PathState, Sighting, Standing};
 use crate::core::node::{PeerSnapshot, Way};
 use crate::core::overlay::{Overlay, Owned};
 use crate::core::slots::{SLOT_PORT, slot_of};
-use crate::io::packet_loop::Command;
+use crate::io::packet_loop::{Command, Inbox, InboxError};
 use crate::report::PeerInputs;
 use crate::wireguard::backend::{AnyBackend, BackendError, Device, DevicePeer};
 use crate::wireguard::inprocess::PeerStats;
@@ -32,6 +33,7 @@ use crate::wireguard::netlink::Interface;
 use counted::Counted;
 use culprit::culprit;
 use direct::Sharing;
+use overhear::Overhearing;
 use port::is_bound;
 use watcher::{Report, Watcher};
 
@@ -114,6 +116,8 @@ pub(super) struct Binding {
     /// The port that the packet loop was told.
     port: Option<u16>,
     sharing: Sharing,
+    overhearing: Overhearing,
+    inbox: Inbox,
     counted: Counted,
     view: Arc<Mutex<InterfaceView>>,
     pictures: (mpsc::Sender<Picture>, mpsc::Receiver<Picture>),
@@ -123,17 +127,17 @@ pub(super) struct Binding {
 }
 
 impl Binding {
-    /// Begins to follow an interface. What was kept of its endpoints is `state`'s.
+    /// Begins to follow an interface. What was kept of its endpoints is in the state folder.
     pub(super) fn start(
         interface: String,
         whose: Whose,
         backend: AnyBackend,
-        state: &State,
+        base: &Base,
         direct: Direct,
         view: Arc<Mutex<InterfaceView>>,
     ) -> Self {
         Self {
-            binder: binder(state),
+            binder: binder(&base.state),
             watcher: Watcher::start(interface.clone(), backend),
             interface,
             whose,
@@ -141,6 +145,8 @@ impl Binding {
             held: Held::default(),
             port: None,
             sharing: Sharing::new(direct),
+            overhearing: Overhearing::default(),
+            inbox: base.inbox.clone(),
             counted: Counted::default(),
             view,
             pictures: mpsc::channel(PICTURES),
@@ -231,12 +237,17 @@ impl Binding {
     }
 
     /// Interfaces have changed.
-    pub(super) fn handle_interfaces(&mut self, interfaces: &[Interface]) {
+    pub(super) async fn handle_interfaces(
+        &mut self,
+        interfaces: &[Interface],
+        base: &Base,
+    ) -> anyhow::Result<()> {
         let own = interfaces.iter().find(|i| i.name == self.interface);
         let addresses = own.map(|own| own.addresses.iter().map(|a| a.ip).collect());
         self.with_view(|view| view.addresses = addresses.unwrap_or_default());
         // Up or down, gone or back: the next look is due now.
         self.watcher.look();
+        Ok(self.overhearing.follow(self.port, &base.netlink).await?)
     }
 
     /// From now on these peers' endpoints are left alone.
@@ -274,9 +285,14 @@ impl Binding {
         for counted in self.counted.look(&device) {
             base.pass_on(counted)?;
         }
+        let now = Instant::now();
+        self.overhearing.fetch(now);
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();
-        self.binder.handle_device(&sightings, Instant::now());
+        self.binder.handle_device(&sightings, now);
         self.drain();
+        if let Some(at) = self.binder.poll_timeout(now) {
+            self.watcher.look_at(at);
+        }
         if self.binder.take_changed() {
             base.state.set_endpoints(&self.binder.originals())?;
             base.state.set_given(&self.binder.given())?;
@@ -334,11 +350,28 @@ impl Binding {
                 } => {
                     self.log_cause(&key, endpoint, cause);
                     self.watcher.set(key, endpoint);
+                    self.repeat_initiation(&key, cause);
                 }
                 Event::Left { key, endpoint } => {
                     tracing::info!(event = "endpoint-left", peer = %key, %endpoint, "it works");
                 }
             }
+        }
+    }
+
+    /// A handshake that was begun at an endpoint which is dead goes by the path, without waiting for
+    /// WireGuard to repeat it.
+    fn repeat_initiation(&mut self, key: &PublicKey, cause: Cause) {
+        match cause {
+            Cause::Failed | Cause::Reset { .. } => {}
+            Cause::Unset | Cause::Moved | Cause::Retry => return,
+        }
+        let Some(initiation) = self.overhearing.take(key, Instant::now()) else {
+            return;
+        };
+        match self.inbox.send(Command::Initiation(*key, initiation)) {
+            // WireGuard repeats it by itself; of a loop that has ended a notice tells.
+            Ok(()) | Err(InboxError::Full | InboxError::Ended) => {}
         }
     }
 
@@ -388,6 +421,7 @@ impl Binding {
             };
             base.inbox.send(Command::WireGuardPort(port, shared))?;
             tracing::debug!(event = "wireguard-port", port);
+            self.overhearing.follow(port, &base.netlink).await?;
         }
         Ok(())
     }

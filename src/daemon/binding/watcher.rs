@@ -1,6 +1,7 @@
 //! A task that asks WireGuard and sets endpoints: whatever hangs, hangs here and not in the daemon.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -48,6 +49,7 @@ pub(super) struct Watcher {
 enum Order {
     Set(PublicKey, SocketAddr),
     Look,
+    LookAt(Instant),
 }
 
 impl Watcher {
@@ -60,6 +62,7 @@ impl Watcher {
             backend: Some(backend),
             orders: orders_receiver,
             reports: reports_sender,
+            next: None,
         };
         Self {
             orders,
@@ -77,6 +80,11 @@ impl Watcher {
     /// Looks at once.
     pub(super) fn look(&self) {
         let _ = self.orders.try_send(Order::Look);
+    }
+
+    /// Looks then, if that is before the next time.
+    pub(super) fn look_at(&self, at: Instant) {
+        let _ = self.orders.try_send(Order::LookAt(at));
     }
 
     /// The next report; `None` when the task has ended. Cancel-safe.
@@ -97,6 +105,8 @@ struct Asker {
     backend: Option<AnyBackend>,
     orders: mpsc::Receiver<Order>,
     reports: mpsc::Sender<Report>,
+    /// A look before the next regular one.
+    next: Option<Instant>,
 }
 
 impl Asker {
@@ -104,16 +114,22 @@ impl Asker {
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let next = self.next.unwrap_or_else(|| Instant::now() + LOOK_EVERY);
             tokio::select! {
                 _ = look.tick() => {}
+                () = tokio::time::sleep_until(next.into()) => {}
                 order = self.orders.recv() => {
                     let Some(order) = order else { return };
-                    self.carry_out(order).await;
+                    let mut due = self.carry_out(order).await;
                     while let Ok(order) = self.orders.try_recv() {
-                        self.carry_out(order).await;
+                        due |= self.carry_out(order).await;
+                    }
+                    if !due {
+                        continue;
                     }
                 }
             }
+            self.next = None;
             let report = match self.read().await {
                 Ok(device) => {
                     let bound = device.listen_port != 0 && is_bound(device.listen_port);
@@ -132,16 +148,23 @@ impl Asker {
         }
     }
 
-    async fn carry_out(&mut self, order: Order) {
-        let Order::Set(key, endpoint) = order else {
-            return;
+    /// Whether the interface is to be looked at now.
+    async fn carry_out(&mut self, order: Order) -> bool {
+        let (key, endpoint) = match order {
+            Order::Set(key, endpoint) => (key, endpoint),
+            Order::Look => return true,
+            Order::LookAt(at) => {
+                self.next = Some(at);
+                return false;
+            }
         };
         let Some(backend) = &mut self.backend else {
-            return;
+            return true;
         };
         if let Err(error) = backend.set_endpoint(key, endpoint).await {
             let _ = self.reports.send(Report::NotSet { key, error }).await;
         }
+        true
     }
 
     async fn read(&mut self) -> Result<Device, BackendError> {

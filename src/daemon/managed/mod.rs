@@ -82,7 +82,7 @@ impl Managed {
                     Left::Stop => return Ok(End::Everything),
                     Left::Interfaces(interfaces) => {
                         if let Some(kernel) = &mut self.kernel {
-                            kernel.binding.handle_interfaces(&interfaces);
+                            kernel.binding.handle_interfaces(&interfaces, &self.base).await?;
                         }
                     }
                     Left::Nothing => {}

@@ -141,7 +141,7 @@ impl Managed {
                     WireGuardKind::Kernel => Direct::SharedPort,
                     WireGuardKind::Auto | WireGuardKind::InProcess => Direct::Auto,
                 };
-                let binding = Binding::start(name, Whose::Wice, backend, &base.state, direct, view);
+                let binding = Binding::start(name, Whose::Wice, backend, &base, direct, view);
                 let own = base.key.public_key();
                 Some(KernelInterface::new(binding, own, owner, &device))
             }

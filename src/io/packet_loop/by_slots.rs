@@ -12,7 +12,7 @@ use super::notes::Notes;
 use crate::core::node::{
     Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
 };
-use crate::core::slots::{Message, Recipients, Sender, Slots, spans};
+use crate::core::slots::{INITIATION_LEN, Message, Recipients, Sender, Slots, spans};
 use crate::io::slots::SlotSocket;
 use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
 
@@ -264,6 +264,31 @@ impl BySlots {
     ) {
         let (mut inward, slots) = self.inward(notes, now);
         inward.deliver_one(slots, arrival, payload, node);
+    }
+
+    /// An initiation that WireGuard has sent elsewhere, as though it had come by the peer's slot.
+    pub(super) fn send_initiation(
+        &mut self,
+        peer: PeerId,
+        initiation: &[u8; INITIATION_LEN],
+        links: &Links,
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let (Some(slot), Some(message)) = (self.slots.slot(peer), Message::parse(initiation))
+        else {
+            return;
+        };
+        let mut batch = links.batch();
+        let mut out = Outbound {
+            batch: &mut batch,
+            notes,
+            now,
+        };
+        // By its mac1 it is that peer's, also where the slot is shared.
+        if let Ok(Recipients::One(peer)) = self.slots.recipients(slot, message, initiation, now) {
+            self.forward(peer, message, initiation, INITIATION_LEN, &mut out);
+        }
     }
 
     fn forward<'p>(

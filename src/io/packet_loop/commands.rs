@@ -73,6 +73,18 @@ impl PacketLoop {
                 sent,
                 received,
             } => self.node.note_counted(&key, endpoint, sent, received, now),
+            Command::Initiation(key, initiation) => {
+                let Self {
+                    node,
+                    plane,
+                    links,
+                    notes,
+                    ..
+                } = self;
+                if let (Plane::BySlots(by_slots), Some(peer)) = (plane, node.peer_of(&key)) {
+                    by_slots.send_initiation(peer, &initiation, links, notes, now);
+                }
+            }
             Command::Inspect(look) => look(&self.view(now)),
             Command::Stop => self.stopped = true,
         }

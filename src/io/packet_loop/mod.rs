@@ -22,6 +22,7 @@ use wice_signaling::protocol::{IpPrefix, Presence, PublicKey, RevocationList};
 
 use crate::core::node::{HostAddress, Node, RelayServer, StunServer, WireGuardPacket};
 use crate::core::overlay::{Overlay, Owned};
+use crate::core::slots::INITIATION_LEN;
 use crate::io::relay::{Endpoint, RelayEvent};
 use crate::io::shared_port::SharedPort;
 use crate::io::slots::SlotSocket;
@@ -99,6 +100,8 @@ pub enum Command {
         /// What has come from it, if anything.
         received: Option<WireGuardPacket>,
     },
+    /// Attached mode: a handshake that WireGuard began at an endpoint which is dead, for the path.
+    Initiation(PublicKey, Box<[u8; INITIATION_LEN]>),
     /// A relay connection of the runtime's has something to tell.
     Relay(u64, RelayEvent),
     /// Looks at the state; for diagnosis.

@@ -11,6 +11,7 @@
 
 mod filter;
 mod held;
+mod overheard;
 mod packet;
 mod routes;
 mod self_test;
@@ -25,6 +26,7 @@ use crate::io::udp::raw::{self, Control, ErrorRead, RawAddress};
 use crate::io::udp::{
     Counters, Destination, Family, PathError, ReceiveBuffers, SendFailure, SendFailureKind, Source,
 };
+pub use overheard::Overheard;
 use routes::Routes;
 pub use self_test::SELF_TEST_TIMEOUT;
 

@@ -112,3 +112,49 @@ fn without_a_path_for_long_theirs_is_tried_once() {
     assert_eq!(interface.peer.endpoint, Some(native()));
     assert_eq!(interface.sets(), 1);
 }
+
+/// The peer's initiation came from its native address, and its end of the handshake is on the way: nobody has
+/// reset anything.
+#[test]
+fn wireguard_that_roams_by_half_a_handshake_was_not_reset() {
+    let mut interface = Interface::new(None);
+    interface.path(true);
+    interface.send(INITIATION);
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    interface.told.clear();
+    interface.peer.endpoint = Some(direct());
+    interface.peer.rx_bytes += INITIATION;
+    interface.send(92);
+    interface.look();
+    assert_eq!(interface.sets(), 0);
+    let next = interface.binder.poll_timeout(interface.now).unwrap();
+    assert_eq!(next, interface.now + RESET_TRIAL);
+    interface.handshake();
+    interface.later(RESET_TRIAL);
+    assert_eq!(interface.sets(), 0);
+    assert_eq!(interface.binder.resets(&KEY), 0);
+    assert_eq!(interface.binder.poll_timeout(interface.now), None);
+}
+
+/// Two initiations have crossed at WireGuard's own ports: the next go by the slot, where one can wait.
+#[test]
+fn a_native_endpoint_without_a_session_gives_way_to_the_slot() {
+    let mut interface = Interface::new(None);
+    interface.ready(Some(direct()));
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    interface.send(INITIATION + 92);
+    interface.peer.rx_bytes += INITIATION;
+    interface.peer.endpoint = Some(direct());
+    interface.later(SECOND);
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    interface.handshake();
+    interface.later(SECOND);
+    assert_eq!(
+        interface.peer.endpoint,
+        Some(direct()),
+        "with one it is native"
+    );
+    assert_eq!(interface.binder.resets(&KEY), 0);
+}
