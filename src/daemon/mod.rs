@@ -10,6 +10,7 @@ mod join;
 mod kept;
 mod leave;
 mod metrics;
+mod observer;
 mod port_mapping;
 mod servers;
 mod state;

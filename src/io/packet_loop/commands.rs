@@ -108,6 +108,7 @@ impl PacketLoop {
         View {
             node: &self.node,
             plane,
+            oversize: &self.links.oversize,
             now,
         }
     }
