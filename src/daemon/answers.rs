@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,8 @@ use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox, PlaneView};
 use crate::report::{
-    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Why,
+    Inputs, PathKind, PathMtu, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status,
+    Stranger, Why,
 };
 use crate::wireguard::inprocess::Tunnels;
 
@@ -53,6 +55,9 @@ struct SharedState {
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
     port_mappings: Vec<portmap::Report>,
+    /// Bytes; 0 while it is not known.
+    mtu: u32,
+    paths: BTreeMap<PublicKey, PathMtu>,
 }
 
 impl Shared {
@@ -64,6 +69,8 @@ impl Shared {
             stun: Vec::new(),
             relays: Vec::new(),
             port_mappings: Vec::new(),
+            mtu: 0,
+            paths: BTreeMap::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -114,6 +121,20 @@ impl Shared {
         self.with(|state| state.port_mappings = reports);
     }
 
+    /// The interface's MTU.
+    pub(super) fn interface_mtu(&self, mtu: u32) {
+        self.with(|state| state.mtu = mtu);
+    }
+
+    /// What paths carry. Gives the interface's MTU, and the least that one of them carries.
+    pub(super) fn measured(&self, paths: BTreeMap<PublicKey, PathMtu>) -> Option<(u32, u32)> {
+        self.with(|state| {
+            state.paths = paths;
+            let least = state.paths.values().map(|path| path.inner).min()?;
+            (state.mtu > 0).then_some((state.mtu, least))
+        })
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut SharedState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -126,6 +147,7 @@ pub(super) struct Answers {
     pub(super) started: Instant,
     pub(super) inbox: Inbox,
     pub(super) shared: Arc<Shared>,
+    pub(super) commands: Commands,
     pub(super) view: View,
 }
 
@@ -147,6 +169,8 @@ struct Seen {
     signaling: Signaling,
     port_mappings: Vec<PortMapping>,
     problem: Option<String>,
+    strangers: Vec<Stranger>,
+    mtu: u32,
 }
 
 impl Answers {
@@ -178,7 +202,7 @@ impl Answers {
         let port_mappings = self
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
-        let mut problem = None;
+        let (mut problem, mut strangers) = (None, Vec::new());
         match &self.view {
             View::InProcess => {}
             View::Kernel(view) => {
@@ -198,10 +222,16 @@ impl Answers {
                 peers.clone_from(&view.peers);
                 addresses.clone_from(&view.addresses);
                 problem.clone_from(&view.problem);
+                strangers = view.strangers.values().cloned().collect();
+                for key in &view.lacking {
+                    peers.entry(*key).or_default().lacks_us = true;
+                }
             }
         }
+        let (mtu, paths) = self.shared.with(|state| (state.mtu, state.paths.clone()));
         for peer in &node.peers {
             let inputs = peers.entry(peer.key).or_default();
+            inputs.mtu = paths.get(&peer.key).copied();
             inputs.checking_for = peer.looking;
             inputs.last_seen = peer.last_seen;
         }
@@ -222,7 +252,9 @@ impl Answers {
                 connected,
                 since_s,
                 error,
-                hint: refused.and_then(advice).map(str::to_owned).or(hint),
+                hint: refused
+                    .and_then(|code| advice(code, &self.commands))
+                    .or(hint),
                 refused: refused.map(|code| code.as_str().to_owned()),
             }
         });
@@ -233,6 +265,8 @@ impl Answers {
             signaling,
             port_mappings,
             problem,
+            strangers,
+            mtu,
         })
     }
 
@@ -257,12 +291,14 @@ impl Answers {
             problem: seen.problem.as_deref(),
             addresses: &seen.addresses,
             listen_port: self.port,
+            mtu: seen.mtu,
             uptime: self.started.elapsed(),
             relay_only: false,
             node: &seen.node,
             signaling: &seen.signaling,
             peers: &seen.peers,
             port_mappings: &seen.port_mappings,
+            strangers: &seen.strangers,
         }
     }
 }
@@ -385,16 +421,48 @@ impl Handler for Answers {
     }
 }
 
+/// Which commands start this node and make it another one.
+#[derive(Clone, Debug)]
+pub(super) struct Commands {
+    /// `wice up`, or `wice attach wg0`.
+    pub(super) start: String,
+    /// What forgets a key that was revoked.
+    pub(super) forget: String,
+}
+
+impl Commands {
+    /// Of the node of `interface`: in attached mode its state is in `attached`, and its key is the interface's.
+    pub(super) fn new(interface: &str, attached: Option<&Path>) -> Self {
+        match attached {
+            None => Self {
+                start: "wice up".to_owned(),
+                forget: "wice down; wice leave --yes (forgets the revoked key)".to_owned(),
+            },
+            Some(folder) => Self {
+                start: format!("wice attach {interface}"),
+                forget: format!(
+                    "wice down --interface {interface}; wice leave --yes --state-dir {}; a new private key for {interface} (wg genkey)",
+                    folder.display()
+                ),
+            },
+        }
+    }
+}
+
 /// What to do where the service refuses this node for good.
-pub(super) fn advice(code: ErrorCode) -> Option<&'static str> {
+pub(super) fn advice(code: ErrorCode, commands: &Commands) -> Option<String> {
+    let Commands { start, forget } = commands;
     match code {
-        ErrorCode::Revoked => Some(
-            "ask for a new invite, then: wice down; wice leave --yes (forgets the revoked key); wice up TOKEN",
-        ),
-        ErrorCode::InviteExpired => Some("ask for a new invite, then: wice up TOKEN"),
-        ErrorCode::NotMember => Some("ask for an invite into this network, then: wice up TOKEN"),
+        ErrorCode::Revoked => Some(format!(
+            "ask for a new invite, then: {forget}; {start} TOKEN"
+        )),
+        ErrorCode::InviteExpired => Some(format!("ask for a new invite, then: {start} TOKEN")),
+        ErrorCode::NotMember => Some(format!(
+            "ask for an invite into this network, then: {start} TOKEN"
+        )),
         ErrorCode::NetworkNotAllowed => Some(
-            "where the service runs: start it with --network ID (wice network show tells the id)",
+            "where the service runs: start it with --network ID (wice network show tells the id)"
+                .to_owned(),
         ),
         ErrorCode::BadFrame
         | ErrorCode::WrongProof

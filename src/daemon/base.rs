@@ -1,6 +1,7 @@
 //! What both kinds of daemon stand on: the packet loop, signaling, servers, addresses, the control
 //! socket, and what is kept.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use wice_signaling::protocol::{Advert, IpPrefix, Presence, PrivateKey, PublicKey, RecordKind};
 
-use super::answers::{Answers, Shared, View};
+use super::answers::{Answers, Commands, Shared, View};
 use super::control::{self, ControlListener};
 use super::interfaces::{Ports, host_addresses};
 use super::kept::Kept;
@@ -18,12 +19,12 @@ use super::network::Network;
 use super::port_mapping::PortMapper;
 use super::servers::{Servers, Update};
 use super::state::{NodeState, ServerState, State};
-use super::{Settings, answers, metrics, random, transition};
+use super::{Settings, answers, metrics, observer, random, transition};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::core::overlay::Overlay;
 use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
-use crate::io::udp::UdpSocket;
+use crate::io::udp::{UdpError, UdpSocket};
 use crate::signaling::{Event, Signaling};
 use crate::wireguard::netlink::{Interface, Netlink, Watch};
 
@@ -31,6 +32,8 @@ use crate::wireguard::netlink::{Interface, Netlink, Watch};
 const NOTICES: usize = 4096;
 /// Records of peers are written to the state folder at most this often.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// Nodes of which it is kept that they are away: as many as there are peers.
+const MAX_AWAY: usize = 4096;
 /// Changes of addresses come in bursts; they are read once after this.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,9 @@ pub(super) struct Base {
     pub(super) index: u32,
     pub(super) shared: Arc<Shared>,
     pub(super) kept: Kept,
+    commands: Commands,
+    /// Nodes that signaling says are not connected.
+    pub(super) away: BTreeSet<PublicKey>,
     ports: Ports,
     addresses: Vec<HostAddress>,
     signaling: Signaling,
@@ -126,7 +132,16 @@ impl Base {
             view,
         } = prepared;
         let now = std::time::Instant::now();
-        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)))?;
+        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)));
+        let v4 = v4.map_err(|error| match error {
+            UdpError::PortInUse(_) => anyhow::anyhow!(
+                "UDP port {port} is in use\n  wice up and wice attach run side by side with a port each: give this one another (--listen-port 0 takes any), or see who has it: ss -lunp 'sport = :{port}'",
+                port = settings.port
+            ),
+            error @ (UdpError::NoSuchAddress(_)
+            | UdpError::NoPermission(_)
+            | UdpError::System { .. }) => error.into(),
+        })?;
         // A machine without IPv6 is no error.
         let v6 = UdpSocket::bind(SocketAddr::from(([0u16; 8], settings.port))).ok();
         let port = |socket: &UdpSocket| socket.local_addr().ok().map(|address| address.port());
@@ -159,6 +174,11 @@ impl Base {
             runtime: tokio::runtime::Handle::current(),
         })?;
         let signaling = network.start(&settings, &key, socket_hook)?;
+        let attached = match &view {
+            View::InProcess | View::Kernel(_) => None,
+            View::Attached(_) => Some(state.folder()),
+        };
+        let commands = Commands::new(&settings.interface, attached);
         let shared = Arc::new(Shared::new(network.place()));
         let socket = settings
             .run_dir
@@ -170,9 +190,20 @@ impl Base {
             started: now,
             inbox: inbox.clone(),
             shared: Arc::clone(&shared),
+            commands: commands.clone(),
             view,
         });
-        let mut tasks = vec![tokio::spawn(control::serve(control, Arc::clone(&answers)))];
+        let managed = !matches!(answers.view, View::Attached(_));
+        let observer = observer::observe(
+            inbox.clone(),
+            Arc::clone(&shared),
+            settings.interface.clone(),
+            managed,
+        );
+        let mut tasks = vec![
+            tokio::spawn(control::serve(control, Arc::clone(&answers))),
+            tokio::spawn(observer),
+        ];
         if let Some(address) = settings.metrics {
             tasks.push(metrics::serve(address, answers).await?);
         }
@@ -189,6 +220,8 @@ impl Base {
             index,
             shared,
             kept,
+            commands,
+            away: BTreeSet::new(),
             ports,
             addresses: Vec::new(),
             signaling,
@@ -334,7 +367,7 @@ impl Base {
                     anyhow::bail!(
                         "the signaling service refuses this node ({}): {text}\n  {}",
                         code.as_str(),
-                        answers::advice(code).unwrap_or_default()
+                        answers::advice(code, &self.commands).unwrap_or_default()
                     );
                 }
                 self.shared.refused(code);
@@ -352,6 +385,7 @@ impl Base {
                         last_seen_s: u32::MAX,
                     },
                 };
+                self.note_presence(key, presence);
                 match self.network.open(&key, kind, sealed) {
                     Ok(bytes) => {
                         return Ok(Left::Record(Record {
@@ -366,6 +400,7 @@ impl Base {
                 self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Presence { key, presence } => {
+                self.note_presence(key, presence);
                 self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Servers(servers) => {
@@ -390,6 +425,18 @@ impl Base {
         Ok(Left::Nothing)
     }
 
+    fn note_presence(&mut self, key: PublicKey, presence: Presence) {
+        match presence {
+            Presence::Connected => {
+                self.away.remove(&key);
+            }
+            Presence::Lost { .. } | Presence::Left { .. } if self.away.len() < MAX_AWAY => {
+                self.away.insert(key);
+            }
+            Presence::Lost { .. } | Presence::Left { .. } => {}
+        }
+    }
+
     async fn read_addresses(&mut self) -> anyhow::Result<Vec<Interface>> {
         let interfaces = self.netlink.interfaces().await?;
         let routes = self.netlink.default_routes().await?;
@@ -398,6 +445,7 @@ impl Base {
             .iter()
             .find(|interface| interface.name == self.settings.interface);
         self.index = own.map_or(self.index, |interface| interface.index);
+        self.shared.interface_mtu(own.map_or(0, |own| own.mtu));
         let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
         let gateways = self.netlink.gateways().await?;
         if self.port_mapper.network(&addresses, gateways, &interfaces) {

@@ -15,6 +15,7 @@ mod leave;
 mod managed;
 mod metrics;
 mod network;
+mod observer;
 mod port_mapping;
 mod servers;
 mod state;
@@ -101,6 +102,16 @@ pub struct StaticRelay {
 
 /// Why a daemon ends whose packet loop has.
 const LOOP_ENDED: &str = "the packet loop has ended: see the log above";
+
+/// Who asked the daemon to end: `wice down` or `wice detach`, over the control socket.
+const ASKED: &str = "asked";
+/// A signal: SIGTERM or SIGINT.
+const SIGNAL: &str = "signal";
+
+/// One line for the end, as for the start.
+fn log_stopping(reason: &str) {
+    tracing::info!(event = "stopping", reason);
+}
 
 /// What tells the process to end.
 struct Signals {

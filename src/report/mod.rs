@@ -20,8 +20,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use build::{Inputs, PeerInputs, path_of};
-pub(crate) use build::{milliseconds, name_of, nat as nat_of};
+pub use build::{Inputs, PathMtu, PeerInputs, path_of};
+pub(crate) use build::{
+    lower_mtu, milliseconds, name_of, nat as nat_of, short_key, transport_name,
+};
 pub use hosts::DOMAIN;
 pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use nodes::{NetworkNode, NetworkNodes};
@@ -29,7 +31,7 @@ pub use ping::PingEvent;
 pub use port_mapping::PortMapping;
 pub use style::Style;
 pub use turn_check::{TurnCheck, TurnWay};
-pub use units::{bytes, duration, rtt};
+pub use units::{bytes, count, duration, rtt};
 
 /// Version of every JSON document. It rises when a field changes its meaning or goes; new fields may come without.
 pub const SCHEMA: u32 = 1;
@@ -53,6 +55,12 @@ pub struct Status {
     pub addresses: Vec<IpAddr>,
     /// Its UDP port.
     pub listen_port: u16,
+    /// Bytes of the largest packet that goes into the interface; 0 while that is not known.
+    #[serde(default)]
+    pub mtu: u32,
+    /// A path carries less than that, and what to do.
+    #[serde(default)]
+    pub mtu_warning: Option<String>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// What STUN says of its NAT.
@@ -73,8 +81,20 @@ pub struct Status {
     pub observations: Vec<Observation>,
     /// The peers, by name, then key.
     pub peers: Vec<Peer>,
+    /// Attached mode: nodes that have this one as a WireGuard peer and look for it, and are no peers of its interface.
+    #[serde(default)]
+    pub strangers: Vec<Stranger>,
     /// What was counted since the start.
     pub counters: Counters,
+}
+
+/// A node that seeks this one, whose interface lacks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Its name, or the start of its key.
+    pub name: String,
+    /// Its WireGuard public key, in base64.
+    pub key: String,
 }
 
 /// What is known of a NAT.
@@ -121,6 +141,9 @@ pub struct Relay {
     pub rtt_ms: Option<f64>,
     /// Why the last attempt failed.
     pub failure: Option<String>,
+    /// What its operator is to do about that.
+    #[serde(default)]
+    pub hint: Option<String>,
 }
 
 /// What one STUN server saw.
@@ -170,6 +193,13 @@ pub struct Peer {
     /// How often another program has reset its endpoint on the interface.
     #[serde(default)]
     pub endpoint_resets: u64,
+    /// Bytes of the largest packet inside the tunnel that its path carries in one piece; `None` without a path, and where a
+    /// stream carries any size.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Packets that were too large for its path since the start.
+    #[serde(default)]
+    pub too_large: u64,
 }
 
 /// What carries a peer's packets.
@@ -235,6 +265,9 @@ pub struct Why {
     pub peer: Peer,
     /// What to do, in full; empty where nothing is to be done.
     pub remedy: String,
+    /// How large packets its path carries, in words.
+    #[serde(default)]
+    pub mtu: Option<String>,
     /// Our NAT.
     pub here: Nat,
     /// What each STUN server sees of us.
@@ -332,6 +365,7 @@ impl Peer {
     pub fn health(&self) -> Health {
         match (self.path.kind, self.reason.as_str()) {
             (_, "checking") if self.path.kind == PathKind::None => Health::Degraded,
+            (_, "revoked") => Health::Degraded,
             (PathKind::None, _) | (_, "no-network") => Health::Broken,
             (_, "wireguard-unanswered") => Health::Degraded,
             (PathKind::Native | PathKind::Direct | PathKind::Relayed, _) => Health::Well,

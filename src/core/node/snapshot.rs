@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::{CandidateKind, NatBehavior, PublicKey, RelayTransport};
 
-use super::{Node, PathRef, PeerId};
+use super::presence::Presences;
+use super::{Node, PathRef, PeerId, Via};
 use crate::core::gather::Observation;
-use crate::core::ice::{Pair, PairState, Role, Use};
+use crate::core::ice::{Pair, PairKey, PairState, Role, Use};
+use crate::core::mtu::Outer;
 use crate::core::turn::{Allocation, Failure};
 
 /// What was counted since the start.
@@ -77,6 +79,8 @@ pub struct RelaySnapshot {
     pub name: String,
     /// How it is reached.
     pub transport: RelayTransport,
+    /// Its credentials come from the signaling service, by a secret that both share.
+    pub minted: bool,
     /// Its allocation's address, while the server answers.
     pub relayed: Option<SocketAddr>,
     /// Round trip to it.
@@ -94,6 +98,8 @@ pub struct PeerSnapshot {
     pub key: PublicKey,
     /// Its name, once it has published one.
     pub name: Option<String>,
+    /// Attached mode: it was revoked, and its WireGuard peer is still there.
+    pub revoked: bool,
     /// What it says of its NAT.
     pub nat: Option<NatBehavior>,
     /// Our role towards it.
@@ -133,6 +139,8 @@ pub struct Way {
     pub key: PublicKey,
     /// It has published an advert.
     pub advert: bool,
+    /// Signaling says that it is connected.
+    pub connected: bool,
     /// It has a path.
     pub has_path: bool,
     /// Where that leads, if it begins at WireGuard's own port.
@@ -216,11 +224,46 @@ impl Node {
             Way {
                 key: peer.key,
                 advert: peer.advert.is_some(),
+                connected: peer.presence == Presences::Connected,
                 has_path: path.is_some(),
                 native: native.map(|path| path.key.remote),
             }
         };
         self.peers.values().map(of)
+    }
+
+    /// How the packets of every peer with a path leave this node; `None` where a stream carries them, in which any size
+    /// fits.
+    pub fn outers(&self) -> impl Iterator<Item = (PublicKey, Option<Outer>)> + '_ {
+        self.peers.values().filter_map(|peer| {
+            let path = peer.path.selected?;
+            let pair = peer.pair(path)?;
+            Some((peer.key, self.outer(path, pair.relays() > 0)?))
+        })
+    }
+
+    fn outer(&self, path: PathRef, relayed: bool) -> Option<Option<Outer>> {
+        let PairKey { base, remote } = path.key;
+        let Some(relay) = self.bases.relay_of(base) else {
+            let Via::Host {
+                local, interface, ..
+            } = self.bases.via_host(base, remote)?
+            else {
+                return None;
+            };
+            return Some(Some(Outer {
+                from: Some((local, interface)),
+                remote,
+                relayed,
+            }));
+        };
+        let server = &self.relays.active.get(&relay)?.server;
+        let over_udp = server.transport == RelayTransport::Udp;
+        Some(over_udp.then_some(Outer {
+            from: None,
+            remote: server.address,
+            relayed: true,
+        }))
     }
 
     /// How many peers have a path.
@@ -251,6 +294,7 @@ impl Node {
             id,
             key: peer.key,
             name: peer.advert.as_ref().map(|advert| advert.name.clone()),
+            revoked: peer.revoked,
             nat: peer.advert.as_ref().map(|advert| advert.nat),
             role: slot.map(|slot| slot.agent.role()),
             path: peer
@@ -321,6 +365,7 @@ fn relay_snapshot(view: &super::relays::ServerView<'_>, now: Instant) -> RelaySn
     RelaySnapshot {
         name: view.server.name.clone(),
         transport: view.server.transport,
+        minted: view.server.is_minted(),
         relayed: answering.and_then(Allocation::relayed_address),
         rtt: answering.and_then(Allocation::rtt),
         failure: silent.then_some(Failure::NoAnswer).or(view.last_failure),

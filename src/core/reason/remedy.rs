@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wice_signaling::protocol::{Mapping, NatBehavior};
 
-use super::{Code, Reason, days, is_dependent};
+use super::{Code, Facts, Reason, days, is_dependent};
 use crate::core::node::{NodeSnapshot, RelaySnapshot};
 use crate::core::turn;
 
@@ -150,6 +150,21 @@ pub(super) fn peer_away(last_seen: Option<Duration>) -> Reason {
     )
 }
 
+/// What is to be done where a relay refuses the credentials: in a few words, and in full. `minted` ones come from
+/// the signaling service, others from this node's configuration.
+pub(crate) fn wrong_credentials(minted: bool) -> (&'static str, &'static str) {
+    match minted {
+        true => (
+            "give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret",
+            "give the relay and the signaling service the same secret (wice turn --secret-file, or coturn's static-auth-secret; wice signal --turn-secret-file) and send both a SIGHUP; if it is the same, set their clocks; this node tries again by itself",
+        ),
+        false => (
+            "check the relay's username and password in wice.toml (turn)",
+            "check username and password of the relay in wice.toml (turn) against the relay's own; this node tries again by itself",
+        ),
+    }
+}
+
 pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     let failed = relays
         .iter()
@@ -164,10 +179,9 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     };
     let name = &relay.name;
     let (cause, remedy) = match failure {
-        turn::Failure::WrongCredentials => (
-            "refuses our credentials",
-            "check username and password of the relay, and the clocks where the credentials are time-limited",
-        ),
+        turn::Failure::WrongCredentials => {
+            ("refuses our credentials", wrong_credentials(relay.minted).1)
+        }
         turn::Failure::Quota => (
             "has no quota left for this user",
             "raise the relay's quota for a user (user-quota in coturn), or wait until old allocations expire",
@@ -197,6 +211,8 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
         | turn::Failure::BadAnswer
         | turn::Failure::Desynchronized => ("does not work", ""),
     };
+    let refused = failure == turn::Failure::WrongCredentials;
+    let hint = refused.then(|| wrong_credentials(relay.minted).0);
     let remedy = if remedy.is_empty() {
         failure.to_string()
     } else {
@@ -205,8 +221,35 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     advised(
         Code::RelayUnavailable,
         &format!("no direct path, and relay {name} {cause}"),
+        hint.unwrap_or(&remedy),
         &remedy,
-        &remedy,
+    )
+}
+
+pub(super) fn not_a_peer_there(facts: &Facts<'_>) -> Reason {
+    let there = facts.peer.name.as_deref().unwrap_or("the peer");
+    let (own, key) = (facts.node.key, facts.peer.key);
+    let here = facts.attached.unwrap_or("INTERFACE");
+    advised(
+        Code::NotAPeerThere,
+        "its WireGuard interface does not have this node as a peer",
+        &format!("on {there}: wg set INTERFACE peer {own} allowed-ips ADDRESS-OF-THIS-NODE"),
+        &format!(
+            "on {there}: wg set INTERFACE peer {own} allowed-ips ADDRESS-OF-THIS-NODE, and the same in the file that the interface is made from; or, if the two should not meet, here: wg set {here} peer {key} remove"
+        ),
+    )
+}
+
+pub(super) fn revoked(facts: &Facts<'_>) -> Reason {
+    let here = facts.attached.unwrap_or("INTERFACE");
+    let key = facts.peer.key;
+    advised(
+        Code::Revoked,
+        "was revoked, and is still a peer of the interface",
+        &format!("wg set {here} peer {key} remove"),
+        &format!(
+            "wice does nothing for it any more, but what WireGuard reaches by itself stays: wg set {here} peer {key} remove, and take it out of the file that the interface is made from; to come back it needs a new key and an invite"
+        ),
     )
 }
 

@@ -4,6 +4,7 @@
 mod adverts;
 mod detach;
 mod guidance;
+mod seeking;
 mod start;
 
 use tokio::sync::mpsc;
@@ -11,8 +12,9 @@ use wice_signaling::protocol::RecordKind;
 
 use super::base::{Base, Left, Record};
 use super::binding::{Binding, PeerChange, Seen};
-use super::{LOOP_ENDED, Settings, Signals};
+use super::{ASKED, LOOP_ENDED, SIGNAL, Settings, Signals, log_stopping};
 use crate::core::binding::LOOK_EVERY;
+use crate::core::seeking::Seeker;
 use crate::io::packet_loop::{Command, Notice};
 use crate::wireguard::backend::BackendError;
 use adverts::Adverts;
@@ -29,6 +31,7 @@ struct Attached {
     binding: Binding,
     adverts: Adverts,
     guide: Guide,
+    seeker: Seeker,
 }
 
 /// Why serving has ended.
@@ -125,7 +128,8 @@ impl Attached {
                     match self.binding.handle(happened?, &self.base).await? {
                         Seen::OtherKey => return Ok(End::NewKey),
                         // What is known is kept for its return.
-                        Seen::Nothing | Seen::Device(_) | Seen::Lost(_) | Seen::Picture(_) => {}
+                        Seen::Nothing | Seen::Device(_) | Seen::Lost(_) => {}
+                        Seen::Picture(picture) => self.seek(&picture.ways)?,
                     }
                     self.tell_changes()?;
                 }
@@ -135,10 +139,16 @@ impl Attached {
                     Left::Interfaces(interfaces) => {
                         self.binding.handle_interfaces(&interfaces, &self.base).await?;
                     }
-                    Left::Stop => return Ok(End::Stop),
+                    Left::Stop => {
+                        log_stopping(ASKED);
+                        return Ok(End::Stop);
+                    }
                     Left::Nothing => {}
                 },
-                _ = signals.stop() => return Ok(End::Stop),
+                _ = signals.stop() => {
+                    log_stopping(SIGNAL);
+                    return Ok(End::Stop);
+                }
             }
         }
     }
@@ -200,8 +210,7 @@ impl Attached {
                     self.base.pass_on(Command::Advert(record.bytes))?;
                 }
             }
-            // What may pass to whom is the interface's to say.
-            RecordKind::Routes => {}
+            RecordKind::Routes => self.handle_seeking(&record.key, &record.bytes),
         }
         self.base
             .pass_on(Command::Presence(record.key, record.presence))

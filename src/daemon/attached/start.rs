@@ -11,6 +11,7 @@ use super::adverts::Adverts;
 use super::guidance::Guide;
 use super::{Attached, Meet};
 use crate::core::node::Admission;
+use crate::core::seeking::Seeker;
 use crate::core::slots::SLOT_PORT;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
@@ -144,15 +145,7 @@ impl Attached {
             why: error.to_string(),
         })?;
         let view = Arc::default();
-        tracing::info!(
-            event = "attached",
-            interface,
-            kind = backend.kind(),
-            name = settings.name,
-            network = network.name(),
-            key = name,
-            peers = device.peers.len(),
-        );
+        let (kind, peers) = (backend.kind(), device.peers.len());
         // What WireGuard marks stays out of the tunnel; so must what we connect to.
         let socket_hook = (device.fwmark != 0).then(|| fwmark(device.fwmark));
         let prepared = Prepared {
@@ -169,13 +162,25 @@ impl Attached {
             view: View::Attached(Arc::clone(&view)),
         };
         let (base, notices) = Base::start(prepared, PlaneParts::BySlots(slots)).await?;
+        let interfaces = base.netlink.interfaces().await?;
+        tracing::info!(
+            event = "attached",
+            interface,
+            kind,
+            name = base.settings.name,
+            network = base.network.name(),
+            key = name,
+            peers,
+        );
         let direct = base.settings.direct;
         let mut binding = Binding::start(interface, Whose::Another, backend, &base, direct, view);
         binding.hold(guide.guidance().held.clone());
+        binding.handle_interfaces(&interfaces, &base).await?;
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
             binding,
             guide,
+            seeker: Seeker::new(base.key.public_key()),
             base,
         };
         Ok((attached, notices))

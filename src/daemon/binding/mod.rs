@@ -11,7 +11,7 @@ mod overhear;
 mod port;
 mod watcher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use crate::core::node::{PeerSnapshot, Way};
 use crate::core::overlay::{Overlay, Owned};
 use crate::core::slots::{SLOT_PORT, slot_of};
 use crate::io::packet_loop::{Command, Inbox, InboxError};
-use crate::report::PeerInputs;
+use crate::report::{PeerInputs, Stranger};
 use crate::wireguard::backend::{AnyBackend, BackendError, Device, DevicePeer};
 use crate::wireguard::inprocess::PeerStats;
 use crate::wireguard::netlink::Interface;
@@ -55,6 +55,10 @@ pub(super) struct InterfaceView {
     pub(super) peers: BTreeMap<PublicKey, PeerInputs>,
     /// The interface's own addresses.
     pub(super) addresses: Vec<IpAddr>,
+    /// Attached mode: peers that say that their interface lacks this node.
+    pub(super) lacking: BTreeSet<PublicKey>,
+    /// Attached mode: nodes that seek this one, and are no peers of the interface.
+    pub(super) strangers: BTreeMap<PublicKey, Stranger>,
     /// Why the interface cannot be used.
     pub(super) problem: Option<String>,
 }
@@ -204,6 +208,14 @@ impl Binding {
     /// Whether the interface has this peer.
     pub(super) fn has(&self, key: &PublicKey) -> bool {
         self.binder.standing(key).is_some()
+    }
+
+    /// Whether the peer's own endpoint works, without wice.
+    pub(super) fn works_natively(&self, key: &PublicKey) -> bool {
+        matches!(
+            self.binder.standing(key),
+            Some(Standing::Theirs { works: true, .. })
+        )
     }
 
     /// An advert was taken: wice runs there.
@@ -484,7 +496,8 @@ impl Binding {
         Ok(base.inbox.send(look)?)
     }
 
-    fn with_view<T>(&self, change: impl FnOnce(&mut InterfaceView) -> T) -> T {
+    /// Changes what the control socket tells.
+    pub(super) fn with_view<T>(&self, change: impl FnOnce(&mut InterfaceView) -> T) -> T {
         change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use wice_signaling::protocol::{PublicKey, RecordKind, Routes};
 
 use super::base::{Base, Left, Record};
-use super::{LOOP_ENDED, Settings, Signals, Stopped, random};
+use super::{ASKED, LOOP_ENDED, SIGNAL, Settings, Signals, Stopped, log_stopping, random};
 use crate::core::overlay::Owned;
 use crate::io::packet_loop::{Command, Notice};
 use kernel::KernelInterface;
@@ -79,7 +79,10 @@ impl Managed {
                 }
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
-                    Left::Stop => return Ok(End::Everything),
+                    Left::Stop => {
+                        log_stopping(ASKED);
+                        return Ok(End::Everything);
+                    }
                     Left::Interfaces(interfaces) => {
                         if let Some(kernel) = &mut self.kernel {
                             kernel.binding.handle_interfaces(&interfaces, &self.base).await?;
@@ -87,10 +90,13 @@ impl Managed {
                     }
                     Left::Nothing => {}
                 },
-                stopped = signals.stop() => return Ok(match stopped {
-                    Stopped::Terminated => End::Daemon,
-                    Stopped::Interrupted => End::Everything,
-                }),
+                stopped = signals.stop() => {
+                    log_stopping(SIGNAL);
+                    return Ok(match stopped {
+                        Stopped::Terminated => End::Daemon,
+                        Stopped::Interrupted => End::Everything,
+                    });
+                }
             }
         }
     }

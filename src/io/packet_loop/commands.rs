@@ -120,6 +120,7 @@ impl PacketLoop {
             node: &self.node,
             overlay: self.overlay.as_ref(),
             plane,
+            oversize: &self.links.oversize,
             now,
         }
     }

@@ -8,6 +8,7 @@ mod in_process;
 mod inbox;
 mod links;
 mod notes;
+mod oversize;
 mod run;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ use notes::Notes;
 
 pub use by_slots::SlotsView;
 pub use inbox::{Inbox, InboxError};
+pub use oversize::Oversize;
 
 /// Relay events on their way from the runtime: at most 64 KiB each.
 const RELAY_EVENTS: usize = 64;
@@ -118,6 +120,8 @@ pub struct View<'a> {
     pub overlay: Option<&'a Overlay>,
     /// What carries the data.
     pub plane: PlaneView<'a>,
+    /// What was too large for its path.
+    pub oversize: &'a Oversize,
     /// When.
     pub now: Instant,
 }

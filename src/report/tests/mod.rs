@@ -60,6 +60,7 @@ fn pair(
 fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
     let selected = pairs.iter().find(|pair| pair.used == Use::Selected);
     PeerSnapshot {
+        revoked: false,
         id: PeerId(u32::from(number)),
         key: PublicKey([number; 32]),
         name: nat.map(|_| format!("lab-{}", char::from(b'a' + number))),
@@ -132,6 +133,7 @@ fn node() -> NodeSnapshot {
         relays: vec![RelaySnapshot {
             name: "turn.lab.example".into(),
             transport: RelayTransport::Udp,
+            minted: true,
             relayed: Some(address("198.51.100.2:50012")),
             rtt: ms(18.2),
             failure: None,
@@ -183,6 +185,8 @@ fn peer_inputs() -> BTreeMap<PublicKey, PeerInputs> {
         native: None,
         native_works: false,
         endpoint_resets: 0,
+        lacks_us: false,
+        mtu: None,
     };
     let s = |seconds| Some(Duration::from_secs(seconds));
     BTreeMap::from([
@@ -244,6 +248,8 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         node,
         signaling: &signaling(),
         peers: &peer_inputs(),
+        strangers: &[],
+        mtu: 1392,
         port_mappings: &port_mappings(),
     })
 }
@@ -553,8 +559,17 @@ fn an_attached_interface_is_told() {
     assert_eq!(text.lines().nth(1), Some("wg0 is down"));
     assert!(text.contains("native  203.0.113.7:51820"), "{text}");
     assert!(text.contains("has reset its endpoint 4 times"), "{text}");
+    assert!(text.contains("1 native"), "{text}");
     assert_eq!(status.mode, "attached");
     assert_eq!(status.health(), Health::Broken);
+    // What nothing has been sent to is not said to work, and one is not many.
+    let mut early = status.clone();
+    early.peers[0].path.up = false;
+    early.peers[0].endpoint_resets = 1;
+    let text = early.text(Style::PLAIN);
+    assert!(text.contains("1 untried"), "{text}");
+    assert!(text.contains("untried 203.0.113.7:51820"), "{text}");
+    assert!(text.contains("has reset its endpoint 1 time ("), "{text}");
     let json = serde_json::to_value(&status).unwrap();
     let peer = &json["peers"][0];
     assert_eq!(peer["path"]["kind"], "native");

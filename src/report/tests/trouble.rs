@@ -159,13 +159,133 @@ wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   2 peers: 1 without path, 1 away
 NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
 signal wss://sig.lab.example:8443  not connected for 12 s: connection refused     relay turn.lab.example  the relay refused the credentials (401)
        is the server up?
+       give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret
 port   refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 
 PEER       OVERLAY      PATH                                              RTT  HANDSHAKE  RX / TX
 BAQEBAQE…  100.91.30.1  none    has published nothing; last seen 3 d ago
 lab-d      100.91.2.9   none                                                   1m 2s      7.7 MiB / 1.0 MiB
-           no direct path, and relay turn.lab.example refuses our credentials: check username and password of the relay, and the clocks where the credentials are time-limited (wice why lab-d)
+           no direct path, and relay turn.lab.example refuses our credentials: give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret (wice why lab-d)
 ";
     assert_eq!(status.text(Style::PLAIN), expected);
     assert_eq!(status.health(), Health::Broken);
+}
+
+/// A relay that refuses the credentials is mended where it runs: the header says so until one works.
+#[test]
+fn a_relay_that_refuses_says_what_its_operator_is_to_do() {
+    let mut node = node();
+    let mut refused = node.relays[0].clone();
+    refused.relayed = None;
+    refused.failure = Some(crate::core::turn::Failure::WrongCredentials);
+    node.relays.insert(0, refused);
+    let text = with_inputs(&node, |inputs| inputs.status()).text(Style::PLAIN);
+    assert!(!text.contains("--turn-secret-file"), "{text}");
+    node.relays.truncate(1);
+    let text = with_inputs(&node, |inputs| inputs.status()).text(Style::PLAIN);
+    let said = "relay turn.lab.example  the relay refused the credentials (401)\n       give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret";
+    assert!(text.contains(said), "{text}");
+}
+
+/// Attached mode: a revoked peer is still in the interface, and somebody's who is not looks for this node.
+#[test]
+fn revoked_peers_and_nodes_that_seek_this_one_are_shown() {
+    let mut node = node();
+    node.peers.truncate(1);
+    node.peers[0].revoked = true;
+    let key = node.peers[0].key.to_string();
+    let stranger = Stranger {
+        name: "lab-z".into(),
+        key: "c3RyYW5nZXI=".into(),
+    };
+    let status = with_inputs(&node, |inputs| {
+        let inputs = Inputs {
+            interface: "wg0",
+            managed: false,
+            strangers: std::slice::from_ref(&stranger),
+            ..inputs
+        };
+        inputs.status()
+    });
+    assert_eq!(status.peers[0].reason, "revoked");
+    assert_eq!(status.health(), Health::Degraded);
+    let text = status.text(Style::PLAIN);
+    assert!(text.contains("1 peer: 1 revoked\n"), "{text}");
+    let remedy =
+        format!("was revoked, and is still a peer of the interface: wg set wg0 peer {key} remove");
+    assert!(text.contains(&remedy), "{text}");
+    let added = "lab-z has this node as a peer and looks for it, but is no peer of wg0: wg set wg0 peer c3RyYW5nZXI= allowed-ips ITS-ADDRESS\n";
+    assert!(text.contains(added), "{text}");
+}
+
+/// How a NAT maps shows in the difference between two servers: with one it is never known, and that is no "not yet".
+#[test]
+fn a_nat_that_one_server_cannot_tell_says_what_is_missing() {
+    let mut node = node();
+    node.nat = NatBehavior::default();
+    let line = |node: &NodeSnapshot, uptime_s| {
+        let mut status = with_inputs(node, |inputs| inputs.status());
+        status.uptime_s = uptime_s;
+        let text = status.text(Style::PLAIN);
+        text.lines().nth(1).unwrap_or_default().to_owned()
+    };
+    assert!(line(&node, 60).starts_with("NAT    not known yet (two STUN servers tell)"));
+    node.observations.truncate(1);
+    assert!(
+        line(&node, 60)
+            .starts_with("NAT    not known: it takes two STUN servers, and there is one")
+    );
+    node.observations.clear();
+    assert!(line(&node, 60).starts_with("NAT    not known: there is no STUN server"));
+    assert!(line(&node, 1).starts_with("NAT    not known yet"));
+}
+
+/// A path that carries less than the interface takes in: what to set, which differs by whose interface it is.
+#[test]
+fn a_path_that_carries_too_little_names_the_number_to_set() {
+    let node = node();
+    let mut peers = peer_inputs();
+    let of = |inner, too_large| PathMtu {
+        path: inner + 60,
+        inner,
+        too_large,
+    };
+    let keys = [PublicKey([1; 32]), PublicKey([2; 32])];
+    let status = |peers: &BTreeMap<PublicKey, PeerInputs>, managed| {
+        with_inputs(&node, |inputs| {
+            let inputs = Inputs {
+                managed,
+                peers,
+                ..inputs
+            };
+            (inputs.status(), inputs.why("lab-b").unwrap())
+        })
+    };
+    for key in keys {
+        peers.get_mut(&key).unwrap().mtu = Some(of(1440, 0));
+    }
+    let (well, _) = status(&peers, true);
+    assert_eq!((well.mtu, well.mtu_warning.as_deref()), (1392, None));
+    peers.get_mut(&keys[0]).unwrap().mtu = Some(of(1340, 1));
+    let (narrow, why) = status(&peers, true);
+    let text = narrow.text(Style::PLAIN);
+    let said = "\nMTU    wice0 has 1392, the path to lab-b carries 1340: wice up --mtu 1340 (or mtu in wice.toml)\n";
+    assert!(text.contains(said), "{text}");
+    assert!(
+        text.contains("1 packet did not fit its path (wice why lab-b)"),
+        "{text}"
+    );
+    let text = why.text(Style::PLAIN);
+    let said = "\n  mtu    its path carries 1340 bytes (1400 with all headers), wice0 takes in up to 1392: wice up --mtu 1340 (or mtu in wice.toml); 1 packet did not fit since the start\n";
+    assert!(text.contains(said), "{text}");
+    peers.get_mut(&keys[1]).unwrap().mtu = Some(of(1200, 0));
+    let (attached, _) = status(&peers, false);
+    let said = "wice0 has 1392, the path to lab-c carries 1200, and 1 other too little: ip link set wice0 mtu 1200 (it has no IPv6 below 1280)";
+    assert_eq!(attached.mtu_warning.as_deref(), Some(said));
+    let (managed, _) = status(&peers, true);
+    let warning = managed.mtu_warning.unwrap();
+    assert!(
+        warning.contains("less than IPv6 in the overlay takes"),
+        "{warning}"
+    );
 }
