@@ -229,10 +229,7 @@ impl Inputs<'_> {
         let carried = least.mtu?;
         let others = match tight.len() {
             1 => String::new(),
-            several => format!(
-                " ({} of others too little, too)",
-                count(several - 1, "path")
-            ),
+            several => format!(", and {} too little", count(several - 1, "other")),
         };
         Some(format!(
             "{} has {}, the path to {} carries {carried}{others}: {}",
