@@ -17,13 +17,15 @@ use crate::io::http_proxy::ProxyUrl;
 use crate::io::packet_loop::Endpoints;
 use crate::io::relay::{Endpoint, Tls, Trust};
 
-/// A name is given up after this; the next update tries again.
+/// A name is given up after this, until it is asked for again.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Names that have no address are asked for again: at boot the resolver may come after us.
+const RESOLVE_AGAIN: Duration = Duration::from_secs(30);
 /// Addresses of one name that are used: one a family.
 const PER_FAMILY: usize = 1;
 
 /// Servers, resolved.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Update {
     pub(super) stun: Vec<StunServer>,
     pub(super) relays: Vec<RelayServer>,
@@ -164,20 +166,38 @@ impl Servers {
         let by_proxy = self.proxy.is_some();
         let updates = self.updates.clone();
         self.resolving = Some(tokio::spawn(async move {
-            let update = resolve_all(stun, relays, by_proxy).await;
-            // Fails only when the daemon ends.
-            let _ = updates.send(update).await;
+            let wanted = stun.len() + relays.len();
+            let mut told = None;
+            loop {
+                let (update, found) = resolve_all(stun.clone(), relays.clone(), by_proxy).await;
+                if told.as_ref() != Some(&update) {
+                    told = Some(update.clone());
+                    // Fails only when the daemon ends.
+                    let _ = updates.send(update).await;
+                }
+                if found == wanted {
+                    return;
+                }
+                tokio::time::sleep(RESOLVE_AGAIN).await;
+            }
         }));
     }
 }
 
-async fn resolve_all(stun: Vec<ServerAddress>, relays: Vec<StaticRelay>, by_proxy: bool) -> Update {
+/// What has an address, and how many of the servers that is.
+async fn resolve_all(
+    stun: Vec<ServerAddress>,
+    relays: Vec<StaticRelay>,
+    by_proxy: bool,
+) -> (Update, usize) {
     let mut update = Update::default();
+    let mut found = 0;
     let stun = stun.into_iter().map(|server| async move {
         let addresses = lookup(&server.host, server.port).await;
         (server, addresses)
     });
     for (server, addresses) in futures_util::future::join_all(stun).await {
+        found += usize::from(!addresses.is_empty());
         for address in addresses {
             let known = update
                 .stun
@@ -197,12 +217,14 @@ async fn resolve_all(stun: Vec<ServerAddress>, relays: Vec<StaticRelay>, by_prox
     });
     for (relay, mut addresses) in futures_util::future::join_all(relays).await {
         let ServerKind::Turn(transport) = relay.address.kind else {
+            found += 1;
             continue;
         };
         if addresses.is_empty() && by_proxy && transport != RelayTransport::Udp {
             // The proxy resolves; the family of the relayed address is IPv4's.
             addresses.push(SocketAddr::from(([0, 0, 0, 0], relay.address.port)));
         }
+        found += usize::from(!addresses.is_empty());
         for address in addresses {
             update.relays.push(RelayServer {
                 name: relay.address.host.clone(),
@@ -213,7 +235,7 @@ async fn resolve_all(stun: Vec<ServerAddress>, relays: Vec<StaticRelay>, by_prox
             });
         }
     }
-    update
+    (update, found)
 }
 
 /// The first address of each family.

@@ -15,7 +15,8 @@ use super::{
 use crate::core::ice::{PairState, Role, Use};
 use crate::core::node::{self, NodeSnapshot, PairView, PeerSnapshot};
 use crate::core::policy::is_private;
-use crate::core::reason::{Facts, Reason, reason, why_not};
+use crate::core::reason::{Facts, Reason, reason, why_not, wrong_credentials};
+use crate::core::turn::Failure;
 use crate::wireguard::inprocess::PeerStats;
 
 /// Characters of a key that stand for a name.
@@ -363,6 +364,8 @@ fn relay(relay: &node::RelaySnapshot) -> Relay {
         relayed: relay.relayed,
         rtt_ms: relay.rtt.map(milliseconds),
         failure: relay.failure.map(|failure| failure.to_string()),
+        hint: (relay.failure == Some(Failure::WrongCredentials))
+            .then(|| wrong_credentials(relay.minted).0.to_owned()),
     }
 }
 

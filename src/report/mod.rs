@@ -121,6 +121,9 @@ pub struct Relay {
     pub rtt_ms: Option<f64>,
     /// Why the last attempt failed.
     pub failure: Option<String>,
+    /// What its operator is to do about that.
+    #[serde(default)]
+    pub hint: Option<String>,
 }
 
 /// What one STUN server saw.

@@ -53,8 +53,18 @@ impl Status {
         if let Some(hint) = &self.signaling.hint {
             out.push_str(&format!("       {}\n", style.paint(hint, Paint::Faint)));
         }
+        if let Some(hint) = self.relay_hint() {
+            out.push_str(&format!("       {}\n", style.paint(hint, Paint::Faint)));
+        }
         out.push_str(&self.port_mapping_text());
         out
+    }
+
+    /// What to do about the relays, where none of them can be used.
+    fn relay_hint(&self) -> Option<&str> {
+        let mut relays = self.relays.iter();
+        let none = relays.clone().all(|relay| relay.relayed.is_none());
+        relays.find_map(|relay| relay.hint.as_deref().filter(|_| none))
     }
 
     /// A line for each router; none where it would say nothing.

@@ -10,6 +10,7 @@ use crate::checks::Kind;
 use crate::events::*;
 use crate::network::Attached;
 use crate::topology::*;
+use crate::turn_server::PASSWORD;
 use crate::world::{STEP, World};
 
 const fn secs(value: u64) -> Duration {
@@ -129,4 +130,46 @@ fn stun_that_is_down_is_no_blocked_udp() {
     run(&mut world);
     assert_eq!(world.agreed(A, B), Some(Kind::Direct));
     assert_eq!(snapshot(&world).nat.mapping, Mapping::Unknown);
+}
+
+/// Two homes that only a relay can join, which refuses their credentials for ten minutes.
+fn refused_for_long(seed: u64) -> World {
+    let mut world = internet(seed, std::time::Instant::now());
+    world.relays[0].server.set_password("another secret");
+    for behavior in [SYMMETRIC, SYMMETRIC] {
+        let id = home(&mut world, behavior);
+        world.hosts[id].traffic = Some(TRAFFIC);
+        world.start_at(id, Duration::ZERO);
+    }
+    world.run_for(secs(600));
+    assert!(world.path(A, B).is_none());
+    assert_eq!(code(&world), Code::RelayUnavailable);
+    world
+}
+
+#[test]
+fn a_relay_that_refused_the_credentials_comes_back_by_itself() {
+    let mut world = refused_for_long(1550);
+    world.relays[0].server.set_password(PASSWORD);
+    let back = world.run_till(secs(31), STEP, |w| w.path(A, B).is_some());
+    assert!(back.is_some(), "{}", world.describe());
+    world.settle(secs(30));
+}
+
+#[test]
+fn other_credentials_are_tried_at_once() {
+    let mut world = refused_for_long(1551);
+    world.relays[0].server.set_password("a third");
+    let mut servers = world.servers.1.clone();
+    for server in &mut servers {
+        server.password = "a third".into();
+    }
+    let now = world.now;
+    for id in [A, B] {
+        let node = world.hosts[id].node.as_mut().unwrap();
+        node.handle_relay_servers(&servers, now);
+        world.drain(id);
+    }
+    let back = world.run_till(secs(2), STEP, |w| w.path(A, B).is_some());
+    assert!(back.is_some(), "{}", world.describe());
 }

@@ -127,6 +127,12 @@ impl TurnServer {
         Some((client, writer.finish()))
     }
 
+    /// Users have this password from now on; what is allocated stays.
+    pub(crate) fn set_password(&mut self, password: &str) {
+        self.key = LongTermKeyCredentials::new(USER.into(), password.into(), REALM.into())
+            .make_key(IntegrityAlgorithm::Sha1);
+    }
+
     /// All that it knew is gone.
     pub(crate) fn restart(&mut self) {
         self.allocations.clear();

@@ -18,6 +18,9 @@ const FALLBACK_AFTER: Duration = Duration::from_millis(250);
 const MAX_SERVERS: usize = 12;
 /// First wait after a failure that gives no wait of its own; doubled up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
+/// Where credentials are refused somebody is at work on the secret: tried again this often at least,
+/// which costs the server one MAC.
+const CREDENTIALS_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Blocked UDP is tried again this often at least.
 const RETRY_MAX: Duration = Duration::from_secs(120);
 
@@ -38,7 +41,7 @@ pub(super) struct Relay {
 struct Candidate {
     server: RelayServer,
     relay: Option<RelayId>,
-    /// `None`: not before the configuration changes.
+    /// `None` while there is a connection, and where the credentials cannot be used at all.
     next_try: Option<Instant>,
     failures: u32,
     last_failure: Option<Failure>,
@@ -84,14 +87,7 @@ impl Relays {
                 RelayTransport::Tcp | RelayTransport::Tls => FALLBACK_AFTER,
             };
             self.candidates.push(match known {
-                Some(known) => {
-                    let next_try = known.next_try.or(known.relay.is_none().then_some(now));
-                    Candidate {
-                        server: server.clone(),
-                        next_try,
-                        ..known
-                    }
-                }
+                Some(known) => known.configured_again(server, now),
                 None => Candidate {
                     server: server.clone(),
                     relay: None,
@@ -198,16 +194,21 @@ impl Relays {
         let refuses = matches!(failure, Some(Failure::Family(_)));
         let wait = match failure {
             Some(_) if refuses && !std::mem::replace(&mut candidate.lacks_ipv4, true) => {
-                Some(Duration::ZERO)
+                Duration::ZERO
             }
-            None => Some(RETRY_MAX),
-            Some(failure) => failure.retry_after().map(|least| {
+            None => RETRY_MAX,
+            Some(failure) => {
+                let most = if failure == Failure::WrongCredentials {
+                    CREDENTIALS_RETRY_MAX
+                } else {
+                    RETRY_MAX
+                };
                 let backoff = RETRY_MIN * (1 << candidate.failures.min(7));
-                least.max(backoff.min(RETRY_MAX))
-            }),
+                failure.retry_after().max(backoff.min(most))
+            }
         };
         candidate.failures += 1;
-        candidate.next_try = wait.map(|wait| now + wait);
+        candidate.next_try = Some(now + wait);
     }
 
     /// Allocations that a better one to the same host has made superfluous.
@@ -313,6 +314,26 @@ impl Relays {
                 && relay.server.name == server.name
                 && relay.server.transport < server.transport
         })
+    }
+}
+
+impl Candidate {
+    /// It is configured as `server` from now on. Other credentials are tried at once: they may be what was
+    /// missing.
+    fn configured_again(self, server: &RelayServer, now: Instant) -> Self {
+        let same =
+            |c: &Self| c.server.username == server.username && c.server.password == server.password;
+        let (next_try, failures) = match self.relay {
+            None if !same(&self) => (Some(now), 0),
+            None => (self.next_try, self.failures),
+            Some(_) => (None, self.failures),
+        };
+        Self {
+            server: server.clone(),
+            next_try,
+            failures,
+            ..self
+        }
     }
 }
 

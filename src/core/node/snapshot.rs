@@ -77,6 +77,8 @@ pub struct RelaySnapshot {
     pub name: String,
     /// How it is reached.
     pub transport: RelayTransport,
+    /// Its credentials come from the signaling service, by a secret that both share.
+    pub minted: bool,
     /// Its allocation's address, while the server answers.
     pub relayed: Option<SocketAddr>,
     /// Round trip to it.
@@ -321,6 +323,7 @@ fn relay_snapshot(view: &super::relays::ServerView<'_>, now: Instant) -> RelaySn
     RelaySnapshot {
         name: view.server.name.clone(),
         transport: view.server.transport,
+        minted: view.server.is_minted(),
         relayed: answering.and_then(Allocation::relayed_address),
         rtt: answering.and_then(Allocation::rtt),
         failure: silent.then_some(Failure::NoAnswer).or(view.last_failure),

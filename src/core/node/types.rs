@@ -58,6 +58,15 @@ pub struct RelayServer {
     pub password: String,
 }
 
+impl RelayServer {
+    /// Whether the credentials look like those that a signaling service makes of a secret that it shares with
+    /// the server: a UNIX time before a colon (draft-uberti-behave-turn-rest-00 §2.2).
+    pub fn is_minted(&self) -> bool {
+        let time = self.username.split_once(':').map(|(time, _)| time);
+        time.is_some_and(|time| !time.is_empty() && time.bytes().all(|c| c.is_ascii_digit()))
+    }
+}
+
 /// How a node starts.
 #[derive(Debug)]
 pub struct NodeConfig {

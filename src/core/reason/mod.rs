@@ -16,6 +16,7 @@ use crate::core::node::{NodeSnapshot, PairView, PathView, PeerSnapshot, RelaySna
 use crate::core::timing::{DATA_DEAD, PAC_MIN, RTO_MIN};
 
 pub use pair::why_not;
+pub(crate) use remedy::wrong_credentials;
 use remedy::{
     advised, blocked, both_dependent, checking, firewalled, no_advert, no_common_family,
     no_network, pair_unreachable, peer_away, relay_unavailable, said, stun_unreachable,

@@ -150,6 +150,21 @@ pub(super) fn peer_away(last_seen: Option<Duration>) -> Reason {
     )
 }
 
+/// What is to be done where a relay refuses the credentials: in a few words, and in full. `minted` ones come from
+/// the signaling service, others from this node's configuration.
+pub(crate) fn wrong_credentials(minted: bool) -> (&'static str, &'static str) {
+    match minted {
+        true => (
+            "give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret",
+            "give the relay and the signaling service the same secret (wice turn --secret-file, or coturn's static-auth-secret; wice signal --turn-secret-file) and send both a SIGHUP; if it is the same, set their clocks; this node tries again by itself",
+        ),
+        false => (
+            "check the relay's username and password in wice.toml (turn)",
+            "check username and password of the relay in wice.toml (turn) against the relay's own; this node tries again by itself",
+        ),
+    }
+}
+
 pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     let failed = relays
         .iter()
@@ -164,10 +179,9 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     };
     let name = &relay.name;
     let (cause, remedy) = match failure {
-        turn::Failure::WrongCredentials => (
-            "refuses our credentials",
-            "check username and password of the relay, and the clocks where the credentials are time-limited",
-        ),
+        turn::Failure::WrongCredentials => {
+            ("refuses our credentials", wrong_credentials(relay.minted).1)
+        }
         turn::Failure::Quota => (
             "has no quota left for this user",
             "raise the relay's quota for a user (user-quota in coturn), or wait until old allocations expire",
@@ -197,6 +211,8 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
         | turn::Failure::BadAnswer
         | turn::Failure::Desynchronized => ("does not work", ""),
     };
+    let refused = failure == turn::Failure::WrongCredentials;
+    let hint = refused.then(|| wrong_credentials(relay.minted).0);
     let remedy = if remedy.is_empty() {
         failure.to_string()
     } else {
@@ -205,7 +221,7 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
     advised(
         Code::RelayUnavailable,
         &format!("no direct path, and relay {name} {cause}"),
-        &remedy,
+        hint.unwrap_or(&remedy),
         &remedy,
     )
 }

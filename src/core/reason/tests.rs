@@ -93,6 +93,7 @@ fn relay(transport: RelayTransport, failure: Option<turn::Failure>) -> RelaySnap
     RelaySnapshot {
         name: "turn.lab".into(),
         transport,
+        minted: true,
         relayed: failure
             .is_none()
             .then(|| "198.51.100.2:50012".parse().unwrap()),
@@ -421,6 +422,14 @@ fn no_path_at_all() {
         assert_eq!(reason.code, Code::RelayUnavailable);
         assert!(reason.summary.contains(cause), "{}", reason.summary);
         assert!(!reason.remedy.is_empty());
+    }
+    // Who is to mend refused credentials differs: the services' operator, or whoever configured this node.
+    for (minted, said) in [(true, "--turn-secret-file"), (false, "wice.toml")] {
+        let failure = Some(turn::Failure::WrongCredentials);
+        plain.relays = vec![relay(RelayTransport::Udp, failure)];
+        plain.relays[0].minted = minted;
+        let remedy = reason(&facts(&plain, &failed)).remedy;
+        assert!(remedy.contains(said), "{remedy}");
     }
     // Other pairs may still be looked at: through the peer's own allocation on the dead server, or
     // direct ones that the NATs do not let come about.

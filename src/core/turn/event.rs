@@ -41,14 +41,14 @@ pub enum AllocationEvent {
         /// Why.
         failure: Failure,
         /// When a new attempt makes sense: see [`Failure::retry_after`].
-        retry_after: Option<Duration>,
+        retry_after: Duration,
     },
     /// There was an allocation, and there is none any more.
     Lost {
         /// Why.
         failure: Failure,
         /// When a new attempt makes sense: see [`Failure::retry_after`].
-        retry_after: Option<Duration>,
+        retry_after: Duration,
     },
     /// [`super::Allocation::close`] is done: the connection can go.
     Closed,
@@ -159,30 +159,34 @@ pub enum Failure {
 const CAPACITY_WAIT: Duration = Duration::from_secs(60);
 /// After silence or misbehaviour: the whole attempt took up to 40 s already.
 const MISBEHAVIOUR_WAIT: Duration = Duration::from_secs(30);
+/// After a refusal that an operator ends by putting the secret right, who then looks whether it helped.
+const CREDENTIALS_WAIT: Duration = Duration::from_secs(5);
 /// After a lost connection: enough for a restarting server, short against WireGuard's 5 s handshake
 /// retry.
 const RECONNECT_WAIT: Duration = Duration::from_secs(1);
 
 impl Failure {
     /// How long to wait at least before a new allocation on the same server, always over a new
-    /// connection from a fresh port; zero is at once. `None`: not before the configuration or the
-    /// credentials have changed. The owner adds backoff and jitter for repeated failures.
-    pub fn retry_after(&self) -> Option<Duration> {
+    /// connection from a fresh port; zero is at once. There is no failure that nobody can end at the server alone, so
+    /// each is tried again. The owner adds backoff for repeated failures.
+    pub fn retry_after(&self) -> Duration {
         match self {
-            Self::Mismatch | Self::WrongUser | Self::Expired => Some(Duration::ZERO),
-            Self::ConnectionClosed | Self::Desynchronized => Some(RECONNECT_WAIT),
+            Self::Mismatch | Self::WrongUser | Self::Expired => Duration::ZERO,
+            Self::ConnectionClosed | Self::Desynchronized => RECONNECT_WAIT,
+            Self::WrongCredentials => CREDENTIALS_WAIT,
             Self::NoAnswer
             | Self::Unauthenticated { .. }
             | Self::StaleNonce
             | Self::ServerError(_)
             | Self::BadChallenge
-            | Self::BadAnswer => Some(MISBEHAVIOUR_WAIT),
-            Self::Quota | Self::Capacity | Self::Alternate(_) => Some(CAPACITY_WAIT),
-            Self::WrongCredentials
+            | Self::BadAnswer => MISBEHAVIOUR_WAIT,
+            Self::Quota
+            | Self::Capacity
+            | Self::Alternate(_)
             | Self::Forbidden
             | Self::Family(_)
             | Self::Transport
-            | Self::Rejected(_) => None,
+            | Self::Rejected(_) => CAPACITY_WAIT,
         }
     }
 }

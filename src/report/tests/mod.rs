@@ -132,6 +132,7 @@ fn node() -> NodeSnapshot {
         relays: vec![RelaySnapshot {
             name: "turn.lab.example".into(),
             transport: RelayTransport::Udp,
+            minted: true,
             relayed: Some(address("198.51.100.2:50012")),
             rtt: ms(18.2),
             failure: None,

@@ -159,13 +159,30 @@ wice0  lab-a  100.91.4.17  fd7a:91c:20::4:17   2 peers: 1 without path, 1 away
 NAT    address-and-port-dependent mapping (symmetric), UDP open, IPv6 none
 signal wss://sig.lab.example:8443  not connected for 12 s: connection refused     relay turn.lab.example  the relay refused the credentials (401)
        is the server up?
+       give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret
 port   refused by NAT-PMP on router 192.168.1.1: it is not allowed in the router's settings
 
 PEER       OVERLAY      PATH                                              RTT  HANDSHAKE  RX / TX
 BAQEBAQE…  100.91.30.1  none    has published nothing; last seen 3 d ago
 lab-d      100.91.2.9   none                                                   1m 2s      7.7 MiB / 1.0 MiB
-           no direct path, and relay turn.lab.example refuses our credentials: check username and password of the relay, and the clocks where the credentials are time-limited (wice why lab-d)
+           no direct path, and relay turn.lab.example refuses our credentials: give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret (wice why lab-d)
 ";
     assert_eq!(status.text(Style::PLAIN), expected);
     assert_eq!(status.health(), Health::Broken);
+}
+
+/// A relay that refuses the credentials is mended where it runs: the header says so until one works.
+#[test]
+fn a_relay_that_refuses_says_what_its_operator_is_to_do() {
+    let mut node = node();
+    let mut refused = node.relays[0].clone();
+    refused.relayed = None;
+    refused.failure = Some(crate::core::turn::Failure::WrongCredentials);
+    node.relays.insert(0, refused);
+    let text = with_inputs(&node, |inputs| inputs.status()).text(Style::PLAIN);
+    assert!(!text.contains("--turn-secret-file"), "{text}");
+    node.relays.truncate(1);
+    let text = with_inputs(&node, |inputs| inputs.status()).text(Style::PLAIN);
+    let said = "relay turn.lab.example  the relay refused the credentials (401)\n       give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret";
+    assert!(text.contains(said), "{text}");
 }

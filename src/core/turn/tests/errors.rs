@@ -5,7 +5,7 @@ use stun_types::attribute::AlternateServer;
 use turn_types::message::{CHANNEL_BIND, CREATE_PERMISSION, REFRESH};
 
 /// What becomes of an Allocate that is refused with `code`.
-fn allocate_refused(code: u16) -> (Failure, Option<Duration>) {
+fn allocate_refused(code: u16) -> (Failure, Duration) {
     let (mut world, request) = World::challenged(RelayTransport::Udp);
     world.refuse(&request, code);
     world.failed()
@@ -49,7 +49,7 @@ fn wrong_credentials_fail_without_a_loop() {
     let (mut world, request) = World::challenged(RelayTransport::Udp);
     world.nonce = "nonce-2".to_owned();
     world.reply(&request, &world.challenge(&request, 401));
-    assert_eq!(world.failed(), (Failure::WrongCredentials, None));
+    assert_eq!(world.failed(), (Failure::WrongCredentials, seconds(5)));
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn another_realm_is_tried_once() {
             None => break,
         }
     }
-    assert_eq!(world.failed(), (Failure::WrongCredentials, None));
+    assert_eq!(world.failed(), (Failure::WrongCredentials, seconds(5)));
 }
 
 #[test]
@@ -169,23 +169,23 @@ fn expired_credentials_lose_the_allocation() {
         asked += 1;
     }
     assert_eq!(asked, 3);
-    assert_eq!(world.lost(), (Failure::WrongCredentials, None));
+    assert_eq!(world.lost(), (Failure::WrongCredentials, seconds(5)));
 }
 
 #[test]
 fn allocate_errors_each_have_their_meaning() {
-    let minute = Some(seconds(60));
-    assert_eq!(allocate_refused(403), (Failure::Forbidden, None));
-    let fresh = Some(Duration::ZERO);
+    let minute = seconds(60);
+    assert_eq!(allocate_refused(403), (Failure::Forbidden, seconds(60)));
+    let fresh = Duration::ZERO;
     assert_eq!(allocate_refused(437), (Failure::Mismatch, fresh));
-    assert_eq!(allocate_refused(440), (Failure::Family(440), None));
+    assert_eq!(allocate_refused(440), (Failure::Family(440), seconds(60)));
     assert_eq!(allocate_refused(441), (Failure::WrongUser, fresh));
-    assert_eq!(allocate_refused(442), (Failure::Transport, None));
-    assert_eq!(allocate_refused(443), (Failure::Family(443), None));
+    assert_eq!(allocate_refused(442), (Failure::Transport, seconds(60)));
+    assert_eq!(allocate_refused(443), (Failure::Family(443), seconds(60)));
     assert_eq!(allocate_refused(486), (Failure::Quota, minute));
     assert_eq!(allocate_refused(508), (Failure::Capacity, minute));
-    assert_eq!(allocate_refused(400), (Failure::Rejected(400), None));
-    assert_eq!(allocate_refused(420), (Failure::Rejected(420), None));
+    assert_eq!(allocate_refused(400), (Failure::Rejected(400), seconds(60)));
+    assert_eq!(allocate_refused(420), (Failure::Rejected(420), seconds(60)));
     assert_eq!(allocate_refused(300), (Failure::Alternate(None), minute));
 }
 
@@ -226,17 +226,23 @@ fn a_server_error_on_allocate_is_retried_four_times() {
         pauses.push((world.now - before).as_secs());
     }
     assert_eq!(pauses, [1, 2, 4, 8]);
-    let expected = (Failure::ServerError(500), Some(seconds(30)));
+    let expected = (Failure::ServerError(500), seconds(30));
     assert_eq!(world.failed(), expected);
 }
 
 #[test]
 fn refresh_errors() {
-    let fresh = Some(Duration::ZERO);
+    let fresh = Duration::ZERO;
     assert_eq!(refresh_refused(437).lost(), (Failure::Mismatch, fresh));
     assert_eq!(refresh_refused(441).lost(), (Failure::WrongUser, fresh));
-    assert_eq!(refresh_refused(403).lost(), (Failure::Forbidden, None));
-    assert_eq!(refresh_refused(400).lost(), (Failure::Rejected(400), None));
+    assert_eq!(
+        refresh_refused(403).lost(),
+        (Failure::Forbidden, seconds(60))
+    );
+    assert_eq!(
+        refresh_refused(400).lost(),
+        (Failure::Rejected(400), seconds(60))
+    );
     for temporary in [500, 508] {
         let mut world = refresh_refused(temporary);
         assert!(world.events().is_empty());
@@ -285,7 +291,7 @@ fn a_permission_is_asked_again_a_minute_after_508() {
 
 #[test]
 fn a_mismatch_on_any_request_loses_the_allocation() {
-    let fresh = Some(Duration::ZERO);
+    let fresh = Duration::ZERO;
     assert_eq!(permission_refused(437).lost(), (Failure::Mismatch, fresh));
     assert_eq!(permission_refused(441).lost(), (Failure::WrongUser, fresh));
     let mut world = channel_refused(437);

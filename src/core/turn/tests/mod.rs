@@ -228,7 +228,7 @@ impl World {
         writer.finish()
     }
 
-    fn failed(&mut self) -> (Failure, Option<Duration>) {
+    fn failed(&mut self) -> (Failure, Duration) {
         let events = self.events();
         let [
             AllocationEvent::Failed {
@@ -244,7 +244,7 @@ impl World {
         (failure, retry_after)
     }
 
-    fn lost(&mut self) -> (Failure, Option<Duration>) {
+    fn lost(&mut self) -> (Failure, Duration) {
         let events = self.events();
         let [
             AllocationEvent::Lost {
