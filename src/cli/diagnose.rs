@@ -44,8 +44,8 @@ Examples:
 
 Exit codes: 0 the peer has a path, direct or relayed; 1 one is being looked for, or does not answer; 2 there is none.
 Reasons: native, direct-host, direct-srflx, direct-prflx, direct-mapped, relay-only, both-nats-endpoint-dependent, nat-pair-unreachable,
-udp-blocked-here, udp-blocked-there, firewalled, no-hairpin, no-common-family, direct-failed-silent, wireguard-unanswered, checking,
-no-advert, peer-away, no-relay, relay-unavailable, no-network, nothing-answers.")]
+udp-blocked-here, udp-blocked-there, firewalled, stun-unreachable, no-hairpin, no-common-family, direct-failed-silent, wireguard-unanswered, checking,
+no-advert, peer-away, no-relay, relay-unavailable, no-network, nothing-answers; of `wice attach` also not-a-peer-there, revoked.")]
 pub(super) struct WhyArgs {
     /// The peer: name, key, start of a key, or overlay address.
     peer: String,

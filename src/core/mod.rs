@@ -9,6 +9,7 @@ pub mod overlay;
 pub mod policy;
 pub mod portmap;
 pub mod reason;
+pub mod seeking;
 pub mod slots;
 pub mod stun;
 pub mod timing;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox, PlaneView};
 use crate::report::{
-    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Why,
+    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Stranger, Why,
 };
 use crate::wireguard::inprocess::Tunnels;
 
@@ -126,6 +127,7 @@ pub(super) struct Answers {
     pub(super) started: Instant,
     pub(super) inbox: Inbox,
     pub(super) shared: Arc<Shared>,
+    pub(super) commands: Commands,
     pub(super) view: View,
 }
 
@@ -145,6 +147,7 @@ struct Seen {
     signaling: Signaling,
     port_mappings: Vec<PortMapping>,
     problem: Option<String>,
+    strangers: Vec<Stranger>,
 }
 
 impl Answers {
@@ -174,12 +177,16 @@ impl Answers {
         let port_mappings = self
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
-        let mut problem = None;
+        let (mut problem, mut strangers) = (None, Vec::new());
         if let View::Attached(view) = &self.view {
             let view = view.lock().unwrap_or_else(PoisonError::into_inner);
             peers.clone_from(&view.peers);
             addresses.clone_from(&view.addresses);
             problem.clone_from(&view.problem);
+            strangers = view.strangers.values().cloned().collect();
+            for key in &view.lacking {
+                peers.entry(*key).or_default().lacks_us = true;
+            }
         }
         for peer in &node.peers {
             let inputs = peers.entry(peer.key).or_default();
@@ -203,7 +210,9 @@ impl Answers {
                 connected,
                 since_s,
                 error,
-                hint: refused.and_then(advice).map(str::to_owned).or(hint),
+                hint: refused
+                    .and_then(|code| advice(code, &self.commands))
+                    .or(hint),
                 refused: refused.map(|code| code.as_str().to_owned()),
             }
         });
@@ -214,6 +223,7 @@ impl Answers {
             signaling,
             port_mappings,
             problem,
+            strangers,
         })
     }
 
@@ -244,6 +254,7 @@ impl Answers {
             signaling: &seen.signaling,
             peers: &seen.peers,
             port_mappings: &seen.port_mappings,
+            strangers: &seen.strangers,
         }
     }
 }
@@ -364,16 +375,48 @@ impl Handler for Answers {
     }
 }
 
+/// Which commands start this node and make it another one.
+#[derive(Clone, Debug)]
+pub(super) struct Commands {
+    /// `wice up`, or `wice attach wg0`.
+    pub(super) start: String,
+    /// What forgets a key that was revoked.
+    pub(super) forget: String,
+}
+
+impl Commands {
+    /// Of the node of `interface`: in attached mode its state is in `attached`, and its key is the interface's.
+    pub(super) fn new(interface: &str, attached: Option<&Path>) -> Self {
+        match attached {
+            None => Self {
+                start: "wice up".to_owned(),
+                forget: "wice down; wice leave --yes (forgets the revoked key)".to_owned(),
+            },
+            Some(folder) => Self {
+                start: format!("wice attach {interface}"),
+                forget: format!(
+                    "wice down --interface {interface}; wice leave --yes --state-dir {}; a new private key for {interface} (wg genkey)",
+                    folder.display()
+                ),
+            },
+        }
+    }
+}
+
 /// What to do where the service refuses this node for good.
-pub(super) fn advice(code: ErrorCode) -> Option<&'static str> {
+pub(super) fn advice(code: ErrorCode, commands: &Commands) -> Option<String> {
+    let Commands { start, forget } = commands;
     match code {
-        ErrorCode::Revoked => Some(
-            "ask for a new invite, then: wice down; wice leave --yes (forgets the revoked key); wice up TOKEN",
-        ),
-        ErrorCode::InviteExpired => Some("ask for a new invite, then: wice up TOKEN"),
-        ErrorCode::NotMember => Some("ask for an invite into this network, then: wice up TOKEN"),
+        ErrorCode::Revoked => Some(format!(
+            "ask for a new invite, then: {forget}; {start} TOKEN"
+        )),
+        ErrorCode::InviteExpired => Some(format!("ask for a new invite, then: {start} TOKEN")),
+        ErrorCode::NotMember => Some(format!(
+            "ask for an invite into this network, then: {start} TOKEN"
+        )),
         ErrorCode::NetworkNotAllowed => Some(
-            "where the service runs: start it with --network ID (wice network show tells the id)",
+            "where the service runs: start it with --network ID (wice network show tells the id)"
+                .to_owned(),
         ),
         ErrorCode::BadFrame
         | ErrorCode::WrongProof

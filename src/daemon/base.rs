@@ -1,6 +1,7 @@
 //! What both kinds of daemon stand on: the packet loop, signaling, servers, addresses, the control
 //! socket, and what is kept.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use wice_signaling::protocol::{Advert, IpPrefix, Presence, PrivateKey, PublicKey, RecordKind};
 
-use super::answers::{Answers, Shared, View};
+use super::answers::{Answers, Commands, Shared, View};
 use super::control::{self, ControlListener};
 use super::interfaces::{Ports, host_addresses};
 use super::kept::Kept;
@@ -30,6 +31,8 @@ use crate::wireguard::netlink::{Interface, Netlink, Watch};
 const NOTICES: usize = 4096;
 /// Records of peers are written to the state folder at most this often.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
+/// Nodes of which it is kept that they are away: as many as there are peers.
+const MAX_AWAY: usize = 4096;
 /// Changes of addresses come in bursts; they are read once after this.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -62,6 +65,9 @@ pub(super) struct Base {
     pub(super) index: u32,
     pub(super) shared: Arc<Shared>,
     pub(super) kept: Kept,
+    commands: Commands,
+    /// Nodes that signaling says are not connected.
+    pub(super) away: BTreeSet<PublicKey>,
     ports: Ports,
     addresses: Vec<HostAddress>,
     signaling: Signaling,
@@ -154,6 +160,11 @@ impl Base {
             runtime: tokio::runtime::Handle::current(),
         })?;
         let signaling = network.start(&settings, &key, socket_hook)?;
+        let attached = match &view {
+            View::Managed => None,
+            View::Attached(_) => Some(state.folder()),
+        };
+        let commands = Commands::new(&settings.interface, attached);
         let shared = Arc::new(Shared::new(network.place()));
         let socket = settings
             .run_dir
@@ -165,6 +176,7 @@ impl Base {
             started: now,
             inbox: inbox.clone(),
             shared: Arc::clone(&shared),
+            commands: commands.clone(),
             view,
         });
         let mut tasks = vec![tokio::spawn(control::serve(control, Arc::clone(&answers)))];
@@ -184,6 +196,8 @@ impl Base {
             index,
             shared,
             kept,
+            commands,
+            away: BTreeSet::new(),
             ports,
             addresses: Vec::new(),
             signaling,
@@ -329,7 +343,7 @@ impl Base {
                     anyhow::bail!(
                         "the signaling service refuses this node ({}): {text}\n  {}",
                         code.as_str(),
-                        answers::advice(code).unwrap_or_default()
+                        answers::advice(code, &self.commands).unwrap_or_default()
                     );
                 }
                 self.shared.refused(code);
@@ -347,6 +361,7 @@ impl Base {
                         last_seen_s: u32::MAX,
                     },
                 };
+                self.note_presence(key, presence);
                 match self.network.open(&key, kind, sealed) {
                     Ok(bytes) => {
                         return Ok(Left::Record(Record {
@@ -361,6 +376,7 @@ impl Base {
                 self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Presence { key, presence } => {
+                self.note_presence(key, presence);
                 self.pass_on(Command::Presence(key, presence))?;
             }
             Event::Servers(servers) => {
@@ -383,6 +399,18 @@ impl Base {
             }
         }
         Ok(Left::Nothing)
+    }
+
+    fn note_presence(&mut self, key: PublicKey, presence: Presence) {
+        match presence {
+            Presence::Connected => {
+                self.away.remove(&key);
+            }
+            Presence::Lost { .. } | Presence::Left { .. } if self.away.len() < MAX_AWAY => {
+                self.away.insert(key);
+            }
+            Presence::Lost { .. } | Presence::Left { .. } => {}
+        }
     }
 
     async fn read_addresses(&mut self) -> anyhow::Result<Vec<Interface>> {

@@ -147,6 +147,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Where it is.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Opens the folder, made if it is not there (0700), and locks it.
     pub(super) fn open(folder: &Path) -> Result<Self, StateError> {
         let at = |path: &Path| path.display().to_string();

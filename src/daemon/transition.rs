@@ -72,6 +72,8 @@ async fn code_of(inbox: &Inbox, port: u16, peer: &PeerSnapshot) -> Option<Code> 
             last_seen: peer.last_seen,
             handshake_age: None,
             port_mapping: None,
+            attached: None,
+            lacks_us: false,
         };
         // Fails only when the daemon has given up.
         let _ = sender.send(reason(&facts).code);

@@ -10,7 +10,7 @@ use wice_signaling::protocol::{
 
 use super::{
     Counters, End, Nat, Observation, Pair, Path, PathKind, Peer, PortMapping, Relay, SCHEMA,
-    Signaling, Status, Why,
+    Signaling, Status, Stranger, Why,
 };
 use crate::core::ice::{PairState, Role, Use};
 use crate::core::node::{self, NodeSnapshot, PairView, PeerSnapshot};
@@ -45,6 +45,8 @@ pub struct Inputs<'a> {
     pub signaling: &'a Signaling,
     /// What the core does not know of the peers; absent ones are as [`PeerInputs::default`].
     pub peers: &'a BTreeMap<PublicKey, PeerInputs>,
+    /// Nodes that seek this one and are no peers of its interface.
+    pub strangers: &'a [Stranger],
     /// Our routers.
     pub port_mappings: &'a [PortMapping],
 }
@@ -62,6 +64,8 @@ pub struct PeerInputs {
     pub native_works: bool,
     /// How often another program has put something else where our endpoint stood.
     pub endpoint_resets: u64,
+    /// It says that its interface lacks this node.
+    pub lacks_us: bool,
     /// Since its node was last connected to signaling: zero while it is.
     pub last_seen: Option<Duration>,
     /// For how long paths have been looked for: since its agent started.
@@ -96,6 +100,7 @@ impl Inputs<'_> {
                 .collect(),
             observations: self.observations(),
             peers,
+            strangers: self.strangers.to_vec(),
             counters: counters(&node.counters),
         }
     }
@@ -183,6 +188,8 @@ impl Inputs<'_> {
             checking_for: extra.checking_for,
             last_seen: extra.last_seen,
             handshake_age: extra.stats.last_handshake,
+            attached: (!self.managed).then_some(self.interface),
+            lacks_us: extra.lacks_us,
             port_mapping: self
                 .port_mappings
                 .first()
@@ -247,8 +254,13 @@ pub fn path_of(peer: &PeerSnapshot, native: Option<SocketAddr>, works: bool) -> 
 pub(crate) fn name_of(peer: &PeerSnapshot) -> String {
     match &peer.name {
         Some(name) if !name.is_empty() => name.clone(),
-        Some(_) | None => format!("{}…", &peer.key.to_string()[..SHORT_KEY]),
+        Some(_) | None => short_key(&peer.key),
     }
+}
+
+/// What stands for a name.
+pub(crate) fn short_key(key: &PublicKey) -> String {
+    format!("{}…", &key.to_string()[..SHORT_KEY])
 }
 
 pub(crate) fn milliseconds(duration: Duration) -> f64 {

@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use build::{Inputs, PeerInputs, path_of};
-pub(crate) use build::{milliseconds, name_of, nat as nat_of};
+pub(crate) use build::{milliseconds, name_of, nat as nat_of, short_key};
 pub use hosts::DOMAIN;
 pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use nodes::{NetworkNode, NetworkNodes};
@@ -73,8 +73,20 @@ pub struct Status {
     pub observations: Vec<Observation>,
     /// The peers, by name, then key.
     pub peers: Vec<Peer>,
+    /// Attached mode: nodes that have this one as a WireGuard peer and look for it, and are no peers of its interface.
+    #[serde(default)]
+    pub strangers: Vec<Stranger>,
     /// What was counted since the start.
     pub counters: Counters,
+}
+
+/// A node that seeks this one, whose interface lacks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Its name, or the start of its key.
+    pub name: String,
+    /// Its WireGuard public key, in base64.
+    pub key: String,
 }
 
 /// What is known of a NAT.
@@ -335,6 +347,7 @@ impl Peer {
     pub fn health(&self) -> Health {
         match (self.path.kind, self.reason.as_str()) {
             (_, "checking") if self.path.kind == PathKind::None => Health::Degraded,
+            (_, "revoked") => Health::Degraded,
             (PathKind::None, _) | (_, "no-network") => Health::Broken,
             (_, "wireguard-unanswered") => Health::Degraded,
             (PathKind::Native | PathKind::Direct | PathKind::Relayed, _) => Health::Well,

@@ -3,20 +3,31 @@
 use std::time::Duration;
 
 use super::style::{Paint, Table};
-use super::{Health, Nat, PathKind, Peer, Signaling, Status, Style, Why, bytes, duration, rtt};
+use super::{
+    Health, Nat, PathKind, Peer, Signaling, Status, Stranger, Style, Why, bytes, duration, rtt,
+};
 
 /// What stands where there is no NAT to speak of.
 const NO_NETWORK: &str = "no network: this node has no usable address; check its cable, Wi-Fi and addresses (ip address)";
+
+/// The reason of a peer that was put out of the network.
+const REVOKED: &str = "revoked";
 
 impl Status {
     /// The whole table.
     pub fn text(&self, style: Style) -> String {
         let mut out = self.header(style);
-        if self.peers.is_empty() {
-            return out;
+        if !self.peers.is_empty() {
+            out.push('\n');
+            out.push_str(&peer_table(self.peers.iter()).render(style));
         }
-        out.push('\n');
-        out.push_str(&peer_table(self.peers.iter()).render(style));
+        for stranger in &self.strangers {
+            let Stranger { name, key } = stranger;
+            out.push_str(&format!(
+                "\n{name} has this node as a peer and looks for it, but is no peer of {interface}: wg set {interface} peer {key} allowed-ips ITS-ADDRESS\n",
+                interface = self.interface
+            ));
+        }
         out
     }
 
@@ -80,13 +91,18 @@ impl Status {
 
     /// `4 peers: 2 direct, 1 relayed, 1 away`.
     fn summary(&self) -> String {
-        let of = |kind: PathKind| self.peers.iter().filter(|p| p.path.kind == kind).count();
+        let of = |kind: PathKind| {
+            let peers = self.peers.iter().filter(|p| p.reason != REVOKED);
+            peers.filter(|p| p.path.kind == kind).count()
+        };
         let away = self.peers.iter().filter(|p| p.is_away()).count();
+        let revoked = self.peers.iter().filter(|p| p.reason == REVOKED).count();
         let pathless = |health| {
             let mut peers = self.peers.iter();
             peers
                 .by_ref()
                 .filter(|p| p.path.kind == PathKind::None && !p.is_away() && p.health() == health)
+                .filter(|p| p.reason != REVOKED)
                 .count()
         };
         let parts: Vec<String> = [
@@ -95,6 +111,7 @@ impl Status {
             (of(PathKind::Relayed), "relayed"),
             (pathless(Health::Degraded), "checking"),
             (pathless(Health::Broken), "without path"),
+            (revoked, "revoked"),
             (away, "away"),
         ]
         .into_iter()

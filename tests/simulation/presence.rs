@@ -1,8 +1,9 @@
 //! What signaling says of who is there: it is believed where it agrees with silence, and nowhere else.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use wice_signaling::protocol::Presence;
+use wice_signaling::protocol::{AdminKey, Presence, PublicKey, RevocationList};
 
 use crate::events::*;
 use crate::topology::*;
@@ -143,4 +144,35 @@ fn while_signaling_is_lost_nobody_is_said_to_be_there() {
     let node = world.hosts[A].node.as_mut().unwrap();
     node.handle_signaling_lost(now);
     assert_eq!(last_seen(&world), None);
+}
+
+/// Attached mode: the list puts a peer out, but its WireGuard peer is somebody else's, and stays.
+#[test]
+fn a_revoked_peer_gets_nothing_and_is_still_told_of() {
+    let admin = AdminKey::from_seed(&[7; 32]);
+    for (seed, homes) in (1060..).zip(HOMES) {
+        let mut world = connected(seed, homes, Some(TRAFFIC));
+        let key = world.hosts[A].view(B, world.now).unwrap().key;
+        let list = |sequence, nodes: &[PublicKey]| {
+            let nodes = nodes.iter().copied().collect();
+            RevocationList::sign(&admin, sequence, nodes, BTreeSet::new()).unwrap()
+        };
+        let now = world.now;
+        let node = world.hosts[A].node.as_mut().unwrap();
+        assert!(node.handle_revocations(list(1, &[key]), now));
+        assert!(!node.handle_revocations(list(1, &[]), now), "no news");
+        world.drain(A);
+        assert!(world.path(A, B).is_none(), "{}", world.describe());
+        // Its checks go on, and it publishes once more.
+        world.run_for(secs(60));
+        let view = world.hosts[A].view(B, world.now).unwrap();
+        assert!(view.revoked && view.path.is_none() && view.pairs.is_empty());
+        assert!(world.path(B, A).is_none(), "{}", world.describe());
+        // Taken out of the interface and put in again it is revoked still.
+        let now = world.now;
+        let node = world.hosts[A].node.as_mut().unwrap();
+        node.remove_peer(&key, now);
+        let peer = node.add_peer(key, now).unwrap();
+        assert!(node.peer_snapshot(peer, now).unwrap().revoked);
+    }
 }

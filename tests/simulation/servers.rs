@@ -32,6 +32,8 @@ fn code(world: &World) -> Code {
         relay_only: false,
         native: None,
         port_mapping: None,
+        attached: None,
+        lacks_us: false,
         checking_for: peer.looking,
         last_seen: peer.last_seen,
         handshake_age: None,

@@ -20,6 +20,7 @@ mod record_tests;
 mod revocation;
 mod routes;
 mod seal;
+mod seeking;
 #[cfg(test)]
 pub(crate) mod testing;
 mod token;
@@ -50,6 +51,7 @@ pub use receipt::{JoinReceipt, ServiceSecret};
 pub use revocation::{MAX_REVOCATION_LEN, MAX_REVOCATIONS, RevocationList};
 pub use routes::{MAX_ROUTES, MAX_ROUTES_LEN, Routes};
 pub use seal::{MAX_SEALED_LEN, NetworkKey, OpenError, RecordKind, SEAL_NONCE_LEN};
+pub use seeking::{KeyHash, MAX_SEEKING_LEN, MAX_SOUGHT, Seeking};
 pub use token::{ServerPin, Token, TokenError};
 pub use url::{ServerAddress, ServerAddressError, ServerKind, SignalUrl, UrlError, host_and_port};
 pub use wire::RecordError;

@@ -301,6 +301,13 @@ impl Membership {
         })
     }
 
+    /// The invite that an encoded proof names, whether or not it holds: enough to heed a revocation.
+    #[must_use]
+    pub fn claimed_invite(bytes: &[u8]) -> Option<InviteId> {
+        let certificate = InviteCertificate::take(&mut Reader::new(bytes)).ok()?;
+        Some(certificate.id)
+    }
+
     /// The invite by which the node joined.
     #[must_use]
     pub fn invite(&self) -> &InviteCertificate {

@@ -22,6 +22,8 @@ pub enum Domain {
     Advert,
     /// [`super::Routes`].
     Routes,
+    /// [`super::Seeking`].
+    Seeking,
     /// The proof in [`super::Hello`].
     Hello,
 }
@@ -31,6 +33,7 @@ impl Domain {
         match self {
             Self::Advert => b"wice-advert-v1\0",
             Self::Routes => b"wice-routes-v1\0",
+            Self::Seeking => b"wice-seeking-v1\0",
             Self::Hello => b"wice-hello-v1\0",
         }
     }
@@ -131,7 +134,12 @@ mod tests {
     use super::*;
     use crate::protocol::testing::Random;
 
-    const ALL: [Domain; 3] = [Domain::Advert, Domain::Routes, Domain::Hello];
+    const ALL: [Domain; 4] = [
+        Domain::Advert,
+        Domain::Routes,
+        Domain::Seeking,
+        Domain::Hello,
+    ];
 
     /// Trevor Perrin's `xeddsa_fast_test`.
     #[test]

@@ -86,26 +86,12 @@ impl Node {
             return;
         };
         self.by_hash.remove(&key.key_hash());
-        let Some(mut peer) = self.peers.remove(&id) else {
-            return;
-        };
-        self.scheduler.arm(Timer::Path(id), None);
-        for (relay, address) in std::mem::take(&mut peer.wishes) {
-            self.relays.unwish(relay, address, id);
-        }
-        for slot in std::mem::take(&mut peer.slots) {
-            self.retire(AgentRef {
-                peer: id,
-                generation: slot.generation,
-            });
-        }
-        self.events.push(Event::PeerRemoved {
-            peer: id,
-            key: *key,
-        });
+        self.let_go(id);
+        self.peers.remove(&id);
     }
 
-    /// A verified revocation list: revoked peers are gone at once. Returns whether it is news.
+    /// A verified revocation list: revoked peers are gone at once. In attached mode their WireGuard peers are
+    /// somebody else's: they stay known as revoked. Returns whether it is news.
     pub fn handle_revocations(&mut self, list: RevocationList, now: Instant) -> bool {
         self.now = now;
         if self
@@ -116,7 +102,7 @@ impl Node {
             return false;
         }
         let network = self.network();
-        let revoked: Vec<PublicKey> = self
+        let revoked: Vec<(PeerId, PublicKey)> = self
             .peers
             .values()
             .filter(|peer| match (&peer.advert, network) {
@@ -124,13 +110,17 @@ impl Node {
                     Membership::decode_verified(&advert.membership, &network, &peer.key)
                         .map_or(true, |membership| list.refuses(&peer.key, &membership))
                 }
-                (Some(_) | None, _) => list.nodes().contains(&peer.key),
+                (Some(advert), None) => refuses(&list, &peer.key, &advert.membership),
+                (None, _) => list.nodes().contains(&peer.key),
             })
-            .map(|peer| peer.key)
+            .map(|peer| (peer.id, peer.key))
             .collect();
         self.revoked = Some(list);
-        for key in revoked {
-            self.remove_peer(&key, now);
+        for (id, key) in revoked {
+            match self.admission {
+                Admission::Members(_) => self.remove_peer(&key, now),
+                Admission::Added => self.shut_out(id),
+            }
         }
         true
     }
@@ -152,7 +142,14 @@ impl Node {
         let known = self.by_key.get(&key).copied();
         match self.admission {
             Admission::Added if known.is_none() => return Err(RecordRefusal::Stranger(key)),
-            Admission::Added => {}
+            Admission::Added => {
+                let list = self.revoked.as_ref();
+                let refused = list.is_some_and(|list| refuses(list, &key, &advert.membership));
+                if let Some(id) = known.filter(|_| refused) {
+                    self.shut_out(id);
+                    return Err(RecordRefusal::Revoked(key));
+                }
+            }
             Admission::Members(network) => {
                 let membership = Membership::decode_verified(&advert.membership, &network, &key)
                     .map_err(|_| RecordRefusal::NotMember(key))?;
@@ -223,7 +220,46 @@ impl Node {
         self.by_key.insert(key, id);
         self.by_hash.insert(key.key_hash(), id);
         self.events.push(Event::PeerAdded { peer: id, key });
+        let list = self.revoked.as_ref();
+        if list.is_some_and(|list| list.nodes().contains(&key)) {
+            self.shut_out(id);
+        }
         Ok(id)
+    }
+
+    /// The peer was revoked, and whoever owns the interface has it still.
+    fn shut_out(&mut self, id: PeerId) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if std::mem::replace(&mut peer.revoked, true) {
+            return;
+        }
+        peer.path.select(None, now);
+        self.let_go(id);
+        self.events.push(Event::PathChanged { peer: id, at: now });
+    }
+
+    /// Nothing is done for the peer any more.
+    fn let_go(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        let key = peer.key;
+        let wishes = std::mem::take(&mut peer.wishes);
+        let slots = std::mem::take(&mut peer.slots);
+        self.scheduler.arm(Timer::Path(id), None);
+        for (relay, address) in wishes {
+            self.relays.unwish(relay, address, id);
+        }
+        for slot in slots {
+            self.retire(AgentRef {
+                peer: id,
+                generation: slot.generation,
+            });
+        }
+        self.events.push(Event::PeerRemoved { peer: id, key });
     }
 
     /// Starts an agent towards a session of the peer, beside the one that is there.
@@ -344,4 +380,11 @@ impl Node {
         self.scheduler.remove(agent);
         self.transactions.retain(|_, owner| *owner != agent);
     }
+}
+
+/// Whether the list puts out the node of `key`, by itself or by the invite that its advert names. Its own word
+/// for that is enough: who hides a revoked invite is refused by the service.
+fn refuses(list: &RevocationList, key: &PublicKey, membership: &[u8]) -> bool {
+    list.nodes().contains(key)
+        || Membership::claimed_invite(membership).is_some_and(|id| list.refuses_by(key, &id))
 }

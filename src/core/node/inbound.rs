@@ -121,6 +121,10 @@ impl Node {
     ) -> Option<AgentRef> {
         let now = self.now;
         let peer = self.peers.get_mut(&id)?;
+        if peer.revoked {
+            self.counters.strangers += 1;
+            return None;
+        }
         if peer.is_superseded(session) {
             self.counters.superseded += 1;
             return None;

@@ -45,6 +45,8 @@ pub(super) struct Peer {
     pub(super) slots: Vec<Slot>,
     pub(super) path: PathState,
     pub(super) presence: Presences,
+    /// Attached mode: it was revoked, and its WireGuard peer is still there. It gets nothing.
+    pub(super) revoked: bool,
     /// When something authentic last came from it.
     pub(super) heard: Option<Instant>,
     /// Addresses that relays are to let through for it.
@@ -68,6 +70,7 @@ impl Peer {
             slots: Vec::new(),
             path: PathState::new(now),
             presence: Presences::default(),
+            revoked: false,
             heard: None,
             wishes: BTreeSet::new(),
             superseded: VecDeque::new(),

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::{CandidateKind, NatBehavior, PublicKey, RelayTransport};
 
+use super::presence::Presences;
 use super::{Node, PathRef, PeerId};
 use crate::core::gather::Observation;
 use crate::core::ice::{Pair, PairState, Role, Use};
@@ -96,6 +97,8 @@ pub struct PeerSnapshot {
     pub key: PublicKey,
     /// Its name, once it has published one.
     pub name: Option<String>,
+    /// Attached mode: it was revoked, and its WireGuard peer is still there.
+    pub revoked: bool,
     /// What it says of its NAT.
     pub nat: Option<NatBehavior>,
     /// Our role towards it.
@@ -135,6 +138,8 @@ pub struct Way {
     pub key: PublicKey,
     /// It has published an advert.
     pub advert: bool,
+    /// Signaling says that it is connected.
+    pub connected: bool,
     /// It has a path.
     pub has_path: bool,
     /// Where that leads, if it begins at WireGuard's own port.
@@ -218,6 +223,7 @@ impl Node {
             Way {
                 key: peer.key,
                 advert: peer.advert.is_some(),
+                connected: peer.presence == Presences::Connected,
                 has_path: path.is_some(),
                 native: native.map(|path| path.key.remote),
             }
@@ -253,6 +259,7 @@ impl Node {
             id,
             key: peer.key,
             name: peer.advert.as_ref().map(|advert| advert.name.clone()),
+            revoked: peer.revoked,
             nat: peer.advert.as_ref().map(|advert| advert.nat),
             role: slot.map(|slot| slot.agent.role()),
             path: peer

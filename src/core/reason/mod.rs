@@ -19,7 +19,8 @@ pub use pair::why_not;
 pub(crate) use remedy::wrong_credentials;
 use remedy::{
     advised, blocked, both_dependent, checking, firewalled, no_advert, no_common_family,
-    no_network, pair_unreachable, peer_away, relay_unavailable, said, stun_unreachable,
+    no_network, not_a_peer_there, pair_unreachable, peer_away, relay_unavailable, revoked, said,
+    stun_unreachable,
 };
 
 /// Direct pairs that the NATs let through answer to the first check or its first retransmission,
@@ -76,11 +77,15 @@ pub enum Code {
     NoNetwork,
     /// The peer is connected to signaling, and neither it nor its relay answers.
     NothingAnswers,
+    /// Attached mode: the peer's interface does not have this node as a peer.
+    NotAPeerThere,
+    /// Attached mode: the peer was put out of the network, and the interface has it still.
+    Revoked,
 }
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::Native,
         Self::DirectHost,
         Self::DirectSrflx,
@@ -104,6 +109,8 @@ impl Code {
         Self::RelayUnavailable,
         Self::NoNetwork,
         Self::NothingAnswers,
+        Self::NotAPeerThere,
+        Self::Revoked,
     ];
 
     /// In kebab-case, as JSON and logs have it.
@@ -132,6 +139,8 @@ impl Code {
             Self::RelayUnavailable => "relay-unavailable",
             Self::NoNetwork => "no-network",
             Self::NothingAnswers => "nothing-answers",
+            Self::NotAPeerThere => "not-a-peer-there",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -174,6 +183,10 @@ pub struct Facts<'a> {
     pub last_seen: Option<Duration>,
     /// Since WireGuard's last handshake with it; `None` if there was none.
     pub handshake_age: Option<Duration>,
+    /// The interface's name, where another program owns it.
+    pub attached: Option<&'a str>,
+    /// The peer says that its interface lacks this node.
+    pub lacks_us: bool,
     /// What this node's router says to port mapping, in words; `None` if there is no such router.
     pub port_mapping: Option<&'a str>,
 }
@@ -214,8 +227,15 @@ pub fn verdict(here: NatBehavior, there: NatBehavior) -> Verdict {
 
 /// The one reason for the state of a peer's path.
 pub fn reason(facts: &Facts<'_>) -> Reason {
+    if facts.peer.revoked {
+        return revoked(facts);
+    }
     match facts.native {
         Some(true) => return said(Code::Native, "WireGuard's own endpoint works"),
+        // A path would show that it has us by now.
+        Some(false) | None if facts.lacks_us && facts.peer.path.is_none() => {
+            return not_a_peer_there(facts);
+        }
         Some(false) => {
             let summary = "WireGuard's own endpoint, which nothing has been sent to yet";
             return said(Code::Native, summary);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wice_signaling::protocol::{Mapping, NatBehavior};
 
-use super::{Code, Reason, days, is_dependent};
+use super::{Code, Facts, Reason, days, is_dependent};
 use crate::core::node::{NodeSnapshot, RelaySnapshot};
 use crate::core::turn;
 
@@ -223,6 +223,33 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
         &format!("no direct path, and relay {name} {cause}"),
         hint.unwrap_or(&remedy),
         &remedy,
+    )
+}
+
+pub(super) fn not_a_peer_there(facts: &Facts<'_>) -> Reason {
+    let there = facts.peer.name.as_deref().unwrap_or("the peer");
+    let (own, key) = (facts.node.key, facts.peer.key);
+    let here = facts.attached.unwrap_or("INTERFACE");
+    advised(
+        Code::NotAPeerThere,
+        "its WireGuard interface does not have this node as a peer",
+        &format!("on {there}: wg set INTERFACE peer {own} allowed-ips ADDRESS-OF-THIS-NODE"),
+        &format!(
+            "on {there}: wg set INTERFACE peer {own} allowed-ips ADDRESS-OF-THIS-NODE, and the same in the file that the interface is made from; or, if the two should not meet, here: wg set {here} peer {key} remove"
+        ),
+    )
+}
+
+pub(super) fn revoked(facts: &Facts<'_>) -> Reason {
+    let here = facts.attached.unwrap_or("INTERFACE");
+    let key = facts.peer.key;
+    advised(
+        Code::Revoked,
+        "was revoked, and is still a peer of the interface",
+        &format!("wg set {here} peer {key} remove"),
+        &format!(
+            "wice does nothing for it any more, but what WireGuard reaches by itself stays: wg set {here} peer {key} remove, and take it out of the file that the interface is made from; to come back it needs a new key and an invite"
+        ),
     )
 }
 

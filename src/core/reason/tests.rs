@@ -107,6 +107,7 @@ fn peer(nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
         id: PeerId(1),
         key: PublicKey([2; 32]),
         name: nat.map(|_| "lab-b".into()),
+        revoked: false,
         nat,
         role: None,
         path: None,
@@ -167,6 +168,8 @@ fn facts<'a>(node: &'a NodeSnapshot, peer: &'a PeerSnapshot) -> Facts<'a> {
         last_seen: Some(Duration::ZERO),
         handshake_age: None,
         port_mapping: None,
+        attached: None,
+        lacks_us: false,
     }
 }
 
@@ -510,5 +513,43 @@ fn codes_are_kebab_case_and_differ() {
     assert_eq!(codes.len(), Code::ALL.len());
     for code in codes {
         assert!(code.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'));
+    }
+}
+
+/// Where another program owns the interface: what it has configured goes before what NATs make of it.
+#[test]
+fn what_the_interface_has_configured_goes_before_the_nats() {
+    let node = node(NatBehavior::default());
+    let mut there = peer(Some(NatBehavior::default()), Vec::new());
+    let attached = |there: &PeerSnapshot, native, lacks_us| {
+        let facts = Facts {
+            attached: Some("wg0"),
+            native,
+            lacks_us,
+            ..facts(&node, there)
+        };
+        reason(&facts)
+    };
+    let lacking = attached(&there, None, true);
+    assert_eq!(lacking.code, Code::NotAPeerThere);
+    let says = format!("on lab-b: wg set INTERFACE peer {}", node.key);
+    assert!(lacking.hint.starts_with(&says), "{}", lacking.hint);
+    assert_eq!(
+        attached(&there, Some(false), true).code,
+        Code::NotAPeerThere
+    );
+    // What works proves that it has us by now.
+    assert_eq!(attached(&there, Some(true), true).code, Code::Native);
+    assert_ne!(attached(&there, None, false).code, Code::NotAPeerThere);
+    let working = relayed(peer(Some(NatBehavior::default()), Vec::new()));
+    assert_ne!(attached(&working, None, true).code, Code::NotAPeerThere);
+
+    there.revoked = true;
+    for native in [None, Some(false), Some(true)] {
+        let revoked = attached(&there, native, true);
+        assert_eq!(revoked.code, Code::Revoked);
+        let command = format!("wg set wg0 peer {} remove", there.key);
+        assert_eq!(revoked.hint, command);
+        assert!(revoked.remedy.contains(&command), "{}", revoked.remedy);
     }
 }

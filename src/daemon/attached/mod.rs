@@ -8,10 +8,11 @@ mod detach;
 mod direct;
 mod guidance;
 mod port;
+mod seeking;
 mod start;
 mod watcher;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,9 +24,10 @@ use super::base::{Base, Left, Record};
 use super::{LOOP_ENDED, Settings, Signals};
 use crate::core::binding::{Binder, Cause, Event, LOOK_EVERY, PathState, Sighting, Standing};
 use crate::core::node::Way;
+use crate::core::seeking::Seeker;
 use crate::core::slots::{SLOT_PORT, slot_of};
 use crate::io::packet_loop::{Command, Notice};
-use crate::report::PeerInputs;
+use crate::report::{PeerInputs, Stranger};
 use crate::wireguard::backend::{BackendError, Device, DevicePeer};
 use crate::wireguard::inprocess::PeerStats;
 use crate::wireguard::netlink::Interface;
@@ -57,6 +59,10 @@ pub(super) struct InterfaceView {
     pub(super) peers: BTreeMap<PublicKey, PeerInputs>,
     /// The interface's own addresses.
     pub(super) addresses: Vec<IpAddr>,
+    /// Peers that say that their interface lacks this node.
+    pub(super) lacking: BTreeSet<PublicKey>,
+    /// Nodes that seek this one, and are no peers of the interface.
+    pub(super) strangers: BTreeMap<PublicKey, Stranger>,
     /// Why the interface cannot be used.
     pub(super) problem: Option<String>,
 }
@@ -68,6 +74,7 @@ struct Attached {
     watcher: Watcher,
     adverts: Adverts,
     guide: Guide,
+    seeker: Seeker,
     paths: BTreeMap<PublicKey, PathState>,
     /// The port that the packet loop was told.
     port: Option<u16>,
@@ -288,6 +295,7 @@ impl Attached {
 
     /// Notices may be lost where there are too many; this is the whole truth, once a second.
     fn handle_ways(&mut self, ways: Ways) -> anyhow::Result<()> {
+        self.seek(&ways)?;
         for way in ways {
             let (key, advert) = (way.key, way.advert);
             let ready = way.has_path.then(|| endpoint_of(&key, way.native));
@@ -311,8 +319,7 @@ impl Attached {
                     self.base.pass_on(Command::Advert(record.bytes))?;
                 }
             }
-            // What may pass to whom is the interface's to say.
-            RecordKind::Routes => {}
+            RecordKind::Routes => self.handle_seeking(&record.key, &record.bytes),
         }
         self.base
             .pass_on(Command::Presence(record.key, record.presence))

@@ -16,6 +16,7 @@ use super::watcher::Watcher;
 use super::{Attached, InterfaceView, Meet, WAYS, slot_endpoint};
 use crate::core::binding::Binder;
 use crate::core::node::Admission;
+use crate::core::seeking::Seeker;
 use crate::core::slots::SLOT_PORT;
 use crate::daemon::answers::View;
 use crate::daemon::base::{Base, Prepared};
@@ -176,6 +177,7 @@ impl Attached {
         let sharing = Sharing::new(base.settings.direct);
         let attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
+            seeker: Seeker::new(base.key.public_key()),
             base,
             guide,
             binder,

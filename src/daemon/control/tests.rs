@@ -50,6 +50,7 @@ fn status() -> Status {
         candidates: Vec::new(),
         observations: Vec::new(),
         peers: Vec::new(),
+        strangers: Vec::new(),
         counters: Counters::default(),
     }
 }

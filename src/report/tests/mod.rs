@@ -60,6 +60,7 @@ fn pair(
 fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
     let selected = pairs.iter().find(|pair| pair.used == Use::Selected);
     PeerSnapshot {
+        revoked: false,
         id: PeerId(u32::from(number)),
         key: PublicKey([number; 32]),
         name: nat.map(|_| format!("lab-{}", char::from(b'a' + number))),
@@ -184,6 +185,7 @@ fn peer_inputs() -> BTreeMap<PublicKey, PeerInputs> {
         native: None,
         native_works: false,
         endpoint_resets: 0,
+        lacks_us: false,
     };
     let s = |seconds| Some(Duration::from_secs(seconds));
     BTreeMap::from([
@@ -245,6 +247,7 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         node,
         signaling: &signaling(),
         peers: &peer_inputs(),
+        strangers: &[],
         port_mappings: &port_mappings(),
     })
 }

@@ -186,3 +186,34 @@ fn a_relay_that_refuses_says_what_its_operator_is_to_do() {
     let said = "relay turn.lab.example  the relay refused the credentials (401)\n       give wice turn (--secret-file) and wice signal (--turn-secret-file) the same secret";
     assert!(text.contains(said), "{text}");
 }
+
+/// Attached mode: a revoked peer is still in the interface, and somebody's who is not looks for this node.
+#[test]
+fn revoked_peers_and_nodes_that_seek_this_one_are_shown() {
+    let mut node = node();
+    node.peers.truncate(1);
+    node.peers[0].revoked = true;
+    let key = node.peers[0].key.to_string();
+    let stranger = Stranger {
+        name: "lab-z".into(),
+        key: "c3RyYW5nZXI=".into(),
+    };
+    let status = with_inputs(&node, |inputs| {
+        let inputs = Inputs {
+            interface: "wg0",
+            managed: false,
+            strangers: std::slice::from_ref(&stranger),
+            ..inputs
+        };
+        inputs.status()
+    });
+    assert_eq!(status.peers[0].reason, "revoked");
+    assert_eq!(status.health(), Health::Degraded);
+    let text = status.text(Style::PLAIN);
+    assert!(text.contains("1 peer: 1 revoked\n"), "{text}");
+    let remedy =
+        format!("was revoked, and is still a peer of the interface: wg set wg0 peer {key} remove");
+    assert!(text.contains(&remedy), "{text}");
+    let added = "lab-z has this node as a peer and looks for it, but is no peer of wg0: wg set wg0 peer c3RyYW5nZXI= allowed-ips ITS-ADDRESS\n";
+    assert!(text.contains(added), "{text}");
+}
