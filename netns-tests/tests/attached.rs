@@ -339,8 +339,8 @@ fn detach_puts_endpoints_back() -> Result<()> {
     all.first_pings("home-a", "home-b", Instant::now())?;
     all.wait_slot("home-a", "home-b")?;
     for (node, said) in [
-        ("home-a", "1 endpoints put back"),
-        ("home-b", "1 peers had none"),
+        ("home-a", "1 endpoint put back"),
+        ("home-b", "1 peer had none"),
     ] {
         let output = all.mesh.lab.wice(node, &["detach"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

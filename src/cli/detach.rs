@@ -10,6 +10,7 @@ use crate::config::{DEFAULT_INTERFACE, DEFAULT_RUN_DIR, check_interface};
 use crate::daemon::control::{Client, ClientError, Reply, Request, find_socket};
 use crate::daemon::{Detached, StateError};
 use crate::report::Health;
+use crate::report::count;
 
 /// A daemon that was told to stop lets go of its state within this.
 const LET_GO: Duration = Duration::from_secs(15);
@@ -39,7 +40,14 @@ pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<Health> {
     if let Some(interface) = &args.interface {
         check_interface(interface)?;
     }
-    let socket = find_socket(&args.run_dir, args.interface.as_deref(), DEFAULT_INTERFACE)?;
+    let found = find_socket(&args.run_dir, args.interface.as_deref(), DEFAULT_INTERFACE);
+    let socket = found.map_err(|error| match error {
+        ClientError::Several(names) => anyhow::Error::from(Usage(format!(
+            "several daemons run here, of the interfaces {}\n  say which: wice detach INTERFACE",
+            names.join(" and ")
+        ))),
+        error => error.into(),
+    })?;
     let interface = match &args.interface {
         Some(interface) => interface.clone(),
         None => socket
@@ -84,14 +92,17 @@ async fn end(mut client: Client, interface: &str) -> anyhow::Result<()> {
 }
 
 fn text(interface: &str, done: &Detached) -> String {
-    let mut text = format!("{interface}: {} endpoints put back\n", done.restored.len());
+    let mut text = format!(
+        "{interface}: {} put back\n",
+        count(done.restored.len(), "endpoint")
+    );
     for (key, endpoint) in &done.restored {
         text.push_str(&format!("  {key}  {endpoint}\n"));
     }
     if !done.without.is_empty() {
         text.push_str(&format!(
-            "{} peers had none, which WireGuard cannot take back: they have one again when they are heard from\n",
-            done.without.len()
+            "{} had none, which WireGuard cannot take back: what is there now stays until they are heard from\n",
+            count(done.without.len(), "peer")
         ));
     }
     text

@@ -23,7 +23,7 @@ use super::{Settings, answers, metrics, random, transition};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
-use crate::io::udp::UdpSocket;
+use crate::io::udp::{UdpError, UdpSocket};
 use crate::signaling::{Event, Signaling};
 use crate::wireguard::netlink::{Interface, Netlink, Watch};
 
@@ -128,7 +128,16 @@ impl Base {
             view,
         } = prepared;
         let now = std::time::Instant::now();
-        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)))?;
+        let v4 = UdpSocket::bind(SocketAddr::from(([0, 0, 0, 0], settings.port)));
+        let v4 = v4.map_err(|error| match error {
+            UdpError::PortInUse(_) => anyhow::anyhow!(
+                "UDP port {port} is in use\n  wice up and wice attach run side by side with a port each: give this one another (--listen-port 0 takes any), or see who has it: ss -lunp 'sport = :{port}'",
+                port = settings.port
+            ),
+            error @ (UdpError::NoSuchAddress(_)
+            | UdpError::NoPermission(_)
+            | UdpError::System { .. }) => error.into(),
+        })?;
         // A machine without IPv6 is no error.
         let v6 = UdpSocket::bind(SocketAddr::from(([0u16; 8], settings.port))).ok();
         let port = |socket: &UdpSocket| socket.local_addr().ok().map(|address| address.port());

@@ -29,7 +29,7 @@ pub use ping::PingEvent;
 pub use port_mapping::PortMapping;
 pub use style::Style;
 pub use turn_check::{TurnCheck, TurnWay};
-pub use units::{bytes, duration, rtt};
+pub use units::{bytes, count, duration, rtt};
 
 /// Version of every JSON document. It rises when a field changes its meaning or goes; new fields may come without.
 pub const SCHEMA: u32 = 1;

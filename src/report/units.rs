@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// So many of something: `1 peer`, `2 peers`.
+pub fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 /// Bytes in binary units with two significant figures below ten: `88 MiB`, `1.2 GiB`, `4.0 KiB`, `512 B`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -25,7 +25,7 @@ pub enum ClientError {
     #[error("may not talk to the daemon: no permission for {}\n  run as root, or as a member of the socket's group", .0.display())]
     Permission(PathBuf),
     /// Several daemons run.
-    #[error("several daemons run here: {}\n  say which with --interface", .0.join(", "))]
+    #[error("several daemons run here, of the interfaces {}\n  say which with --interface", .0.join(" and "))]
     Several(Vec<String>),
     /// No answer in time.
     #[error("the daemon does not answer within {} s\n  see its log; restart it if it hangs", .0.as_secs())]
@@ -46,7 +46,8 @@ pub enum ClientError {
     Refused(#[from] ControlError),
 }
 
-/// The socket of `interface` in `run_dir`; without a name the only one there, else that of the default interface.
+/// The socket of `interface` in `run_dir`; without a name the one at which a daemon answers, and where none does that of
+/// the only one that ran here, else of the default interface.
 pub fn find_socket(
     run_dir: &Path,
     interface: Option<&str>,
@@ -55,9 +56,6 @@ pub fn find_socket(
     let of = |interface: &str| run_dir.join(format!("{interface}.sock"));
     if let Some(interface) = interface {
         return Ok(of(interface));
-    }
-    if of(default).exists() {
-        return Ok(of(default));
     }
     let mut names: Vec<String> = std::fs::read_dir(run_dir)
         .into_iter()
@@ -69,10 +67,24 @@ pub fn find_socket(
         })
         .collect();
     names.sort();
-    match names.as_slice() {
-        [] => Ok(of(default)),
-        [only] => Ok(of(only)),
-        _ => Err(ClientError::Several(names)),
+    let live: Vec<String> = names
+        .iter()
+        .filter(|name| lives(&of(name)))
+        .cloned()
+        .collect();
+    match (live.as_slice(), names.as_slice()) {
+        ([only], _) | ([], [only]) => Ok(of(only)),
+        ([], _) => Ok(of(default)),
+        (_, _) => Err(ClientError::Several(live)),
+    }
+}
+
+/// Whether a daemon holds this socket: one that was killed leaves it behind. One that we may not ask does.
+fn lives(socket: &Path) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), NotFound | ConnectionRefused),
     }
 }
 

@@ -291,19 +291,22 @@ async fn the_socket_is_found() {
     std::fs::create_dir_all(&folder.0).unwrap();
     let found = |wanted| find_socket(&folder.0, wanted, "wice0");
     assert_eq!(found(None).unwrap(), folder.socket());
-    std::fs::write(folder.0.join("wg7.sock"), "").unwrap();
-    assert_eq!(
-        found(None).unwrap(),
-        folder.0.join("wg7.sock"),
-        "the only one"
-    );
-    std::fs::write(folder.0.join("wg8.sock"), "").unwrap();
-    assert!(matches!(found(None), Err(ClientError::Several(names)) if names == ["wg7", "wg8"]));
-    assert_eq!(found(Some("wg8")).unwrap(), folder.0.join("wg8.sock"));
-    std::fs::write(folder.socket(), "").unwrap();
-    assert_eq!(
-        found(None).unwrap(),
-        folder.socket(),
-        "the default goes first"
-    );
+    let of = |name: &str| folder.0.join(format!("{name}.sock"));
+    let listen = |name: &str| std::os::unix::net::UnixListener::bind(of(name)).unwrap();
+    drop(listen("wg7"));
+    assert_eq!(found(None).unwrap(), of("wg7"), "the only one that ran");
+    drop(listen("wg8"));
+    assert_eq!(found(None).unwrap(), folder.socket(), "none runs");
+    let wg8 = listen_again(&of("wg8"));
+    assert_eq!(found(None).unwrap(), of("wg8"), "the only one that runs");
+    // One is as good as the other, and the wrong one may be detached.
+    let wice0 = listen("wice0");
+    assert!(matches!(found(None), Err(ClientError::Several(names)) if names == ["wg8", "wice0"]));
+    assert_eq!(found(Some("wg7")).unwrap(), of("wg7"));
+    drop((wg8, wice0));
+}
+
+fn listen_again(path: &std::path::Path) -> std::os::unix::net::UnixListener {
+    std::fs::remove_file(path).unwrap();
+    std::os::unix::net::UnixListener::bind(path).unwrap()
 }
