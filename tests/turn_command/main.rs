@@ -134,6 +134,10 @@ fn what_cannot_be_meant_is_said() {
         (&["--secret-file", &empty], "no secret"),
         (&["--secret-file", "/nowhere"], "/nowhere"),
         (&["--config", &typo], "relm"),
+        (
+            &["--user", user, "--relay-ip", "192.0.2.77"],
+            "127.0.0.1 (lo)",
+        ),
     ] {
         let (code, text) = fails(arguments);
         assert_eq!(code, 64, "{arguments:?}: {text}");
