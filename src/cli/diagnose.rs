@@ -166,3 +166,21 @@ fn unexpected<T>() -> anyhow::Result<T> {
         "the daemon answered something else than was asked\n  is it of another version? restart it after an upgrade"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+    use crate::core::reason::Code;
+
+    #[test]
+    fn the_help_of_why_has_every_reason() {
+        let command = WhyArgs::augment_args(clap::Command::new("why"));
+        let help = command.get_after_help().unwrap().to_string();
+        let words: Vec<&str> = help.split([' ', ',', '.', ';', '\n']).collect();
+        for code in Code::ALL {
+            assert!(words.contains(&code.as_str()), "{code}");
+        }
+    }
+}

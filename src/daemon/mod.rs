@@ -209,10 +209,16 @@ impl Daemon {
                 },
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
-                    Left::Stop => return Ok(()),
+                    Left::Stop => {
+                        log_stopping(ASKED);
+                        return Ok(());
+                    }
                     Left::Interfaces(_) | Left::Nothing => {}
                 },
-                () = signals.stop() => return Ok(()),
+                () = signals.stop() => {
+                    log_stopping(SIGNAL);
+                    return Ok(());
+                }
             }
         }
     }
@@ -338,6 +344,16 @@ fn restore(base: &Base) -> anyhow::Result<()> {
 
 /// Why a daemon ends whose packet loop has.
 const LOOP_ENDED: &str = "the packet loop has ended: see the log above";
+
+/// Who asked the daemon to end: `wice down` or `wice detach`, over the control socket.
+const ASKED: &str = "asked";
+/// A signal: SIGTERM or SIGINT.
+const SIGNAL: &str = "signal";
+
+/// One line for the end, as for the start.
+fn log_stopping(reason: &str) {
+    tracing::info!(event = "stopping", reason);
+}
 
 /// What tells the process to end.
 struct Signals {

@@ -1,5 +1,6 @@
 //! Sockets, relay connections, port mapping and the packet loop.
 
+pub(crate) mod certificates;
 pub mod dial;
 pub mod echo;
 pub mod http_proxy;

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use super::style::{Paint, Table};
 use super::{
-    Health, Nat, PathKind, Peer, Signaling, Status, Stranger, Style, Why, bytes, duration, rtt,
+    Health, Nat, PathKind, Peer, Signaling, Status, Stranger, Style, Why, bytes, count, duration,
+    rtt,
 };
 
 /// What stands where there is no NAT to speak of.
 const NO_NETWORK: &str = "no network: this node has no usable address; check its cable, Wi-Fi and addresses (ip address)";
 
+/// Seconds after which the servers that signaling tells of are asked: connecting and resolving are done.
+const SERVERS_KNOWN_S: u64 = 5;
 /// The reason of a peer that was put out of the network.
 const REVOKED: &str = "revoked";
 
@@ -54,7 +57,10 @@ impl Status {
         if self.has_no_network() {
             out.push_str(&style.paint(NO_NETWORK, Paint::Bad));
         } else {
-            out.push_str(&format!("NAT    {}", nat_line(&self.nat)));
+            out.push_str(&format!(
+                "NAT    {}",
+                nat_line(&self.nat, self.servers_asked())
+            ));
         }
         out.push_str(&format!(
             "\nsignal {}     relay {}\n",
@@ -78,6 +84,22 @@ impl Status {
         relays.find_map(|relay| relay.hint.as_deref().filter(|_| none))
     }
 
+    /// How many STUN servers are asked of the address that most are asked of, once all should be known.
+    fn servers_asked(&self) -> Option<usize> {
+        let asked = |base| {
+            self.observations
+                .iter()
+                .filter(move |seen| seen.base == base)
+        };
+        let counts = self
+            .observations
+            .iter()
+            .map(|seen| asked(seen.base).count());
+        let most = counts.max().unwrap_or(0);
+        // At first there are more to come: signaling tells of them.
+        (self.uptime_s >= SERVERS_KNOWN_S).then_some(most)
+    }
+
     /// A line for each router; none where it would say nothing.
     fn port_mapping_text(&self) -> String {
         let routers = self
@@ -96,6 +118,8 @@ impl Status {
             peers.filter(|p| p.path.kind == kind).count()
         };
         let away = self.peers.iter().filter(|p| p.is_away()).count();
+        let is_untried = |p: &&Peer| p.reason != REVOKED && is_untried(p);
+        let untried = self.peers.iter().filter(is_untried).count();
         let revoked = self.peers.iter().filter(|p| p.reason == REVOKED).count();
         let pathless = |health| {
             let mut peers = self.peers.iter();
@@ -106,7 +130,8 @@ impl Status {
                 .count()
         };
         let parts: Vec<String> = [
-            (of(PathKind::Native), "native"),
+            (of(PathKind::Native) - untried, "native"),
+            (untried, "untried"),
             (of(PathKind::Direct), "direct"),
             (of(PathKind::Relayed), "relayed"),
             (pathless(Health::Degraded), "checking"),
@@ -269,8 +294,17 @@ fn path_text(peer: &Peer) -> String {
         PathKind::None if says_itself(peer) => Some(peer.summary.clone()),
         PathKind::None => None,
     };
-    let text = format!("{:<7} {}", path.kind.as_str(), detail.unwrap_or_default());
+    let kind = match is_untried(peer) {
+        true => "untried",
+        false => path.kind.as_str(),
+    };
+    let text = format!("{kind:<7} {}", detail.unwrap_or_default());
     text.trim_end().to_owned()
+}
+
+/// Whether nothing has been sent to WireGuard's own endpoint yet: it may work or not.
+fn is_untried(peer: &Peer) -> bool {
+    peer.path.kind == PathKind::Native && !peer.path.up
 }
 
 /// Reasons short enough to stand in the table.
@@ -282,8 +316,11 @@ fn says_itself(peer: &Peer) -> bool {
 fn note(peer: &Peer) -> Option<String> {
     if peer.endpoint_resets > 0 {
         return Some(format!(
-            "another program has reset its endpoint {} times (see the daemon's log)",
-            peer.endpoint_resets
+            "another program has reset its endpoint {} (see the daemon's log)",
+            count(
+                usize::try_from(peer.endpoint_resets).unwrap_or(usize::MAX),
+                "time"
+            )
         ));
     }
     if peer.hint.is_empty() || peer.is_away() {
@@ -316,12 +353,18 @@ fn signaling_text(signaling: &Signaling, style: Style) -> String {
     format!("{}  {}", signaling.url, style.paint(&text, Paint::Bad))
 }
 
-fn nat_line(nat: &Nat) -> String {
+/// `servers` is how many STUN servers are asked of one address, if that is known.
+fn nat_line(nat: &Nat, servers: Option<usize>) -> String {
     let ipv6 = if nat.ipv6 { "IPv6 global" } else { "IPv6 none" };
     let mapping = match nat.mapping.as_str() {
         "blocked" => return format!("not known, UDP blocked, {ipv6}"),
         "none" => "none (seen at its own address)".to_owned(),
-        "unknown" => "not known yet (two STUN servers tell)".to_owned(),
+        "unknown" => match servers {
+            Some(0) => "not known: there is no STUN server to ask (--stun stun:HOST:3478)",
+            Some(1) => "not known: it takes two STUN servers, and there is one (add a relay, or --stun stun:HOST:3478)",
+            Some(_) | None => "not known yet (two STUN servers tell)",
+        }
+        .to_owned(),
         "address-and-port-dependent" => "address-and-port-dependent mapping (symmetric)".to_owned(),
         other => format!("{other} mapping"),
     };

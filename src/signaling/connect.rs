@@ -19,6 +19,7 @@ use wice_signaling::protocol::{
 
 use super::tls::{Tls, TlsError};
 use crate::core::turn::url::Host;
+use crate::io::certificates::{Refused, refused_certificate};
 use crate::io::dial::{DialError, SocketHook, dial};
 use crate::io::http_proxy::{ProxyError, ProxyUrl, http_connect};
 
@@ -48,10 +49,16 @@ pub enum ConnectError {
         /// Of the server.
         seen: ServerPin,
     },
+    /// Its certificate is not taken.
+    #[error("no TLS with the signaling server: {what}\n  {remedy}")]
+    Certificate {
+        /// Why not.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// TLS failed.
-    #[error(
-        "no TLS with the signaling server: {0}\n  check the URL; under a company's CA, set a CA file"
-    )]
+    #[error("no TLS with the signaling server: {0}\n  check the URL: is that its port?")]
     Tls(io::Error),
     /// Its name cannot stand in a certificate.
     #[error("{0} is no name that a certificate can have: correct the URL")]
@@ -119,7 +126,10 @@ async fn open(
         Ok(stream) => Ok(Box::new(stream)),
         Err(error) => Err(match tls.take_mismatch() {
             Some((expected, seen)) => ConnectError::PinMismatch { expected, seen },
-            None => ConnectError::Tls(error),
+            None => match refused_certificate(&error) {
+                Some(Refused { what, remedy }) => ConnectError::Certificate { what, remedy },
+                None => ConnectError::Tls(error),
+            },
         }),
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use wice_signaling::protocol::{PublicKey, RecordKind};
 
 use super::base::{Base, Left, Record};
-use super::{LOOP_ENDED, Settings, Signals};
+use super::{ASKED, LOOP_ENDED, SIGNAL, Settings, Signals, log_stopping};
 use crate::core::binding::{Binder, Cause, Event, LOOK_EVERY, PathState, Sighting, Standing};
 use crate::core::node::Way;
 use crate::core::seeking::Seeker;
@@ -194,10 +194,16 @@ impl Attached {
                 happened = self.base.next() => match self.base.handle(happened?).await? {
                     Left::Record(record) => self.handle_record(record)?,
                     Left::Interfaces(interfaces) => self.handle_interfaces(&interfaces),
-                    Left::Stop => return Ok(End::Stop),
+                    Left::Stop => {
+                        log_stopping(ASKED);
+                        return Ok(End::Stop);
+                    }
                     Left::Nothing => {}
                 },
-                () = signals.stop() => return Ok(End::Stop),
+                () = signals.stop() => {
+                    log_stopping(SIGNAL);
+                    return Ok(End::Stop);
+                }
             }
         }
     }

@@ -150,15 +150,7 @@ impl Attached {
         })?;
         let binder = Binder::new(slot_endpoint, state.endpoints(), state.given());
         let view = Arc::new(Mutex::new(InterfaceView::default()));
-        tracing::info!(
-            event = "attached",
-            interface,
-            kind = backend.kind(),
-            name = settings.name,
-            network = network.name(),
-            key = name,
-            peers = device.peers.len(),
-        );
+        let (kind, peers) = (backend.kind(), device.peers.len());
         // What WireGuard marks stays out of the tunnel; so must what we connect to.
         let socket_hook = (device.fwmark != 0).then(|| fwmark(device.fwmark));
         let prepared = Prepared {
@@ -174,8 +166,18 @@ impl Attached {
             view: View::Attached(Arc::clone(&view)),
         };
         let (base, notices) = Base::start(prepared, PlaneParts::Attached { slots }).await?;
+        let interfaces = base.netlink.interfaces().await?;
+        tracing::info!(
+            event = "attached",
+            interface,
+            kind,
+            name = base.settings.name,
+            network = base.network.name(),
+            key = name,
+            peers,
+        );
         let sharing = Sharing::new(base.settings.direct);
-        let attached = Self {
+        let mut attached = Self {
             adverts: Adverts::restore(base.kept.records(RecordKind::Advert)),
             seeker: Seeker::new(base.key.public_key()),
             base,
@@ -191,6 +193,7 @@ impl Attached {
             culprit: None,
             refused: None,
         };
+        attached.handle_interfaces(&interfaces);
         Ok((attached, notices))
     }
 }

@@ -88,9 +88,7 @@ pub enum CloseReason {
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// The relay's certificate is not the one that is trusted.
-    #[error(
-        "the relay's certificate is not trusted: {0}; check the host name, the CA file or the pin"
-    )]
+    #[error("the relay's certificate is not trusted: {0}")]
     Certificate(String),
     /// TLS failed otherwise.
     #[error("no TLS with the relay: {0}; is this its TLS port?")]

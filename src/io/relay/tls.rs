@@ -16,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::CloseReason;
 use crate::core::turn::url::Host;
+use crate::io::certificates::refused_certificate;
 use crate::io::roots::{RootsError, roots};
 use crate::io::verify::{ByRule, Rule, Shown};
 
@@ -88,15 +89,13 @@ impl Tls {
             (None, Host::Address(address)) => ServerName::from(*address),
         };
         let connector = TlsConnector::from(Arc::clone(&self.config));
-        connector.connect(name, stream).await.map_err(|error| {
-            let inner = error.get_ref();
-            match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(rustls::Error::InvalidCertificate(error)) => {
-                    CloseReason::Certificate(format!("{error:?}"))
-                }
-                _ => CloseReason::Tls(error.to_string()),
-            }
-        })
+        connector
+            .connect(name, stream)
+            .await
+            .map_err(|error| match refused_certificate(&error) {
+                Some(refused) => CloseReason::Certificate(refused.to_string()),
+                None => CloseReason::Tls(error.to_string()),
+            })
     }
 }
 

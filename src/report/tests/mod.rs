@@ -557,8 +557,17 @@ fn an_attached_interface_is_told() {
     assert_eq!(text.lines().nth(1), Some("wg0 is down"));
     assert!(text.contains("native  203.0.113.7:51820"), "{text}");
     assert!(text.contains("has reset its endpoint 4 times"), "{text}");
+    assert!(text.contains("1 native"), "{text}");
     assert_eq!(status.mode, "attached");
     assert_eq!(status.health(), Health::Broken);
+    // What nothing has been sent to is not said to work, and one is not many.
+    let mut early = status.clone();
+    early.peers[0].path.up = false;
+    early.peers[0].endpoint_resets = 1;
+    let text = early.text(Style::PLAIN);
+    assert!(text.contains("1 untried"), "{text}");
+    assert!(text.contains("untried 203.0.113.7:51820"), "{text}");
+    assert!(text.contains("has reset its endpoint 1 time ("), "{text}");
     let json = serde_json::to_value(&status).unwrap();
     let peer = &json["peers"][0];
     assert_eq!(peer["path"]["kind"], "native");

@@ -217,3 +217,25 @@ fn revoked_peers_and_nodes_that_seek_this_one_are_shown() {
     let added = "lab-z has this node as a peer and looks for it, but is no peer of wg0: wg set wg0 peer c3RyYW5nZXI= allowed-ips ITS-ADDRESS\n";
     assert!(text.contains(added), "{text}");
 }
+
+/// How a NAT maps shows in the difference between two servers: with one it is never known, and that is no "not yet".
+#[test]
+fn a_nat_that_one_server_cannot_tell_says_what_is_missing() {
+    let mut node = node();
+    node.nat = NatBehavior::default();
+    let line = |node: &NodeSnapshot, uptime_s| {
+        let mut status = with_inputs(node, |inputs| inputs.status());
+        status.uptime_s = uptime_s;
+        let text = status.text(Style::PLAIN);
+        text.lines().nth(1).unwrap_or_default().to_owned()
+    };
+    assert!(line(&node, 60).starts_with("NAT    not known yet (two STUN servers tell)"));
+    node.observations.truncate(1);
+    assert!(
+        line(&node, 60)
+            .starts_with("NAT    not known: it takes two STUN servers, and there is one")
+    );
+    node.observations.clear();
+    assert!(line(&node, 60).starts_with("NAT    not known: there is no STUN server"));
+    assert!(line(&node, 1).starts_with("NAT    not known yet"));
+}
