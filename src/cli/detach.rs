@@ -46,7 +46,13 @@ pub(super) fn detach(args: &DetachArgs) -> anyhow::Result<Health> {
             "several daemons run here, of the interfaces {}\n  say which: wice detach INTERFACE",
             names.join(" and ")
         ))),
-        error => error.into(),
+        error @ (ClientError::NotRunning(_)
+        | ClientError::Permission(_)
+        | ClientError::Timeout(_)
+        | ClientError::Closed
+        | ClientError::Answer(_)
+        | ClientError::Io(_)
+        | ClientError::Refused(_)) => error.into(),
     })?;
     let interface = match &args.interface {
         Some(interface) => interface.clone(),

@@ -4,6 +4,7 @@ pub mod binding;
 pub mod credentials;
 pub mod gather;
 pub mod ice;
+pub mod mtu;
 pub mod node;
 pub mod overlay;
 pub mod policy;

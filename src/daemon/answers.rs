@@ -17,7 +17,8 @@ use crate::core::portmap;
 use crate::io::echo::echo;
 use crate::io::packet_loop::{Command, Inbox, PlaneView};
 use crate::report::{
-    Inputs, PathKind, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status, Stranger, Why,
+    Inputs, PathKind, PathMtu, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status,
+    Stranger, Why,
 };
 use crate::wireguard::inprocess::Tunnels;
 
@@ -54,6 +55,9 @@ struct SharedState {
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
     port_mappings: Vec<portmap::Report>,
+    /// Bytes; 0 while it is not known.
+    mtu: u32,
+    paths: BTreeMap<PublicKey, PathMtu>,
 }
 
 impl Shared {
@@ -65,6 +69,8 @@ impl Shared {
             stun: Vec::new(),
             relays: Vec::new(),
             port_mappings: Vec::new(),
+            mtu: 0,
+            paths: BTreeMap::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -115,6 +121,20 @@ impl Shared {
         self.with(|state| state.port_mappings = reports);
     }
 
+    /// The interface's MTU.
+    pub(super) fn interface_mtu(&self, mtu: u32) {
+        self.with(|state| state.mtu = mtu);
+    }
+
+    /// What paths carry. Gives the interface's MTU, and the least that one of them carries.
+    pub(super) fn measured(&self, paths: BTreeMap<PublicKey, PathMtu>) -> Option<(u32, u32)> {
+        self.with(|state| {
+            state.paths = paths;
+            let least = state.paths.values().map(|path| path.inner).min()?;
+            (state.mtu > 0).then_some((state.mtu, least))
+        })
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut SharedState) -> T) -> T {
         look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -148,6 +168,7 @@ struct Seen {
     port_mappings: Vec<PortMapping>,
     problem: Option<String>,
     strangers: Vec<Stranger>,
+    mtu: u32,
 }
 
 impl Answers {
@@ -188,8 +209,10 @@ impl Answers {
                 peers.entry(*key).or_default().lacks_us = true;
             }
         }
+        let (mtu, paths) = self.shared.with(|state| (state.mtu, state.paths.clone()));
         for peer in &node.peers {
             let inputs = peers.entry(peer.key).or_default();
+            inputs.mtu = paths.get(&peer.key).copied();
             inputs.checking_for = peer.looking;
             inputs.last_seen = peer.last_seen;
         }
@@ -224,6 +247,7 @@ impl Answers {
             port_mappings,
             problem,
             strangers,
+            mtu,
         })
     }
 
@@ -248,6 +272,7 @@ impl Answers {
             problem: seen.problem.as_deref(),
             addresses: &seen.addresses,
             listen_port: self.port,
+            mtu: seen.mtu,
             uptime: self.started.elapsed(),
             relay_only: false,
             node: &seen.node,

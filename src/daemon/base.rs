@@ -19,7 +19,7 @@ use super::network::Network;
 use super::port_mapping::PortMapper;
 use super::servers::{Servers, Update};
 use super::state::{NodeState, ServerState, State};
-use super::{Settings, answers, metrics, random, transition};
+use super::{Settings, answers, metrics, observer, random, transition};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::io::dial::SocketHook;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
@@ -188,7 +188,17 @@ impl Base {
             commands: commands.clone(),
             view,
         });
-        let mut tasks = vec![tokio::spawn(control::serve(control, Arc::clone(&answers)))];
+        let managed = matches!(answers.view, View::Managed);
+        let observer = observer::observe(
+            inbox.clone(),
+            Arc::clone(&shared),
+            settings.interface.clone(),
+            managed,
+        );
+        let mut tasks = vec![
+            tokio::spawn(control::serve(control, Arc::clone(&answers))),
+            tokio::spawn(observer),
+        ];
         if let Some(address) = settings.metrics {
             tasks.push(metrics::serve(address, answers).await?);
         }
@@ -430,6 +440,7 @@ impl Base {
             .iter()
             .find(|interface| interface.name == self.settings.interface);
         self.index = own.map_or(self.index, |interface| interface.index);
+        self.shared.interface_mtu(own.map_or(0, |own| own.mtu));
         let addresses = host_addresses(&interfaces, routes, self.index, self.ports);
         let gateways = self.netlink.gateways().await?;
         if self.port_mapper.network(&addresses, gateways, &interfaces) {

@@ -105,7 +105,7 @@ fn text(status: &Status) -> String {
         }
     }
     type Field = fn(&crate::report::Peer) -> u64;
-    let fields: [(&str, &str, Field); 4] = [
+    let fields: [(&str, &str, Field); 5] = [
         (
             "wice_peer_receive_bytes_total",
             "Bytes of WireGuard received.",
@@ -125,6 +125,11 @@ fn text(status: &Status) -> String {
             "wice_peer_endpoint_resets_total",
             "Times another program has reset the peer's endpoint on the interface.",
             |peer| peer.endpoint_resets,
+        ),
+        (
+            "wice_peer_too_large_total",
+            "Packets that were too large for the peer's path.",
+            |peer| peer.too_large,
         ),
     ];
     for (name, help, field) in fields {

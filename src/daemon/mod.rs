@@ -13,6 +13,7 @@ mod kept;
 mod leave;
 mod metrics;
 mod network;
+mod observer;
 mod port_mapping;
 mod servers;
 mod state;

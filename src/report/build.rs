@@ -8,11 +8,13 @@ use wice_signaling::protocol::{
     CandidateKind, Filtering, Mapping, NatBehavior, PublicKey, RelayTransport,
 };
 
+use super::count;
 use super::{
     Counters, End, Nat, Observation, Pair, Path, PathKind, Peer, PortMapping, Relay, SCHEMA,
     Signaling, Status, Stranger, Why,
 };
 use crate::core::ice::{PairState, Role, Use};
+use crate::core::mtu::MIN_INNER;
 use crate::core::node::{self, NodeSnapshot, PairView, PeerSnapshot};
 use crate::core::policy::is_private;
 use crate::core::reason::{Facts, Reason, reason, why_not, wrong_credentials};
@@ -33,6 +35,8 @@ pub struct Inputs<'a> {
     pub addresses: &'a [IpAddr],
     /// Our UDP port.
     pub listen_port: u16,
+    /// Bytes of the largest packet that goes into the interface; 0 while that is not known.
+    pub mtu: u32,
     /// Since the daemon started.
     pub uptime: Duration,
     /// Only relayed pairs may carry data, by policy.
@@ -51,6 +55,17 @@ pub struct Inputs<'a> {
     pub port_mappings: &'a [PortMapping],
 }
 
+/// What a path carries in one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Bytes of the largest packet outside, IP header included, as the kernel knows it.
+    pub path: u32,
+    /// Bytes of the largest packet inside the tunnel.
+    pub inner: u32,
+    /// Datagrams that did not fit since the start: at least so many were lost.
+    pub too_large: u64,
+}
+
 /// What the core does not know of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerInputs {
@@ -64,6 +79,8 @@ pub struct PeerInputs {
     pub native_works: bool,
     /// How often another program has put something else where our endpoint stood.
     pub endpoint_resets: u64,
+    /// What its path carries in one piece, where that is limited.
+    pub mtu: Option<PathMtu>,
     /// It says that its interface lacks this node.
     pub lacks_us: bool,
     /// Since its node was last connected to signaling: zero while it is.
@@ -87,6 +104,8 @@ impl Inputs<'_> {
             key: node.key.to_string(),
             addresses: self.addresses.to_vec(),
             listen_port: self.listen_port,
+            mtu: self.mtu,
+            mtu_warning: self.mtu_warning(&peers),
             uptime_s: self.uptime.as_secs(),
             nat: self.nat(),
             signaling: self.signaling.clone(),
@@ -114,6 +133,7 @@ impl Inputs<'_> {
         Ok(Why {
             schema: SCHEMA,
             peer: self.peer(peer),
+            mtu: extra.mtu.map(|path| self.mtu_text(path)),
             remedy: reason.remedy,
             here: self.nat(),
             observations: self.observations(),
@@ -166,6 +186,8 @@ impl Inputs<'_> {
             last_seen_s: extra.last_seen.map(|age| age.as_secs()),
             path_changes: peer.changes,
             endpoint_resets: extra.endpoint_resets,
+            mtu: extra.mtu.map(|path| path.inner),
+            too_large: extra.mtu.map_or(0, |path| path.too_large),
         }
     }
 
@@ -195,6 +217,53 @@ impl Inputs<'_> {
                 .first()
                 .map(|router| router.summary.as_str()),
         }
+    }
+
+    /// The interface takes in larger packets than a path carries.
+    fn mtu_warning(&self, peers: &[Peer]) -> Option<String> {
+        let tight = peers
+            .iter()
+            .filter(|peer| peer.mtu.is_some_and(|mtu| mtu < self.mtu));
+        let tight: Vec<&Peer> = tight.collect();
+        let least = tight.iter().min_by_key(|peer| peer.mtu)?;
+        let carried = least.mtu?;
+        let others = match tight.len() {
+            1 => String::new(),
+            several => format!(
+                " ({} of others too little, too)",
+                count(several - 1, "path")
+            ),
+        };
+        Some(format!(
+            "{} has {}, the path to {} carries {carried}{others}: {}",
+            self.interface,
+            self.mtu,
+            least.name,
+            lower_mtu(self.interface, self.managed, carried)
+        ))
+    }
+
+    fn mtu_text(&self, path: PathMtu) -> String {
+        let PathMtu {
+            path: outside,
+            inner,
+            too_large,
+        } = path;
+        let lost = match too_large {
+            0 => String::new(),
+            some => format!(
+                "; {} did not fit since the start",
+                count(usize::try_from(some).unwrap_or(usize::MAX), "packet")
+            ),
+        };
+        let (interface, mtu) = (self.interface, self.mtu);
+        let advice = match inner < mtu {
+            true => format!(": {}", lower_mtu(interface, self.managed, inner)),
+            false => String::new(),
+        };
+        format!(
+            "its path carries {inner} bytes ({outside} with all headers), {interface} takes in up to {mtu}{advice}{lost}"
+        )
     }
 
     fn nat(&self) -> Nat {
@@ -250,6 +319,21 @@ pub fn path_of(peer: &PeerSnapshot, native: Option<SocketAddr>, works: bool) -> 
     }
 }
 
+/// What to do where a path carries no more than `carried` bytes.
+pub(crate) fn lower_mtu(interface: &str, managed: bool, carried: u32) -> String {
+    let below = carried < MIN_INNER;
+    match managed {
+        true if below => format!(
+            "that is less than IPv6 in the overlay takes ({MIN_INNER}): have what is on the way carry more"
+        ),
+        true => format!("wice up --mtu {carried} (or mtu in wice.toml)"),
+        false if below => {
+            format!("ip link set {interface} mtu {carried} (it has no IPv6 below {MIN_INNER})")
+        }
+        false => format!("ip link set {interface} mtu {carried}"),
+    }
+}
+
 /// A peer's name, or the start of its key before it has published one.
 pub(crate) fn name_of(peer: &PeerSnapshot) -> String {
     match &peer.name {
@@ -296,7 +380,7 @@ pub(super) fn filtering_name(filtering: Filtering) -> &'static str {
     }
 }
 
-pub(super) fn transport_name(transport: RelayTransport) -> &'static str {
+pub(crate) fn transport_name(transport: RelayTransport) -> &'static str {
     match transport {
         RelayTransport::Udp => "udp",
         RelayTransport::Tcp => "tcp",

@@ -20,8 +20,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use build::{Inputs, PeerInputs, path_of};
-pub(crate) use build::{milliseconds, name_of, nat as nat_of, short_key};
+pub use build::{Inputs, PathMtu, PeerInputs, path_of};
+pub(crate) use build::{
+    lower_mtu, milliseconds, name_of, nat as nat_of, short_key, transport_name,
+};
 pub use hosts::DOMAIN;
 pub use netcheck::{MappingObservation, Netcheck, NetcheckFamily, RelayCheck, TransportCheck, Udp};
 pub use nodes::{NetworkNode, NetworkNodes};
@@ -53,6 +55,12 @@ pub struct Status {
     pub addresses: Vec<IpAddr>,
     /// Its UDP port.
     pub listen_port: u16,
+    /// Bytes of the largest packet that goes into the interface; 0 while that is not known.
+    #[serde(default)]
+    pub mtu: u32,
+    /// A path carries less than that, and what to do.
+    #[serde(default)]
+    pub mtu_warning: Option<String>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
     /// What STUN says of its NAT.
@@ -185,6 +193,13 @@ pub struct Peer {
     /// How often another program has reset its endpoint on the interface.
     #[serde(default)]
     pub endpoint_resets: u64,
+    /// Bytes of the largest packet inside the tunnel that its path carries in one piece; `None` without a path, and where a
+    /// stream carries any size.
+    #[serde(default)]
+    pub mtu: Option<u32>,
+    /// Packets that were too large for its path since the start.
+    #[serde(default)]
+    pub too_large: u64,
 }
 
 /// What carries a peer's packets.
@@ -250,6 +265,9 @@ pub struct Why {
     pub peer: Peer,
     /// What to do, in full; empty where nothing is to be done.
     pub remedy: String,
+    /// How large packets its path carries, in words.
+    #[serde(default)]
+    pub mtu: Option<String>,
     /// Our NAT.
     pub here: Nat,
     /// What each STUN server sees of us.

@@ -74,6 +74,9 @@ impl Status {
             out.push_str(&format!("       {}\n", style.paint(hint, Paint::Faint)));
         }
         out.push_str(&self.port_mapping_text());
+        if let Some(warning) = &self.mtu_warning {
+            out.push_str(&format!("MTU    {}\n", style.paint(warning, Paint::Bad)));
+        }
         out
     }
 
@@ -192,6 +195,9 @@ impl Why {
         });
         if !self.remedy.is_empty() {
             out.push_str(&format!("  remedy {}\n", self.remedy));
+        }
+        if let Some(mtu) = &self.mtu {
+            out.push_str(&format!("  mtu    {mtu}\n"));
         }
         if !self.pairs.is_empty() {
             out.push_str(&self.pair_table().render(style));
@@ -314,6 +320,16 @@ fn says_itself(peer: &Peer) -> bool {
 
 /// What stands below a peer that is not as well as it could be.
 fn note(peer: &Peer) -> Option<String> {
+    if peer.too_large > 0 {
+        return Some(format!(
+            "{} did not fit its path (wice why {})",
+            count(
+                usize::try_from(peer.too_large).unwrap_or(usize::MAX),
+                "packet"
+            ),
+            peer.name
+        ));
+    }
     if peer.endpoint_resets > 0 {
         return Some(format!(
             "another program has reset its endpoint {} (see the daemon's log)",

@@ -217,6 +217,31 @@ impl UdpSocket {
         self.connected
     }
 
+    /// Bytes of the largest packet, IP header included, that the kernel believes to reach the server that it is connected
+    /// to in one piece: the link's MTU, the route's, or what routers on the way have told of late.
+    pub fn path_mtu(&self) -> io::Result<u32> {
+        let (level, name) = match self.family {
+            Family::V4 => (libc::IPPROTO_IP, libc::IP_MTU),
+            Family::V6 => (libc::IPPROTO_IPV6, libc::IPV6_MTU),
+        };
+        let mut mtu: libc::c_int = 0;
+        let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+        // SAFETY: `mtu` is writable for `len` bytes.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                level,
+                name,
+                std::ptr::from_mut(&mut mtu).cast(),
+                &raw mut len,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        u32::try_from(mtu).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
     /// What it has seen.
     pub fn counters(&self) -> Counters {
         self.counters.get()

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use wice_signaling::protocol::{CandidateKind, NatBehavior, PublicKey, RelayTransport};
 
 use super::presence::Presences;
-use super::{Node, PathRef, PeerId};
+use super::{Node, PathRef, PeerId, Via};
 use crate::core::gather::Observation;
-use crate::core::ice::{Pair, PairState, Role, Use};
+use crate::core::ice::{Pair, PairKey, PairState, Role, Use};
+use crate::core::mtu::Outer;
 use crate::core::turn::{Allocation, Failure};
 
 /// What was counted since the start.
@@ -229,6 +230,40 @@ impl Node {
             }
         };
         self.peers.values().map(of)
+    }
+
+    /// How the packets of every peer with a path leave this node; `None` where a stream carries them, in which any size
+    /// fits.
+    pub fn outers(&self) -> impl Iterator<Item = (PublicKey, Option<Outer>)> + '_ {
+        self.peers.values().filter_map(|peer| {
+            let path = peer.path.selected?;
+            let pair = peer.pair(path)?;
+            Some((peer.key, self.outer(path, pair.relays() > 0)?))
+        })
+    }
+
+    fn outer(&self, path: PathRef, relayed: bool) -> Option<Option<Outer>> {
+        let PairKey { base, remote } = path.key;
+        let Some(relay) = self.bases.relay_of(base) else {
+            let Via::Host {
+                local, interface, ..
+            } = self.bases.via_host(base, remote)?
+            else {
+                return None;
+            };
+            return Some(Some(Outer {
+                from: Some((local, interface)),
+                remote,
+                relayed,
+            }));
+        };
+        let server = &self.relays.active.get(&relay)?.server;
+        let over_udp = server.transport == RelayTransport::Udp;
+        Some(over_udp.then_some(Outer {
+            from: None,
+            remote: server.address,
+            relayed: true,
+        }))
     }
 
     /// How many peers have a path.

@@ -30,6 +30,8 @@ fn status() -> Status {
         key: "k".into(),
         addresses: Vec::new(),
         listen_port: 51821,
+        mtu: 1392,
+        mtu_warning: None,
         uptime_s: 1,
         nat: Nat {
             mapping: "unknown".into(),

@@ -109,6 +109,7 @@ impl PacketLoop {
         View {
             node: &self.node,
             plane,
+            oversize: &self.links.oversize,
             now,
         }
     }

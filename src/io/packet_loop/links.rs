@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::oversize::Oversize;
 use crate::core::node::{HostSocket, RelayId, Route, SharedPorts};
 use crate::core::turn::channel_data_header;
 use crate::io::relay::RelayConnection;
 use crate::io::shared_port::SharedPort;
-use crate::io::udp::{Coalescer, Destination, Family, SendFailures, Source, UdpSocket};
+use crate::io::udp::{
+    Coalescer, Destination, ErrorOrigin, Family, PathError, PathErrorKind, SendFailures, Source,
+    UdpSocket,
+};
 
 /// Over a stream ChannelData is padded to four bytes (RFC 8656 §12.5).
 const STREAM_ALIGNMENT: usize = 4;
@@ -35,6 +39,7 @@ pub(super) struct Links {
     pub(super) relays: BTreeMap<RelayId, RelayLink>,
     /// Each is one lost packet or more; the sockets count them.
     pub(super) failures: SendFailures,
+    pub(super) oversize: Oversize,
 }
 
 impl Links {
@@ -46,6 +51,7 @@ impl Links {
             wireguard_v6: None,
             relays: BTreeMap::new(),
             failures: SendFailures::new(),
+            oversize: Oversize::default(),
         }
     }
 
@@ -111,6 +117,14 @@ impl Links {
         match self.relays.get(&relay)? {
             RelayLink::Udp(socket) => Some(socket),
             RelayLink::Stream(_) | RelayLink::Closing { .. } => None,
+        }
+    }
+
+    /// What a router says of a datagram that did not fit. What this machine refused has failed to leave, and is
+    /// counted there.
+    pub(super) fn note_too_large(&mut self, error: &PathError) {
+        if let (PathErrorKind::TooLarge { .. }, ErrorOrigin::Icmp(_)) = (error.kind, error.origin) {
+            self.oversize.note(error.remote);
         }
     }
 

@@ -8,6 +8,7 @@ mod inbox;
 mod links;
 mod managed;
 mod notes;
+mod oversize;
 mod run;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use notes::Notes;
 
 pub use attached::AttachedView;
 pub use inbox::{Inbox, InboxError};
+pub use oversize::Oversize;
 
 /// Relay events on their way from the runtime: at most 64 KiB each.
 const RELAY_EVENTS: usize = 64;
@@ -113,6 +115,8 @@ pub struct View<'a> {
     pub node: &'a Node,
     /// What carries the data.
     pub plane: PlaneView<'a>,
+    /// What was too large for its path.
+    pub oversize: &'a Oversize,
     /// When.
     pub now: Instant,
 }

@@ -12,7 +12,9 @@ use super::{
 };
 use crate::core::node::{Arrival, HostSocket, RelayId, Via};
 use crate::io::shared_port::SharedPort;
-use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source, UdpSocket};
+use crate::io::udp::{
+    Destination, PathErrorKind, ReceiveBuffers, SLOTS, SendFailureKind, Source, UdpSocket,
+};
 use crate::wireguard::inprocess::TunRead;
 
 /// Events of one wake-up; more wait for the next.
@@ -133,6 +135,9 @@ impl PacketLoop {
         // Each failure is one lost packet; the sockets count them.
         for failure in self.links.failures.drain() {
             tracing::trace!(?failure, "not sent");
+            if failure.kind == SendFailureKind::TooLarge {
+                self.links.oversize.note(failure.remote);
+            }
         }
     }
 
@@ -277,16 +282,24 @@ impl PacketLoop {
                     if error.is_refusal() {
                         self.node.handle_refused(error.remote, now);
                     }
+                    self.links.note_too_large(&error);
                 }
                 return;
             }
             relay => links.udp_relay(relay_of(relay)),
         };
+        let mut too_large = Vec::new();
         while let Some(error) = socket.and_then(UdpSocket::next_error) {
             tracing::trace!(?error, "path error");
             if error.is_refusal() {
                 node.handle_refused(error.remote, now);
             }
+            if matches!(error.kind, PathErrorKind::TooLarge { .. }) {
+                too_large.push(error);
+            }
+        }
+        for error in &too_large {
+            links.note_too_large(error);
         }
     }
 

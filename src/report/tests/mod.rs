@@ -186,6 +186,7 @@ fn peer_inputs() -> BTreeMap<PublicKey, PeerInputs> {
         native_works: false,
         endpoint_resets: 0,
         lacks_us: false,
+        mtu: None,
     };
     let s = |seconds| Some(Duration::from_secs(seconds));
     BTreeMap::from([
@@ -248,6 +249,7 @@ fn with_inputs<T>(node: &NodeSnapshot, with: impl FnOnce(Inputs<'_>) -> T) -> T 
         signaling: &signaling(),
         peers: &peer_inputs(),
         strangers: &[],
+        mtu: 1392,
         port_mappings: &port_mappings(),
     })
 }

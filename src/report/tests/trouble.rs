@@ -239,3 +239,53 @@ fn a_nat_that_one_server_cannot_tell_says_what_is_missing() {
     assert!(line(&node, 60).starts_with("NAT    not known: there is no STUN server"));
     assert!(line(&node, 1).starts_with("NAT    not known yet"));
 }
+
+/// A path that carries less than the interface takes in: what to set, which differs by whose interface it is.
+#[test]
+fn a_path_that_carries_too_little_names_the_number_to_set() {
+    let node = node();
+    let mut peers = peer_inputs();
+    let of = |inner, too_large| PathMtu {
+        path: inner + 60,
+        inner,
+        too_large,
+    };
+    let keys = [PublicKey([1; 32]), PublicKey([2; 32])];
+    let status = |peers: &BTreeMap<PublicKey, PeerInputs>, managed| {
+        with_inputs(&node, |inputs| {
+            let inputs = Inputs {
+                managed,
+                peers,
+                ..inputs
+            };
+            (inputs.status(), inputs.why("lab-b").unwrap())
+        })
+    };
+    for key in keys {
+        peers.get_mut(&key).unwrap().mtu = Some(of(1440, 0));
+    }
+    let (well, _) = status(&peers, true);
+    assert_eq!((well.mtu, well.mtu_warning.as_deref()), (1392, None));
+    peers.get_mut(&keys[0]).unwrap().mtu = Some(of(1340, 1));
+    let (narrow, why) = status(&peers, true);
+    let text = narrow.text(Style::PLAIN);
+    let said = "\nMTU    wice0 has 1392, the path to lab-b carries 1340: wice up --mtu 1340 (or mtu in wice.toml)\n";
+    assert!(text.contains(said), "{text}");
+    assert!(
+        text.contains("1 packet did not fit its path (wice why lab-b)"),
+        "{text}"
+    );
+    let text = why.text(Style::PLAIN);
+    let said = "\n  mtu    its path carries 1340 bytes (1400 with all headers), wice0 takes in up to 1392: wice up --mtu 1340 (or mtu in wice.toml); 1 packet did not fit since the start\n";
+    assert!(text.contains(said), "{text}");
+    peers.get_mut(&keys[1]).unwrap().mtu = Some(of(1200, 0));
+    let (attached, _) = status(&peers, false);
+    let said = "wice0 has 1392, the path to lab-c carries 1200, and 1 other too little: ip link set wice0 mtu 1200 (it has no IPv6 below 1280)";
+    assert_eq!(attached.mtu_warning.as_deref(), Some(said));
+    let (managed, _) = status(&peers, true);
+    let warning = managed.mtu_warning.unwrap();
+    assert!(
+        warning.contains("less than IPv6 in the overlay takes"),
+        "{warning}"
+    );
+}
