@@ -12,7 +12,7 @@ use super::{
 };
 use crate::core::node::{Arrival, HostSocket, RelayId, Via};
 use crate::io::shared_port::SharedPort;
-use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, Source, UdpSocket};
+use crate::io::udp::{Destination, ReceiveBuffers, SLOTS, SendFailureKind, Source, UdpSocket};
 use crate::wireguard::inprocess::TunRead;
 
 /// Events of one wake-up; more wait for the next.
@@ -131,8 +131,13 @@ impl PacketLoop {
             }
         }
         // Each failure is one lost packet; the sockets count them.
-        for failure in self.links.failures.drain() {
+        let Self { node, links, .. } = self;
+        for failure in links.failures.drain() {
             tracing::trace!(?failure, "not sent");
+            match failure.kind {
+                SendFailureKind::Other(_) => node.handle_path_error(failure.remote, Instant::now()),
+                SendFailureKind::TooLarge | SendFailureKind::BufferFull => {}
+            }
         }
     }
 
@@ -277,6 +282,9 @@ impl PacketLoop {
                     if error.is_refusal() {
                         self.node.handle_refused(error.remote, now);
                     }
+                    if error.is_fatal() {
+                        self.node.handle_path_error(error.remote, now);
+                    }
                 }
                 return;
             }
@@ -286,6 +294,9 @@ impl PacketLoop {
             tracing::trace!(?error, "path error");
             if error.is_refusal() {
                 node.handle_refused(error.remote, now);
+            }
+            if error.is_fatal() {
+                node.handle_path_error(error.remote, now);
             }
         }
     }
