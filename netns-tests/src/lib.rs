@@ -7,6 +7,7 @@
 pub mod interface;
 mod mesh;
 mod random;
+mod stream;
 mod table;
 mod want;
 mod wireguard;
@@ -21,6 +22,7 @@ use wice::lab::{Lab, LabConfig};
 
 pub use mesh::{Mesh, Pinged};
 pub use random::Random;
+pub use stream::Stream;
 pub use table::{Table, seconds};
 pub use want::Want;
 pub use wireguard::{WG, WireGuards};

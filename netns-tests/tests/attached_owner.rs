@@ -97,13 +97,25 @@ fn writes(direct: &str) -> Result<()> {
         Ok(())
     };
 
-    // Only one way: a packet of the other's would make WireGuard roam back by itself.
+    // At rest: what is still on its way from the other would make WireGuard roam back by itself.
     let (often, before) = ((3, Duration::from_secs(3)), handshakes()?);
     let since = Instant::now();
+    drop(there);
+    let mut slowest = Duration::ZERO;
+    for _ in 0..often.0 {
+        std::thread::sleep(RTT * 10);
+        let start = Instant::now();
+        all.set_endpoint("home-a", "home-b", dead())?;
+        let pings = all.pings("home-a", "home-b", PINGS)?;
+        let back = pings.back_after(start, often.1);
+        slowest = slowest.max(back.unwrap_or(often.1));
+    }
+    told("wg set endpoint, at rest", often, slowest)?;
+    let there = all.pings("home-a", "home-b", PINGS)?;
     let gap = disturb(&[&there], often, || {
         all.set_endpoint("home-a", "home-b", dead())
     })?;
-    told("wg set endpoint", often, gap)?;
+    told("wg set endpoint, under traffic", often, gap)?;
     let often = (2, Duration::from_secs(10));
     let file = [("home-b", Some(dead())), ("home-c", None)];
     let gap = disturb(&[&there], often, || all.apply("home-a", "syncconf", &file))?;

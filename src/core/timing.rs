@@ -35,6 +35,14 @@ pub const RECENTLY_HEARD: Duration = secs(1);
 /// Probes missed in a row until a path is dead whose peer has said farewell to signaling: two
 /// witnesses, so fewer are enough (under loss false once in 770 farewells).
 pub const FAREWELL_MISSES: u8 = 4;
+/// Probes missed in a row until a path is dead of which a router or this machine's kernel says that it leads
+/// nowhere, and their distance: within a second. Anyone may forge what ICMP says, so it is asked; false once in
+/// 150 such words under loss.
+pub const UNREACHABLE_MISSES: u8 = 3;
+/// Their distance; more where the round trip is longer.
+pub const UNREACHABLE_INTERVAL: Duration = ms(200);
+/// What has answered is not asked again for as long: words cost no more checks than consent does.
+pub const UNREACHABLE_EVERY: Duration = CONSENT_INTERVAL;
 /// A relay that owes an answer for so long counts as silent: four transmissions, at 0, 0.5, 1.5 and 3.5 s
 /// (RFC 8489 §6.2.1), and [`LAST_PROBE_WAIT`]; false once in 770 requests under loss.
 pub const RELAY_SILENT: Duration = ms(3_700);
@@ -156,6 +164,9 @@ mod tests {
         // A farewell's path is given up within two seconds.
         assert!(PROBE_INTERVAL * u32::from(FAREWELL_MISSES - 1) + LAST_PROBE_WAIT <= secs(2));
         const { assert!(FAREWELL_MISSES < STALL_MISSES) };
+        assert!(
+            UNREACHABLE_INTERVAL * u32::from(UNREACHABLE_MISSES - 1) + LAST_PROBE_WAIT < secs(1)
+        );
         // RFC 8489 §6.2.1: sum of the doubled RTOs and the last wait.
         let waited = RTO_MIN * ((1 << (RC - 1)) - 1) + RTO_MIN * RM;
         assert_eq!(waited, PAC_MIN);

@@ -58,6 +58,17 @@ impl PathError {
         let by_host = self.origin == ErrorOrigin::Icmp(Some(self.remote.ip()));
         self.kind == PathErrorKind::Refused && by_host
     }
+
+    /// Whether the datagram got nowhere, whatever its size.
+    pub fn is_fatal(&self) -> bool {
+        match self.kind {
+            PathErrorKind::TooLarge { .. } => false,
+            PathErrorKind::Refused
+            | PathErrorKind::HostUnreachable
+            | PathErrorKind::NetworkUnreachable
+            | PathErrorKind::Other(_) => true,
+        }
+    }
 }
 
 impl UdpSocket {

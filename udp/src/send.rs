@@ -87,7 +87,8 @@ impl SendFailures {
         self.0.get_mut().drain(..)
     }
 
-    fn push(&self, failure: SendFailure) {
+    /// Adds one, unless too many wait.
+    pub fn push(&self, failure: SendFailure) {
         let mut waiting = self.0.borrow_mut();
         if waiting.len() < MAX_FAILURES {
             waiting.push(failure);

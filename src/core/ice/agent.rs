@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rand_chacha::ChaCha12Rng;
 use rand_core::{RngCore as _, SeedableRng as _};
 
-use super::pair::{Failure, Pair, PairKey, PairState, Use};
+use super::pair::{Failure, Pair, PairKey, PairState, Use, Witness};
 use super::priority::pair_priority;
 use super::restart::OtherSide;
 use super::{Base, BaseId, Credentials, Nomination, RemoteCandidate, Role};
@@ -184,12 +185,13 @@ impl Agent {
         self.is_away = is_away;
     }
 
-    /// The peer is said to have gone, and, if `left`, to have said so itself: the selected pair is
-    /// probed now, as if it had been silent. What answers stays.
-    pub fn suspect(&mut self, left: bool, now: Instant) {
+    /// The selected pair is said to be dead: it is probed now, as if it had been silent. If `towards` is
+    /// given, only if it leads there.
+    pub fn suspect(&mut self, witness: Witness, towards: Option<SocketAddr>, now: Instant) {
         for pair in self.pairs.values_mut() {
-            if pair.used == Use::Selected && pair.is_valid() {
-                pair.suspect(left, now);
+            let is_there = towards.is_none_or(|remote| pair.key.remote == remote);
+            if pair.used == Use::Selected && pair.is_valid() && is_there {
+                pair.suspect(witness, now);
             }
         }
     }

@@ -20,7 +20,7 @@ use wice_signaling::protocol::{CandidateKind, RelayTransport};
 pub use agent::{Agent, AgentConfig, AgentEvent};
 pub use inbound::Reply;
 pub use outbound::Outgoing;
-pub use pair::{Failure, Pair, PairKey, PairState, Use};
+pub use pair::{Failure, Pair, PairKey, PairState, Use, Witness};
 pub use priority::{OWN_SOCKET, candidate_priority, is_own_socket, pair_priority};
 
 /// What a local candidate sends from: a socket with its address and interface, or an allocation.

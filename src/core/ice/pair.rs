@@ -12,8 +12,20 @@ use super::{BaseId, BaseKind, RemoteCandidate};
 use crate::core::stun::TransactionId;
 use crate::core::timing::{
     CONSENT_EXPIRY, FAREWELL_MISSES, IDLE_CHECK, LAST_PROBE_WAIT, MAX_OPEN, PROBE_INTERVAL,
-    RELAY_RACE, SILENCE, STALL_MISSES, TRIAL_INTERVAL, UPGRADE_ANSWERED,
+    RELAY_RACE, SILENCE, STALL_MISSES, TRIAL_INTERVAL, UNREACHABLE_EVERY, UNREACHABLE_INTERVAL,
+    UNREACHABLE_MISSES, UPGRADE_ANSWERED,
 };
+
+/// Who says that a pair, or the peer at its end, is gone. What answers stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// Signaling, which has lost its connection to the peer.
+    Lost,
+    /// Signaling, which the peer itself has told.
+    Left,
+    /// A router by ICMP, or this machine's kernel.
+    Network,
+}
 
 /// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,8 +113,11 @@ pub struct Pair {
     /// Answered by the other side's present life.
     pub(super) confirmed: bool,
     pub(super) missed: u8,
-    /// The peer is said to have gone: it is probed without waiting for silence.
+    /// It, or the peer, is said to have gone: it is probed without waiting for silence.
     suspected: Option<Instant>,
+    /// The network says so, and when that was shown to be wrong last.
+    unreachable: bool,
+    disbelieved: Option<Instant>,
     /// Missed probes until it is given up.
     pub(super) patience: u8,
     pub(super) races: usize,
@@ -154,6 +169,8 @@ impl Pair {
             confirmed: true,
             missed: 0,
             suspected: None,
+            unreachable: false,
+            disbelieved: None,
             patience: STALL_MISSES,
             races: 0,
             recheck_asked: false,
@@ -295,24 +312,36 @@ impl Pair {
         self.last_probe.is_some()
     }
 
-    pub(super) fn note_sent(&mut self, now: Instant) {
-        self.quiet_since.get_or_insert(now);
+    /// Data left at `at`, or not before.
+    pub(super) fn note_sent(&mut self, at: Instant) {
+        let answered = self.last_answer.unwrap_or(at);
+        self.quiet_since.get_or_insert(at.max(answered));
     }
 
     pub(super) fn note_received(&mut self) {
         self.quiet_since = None;
     }
 
-    /// The peer is said to have gone; if `left`, by itself.
-    pub(super) fn suspect(&mut self, left: bool, now: Instant) {
-        self.suspected.get_or_insert(now);
-        if left {
-            self.patience = FAREWELL_MISSES;
+    /// It is said to be dead.
+    pub(super) fn suspect(&mut self, witness: Witness, now: Instant) {
+        match witness {
+            Witness::Lost => {}
+            Witness::Left => self.patience = self.patience.min(FAREWELL_MISSES),
+            Witness::Network => {
+                let lately = |at: Instant| now < at + UNREACHABLE_EVERY;
+                if self.disbelieved.is_some_and(lately) {
+                    return;
+                }
+                self.patience = UNREACHABLE_MISSES;
+                self.unreachable = true;
+            }
         }
+        self.suspected.get_or_insert(now);
     }
 
     fn trust(&mut self) {
         self.suspected = None;
+        self.unreachable = false;
         self.patience = STALL_MISSES;
     }
 
@@ -325,6 +354,9 @@ impl Pair {
         self.quiet_since = None;
         self.last_probe = None;
         self.missed = 0;
+        if self.unreachable {
+            self.disbelieved = Some(now);
+        }
         self.trust();
         self.conflicts = 0;
         if let Some(sample) = rtt {
@@ -418,8 +450,13 @@ impl Pair {
 
     /// Distance of probes: longer than a round trip, or a slow path would look dead.
     pub(super) fn probe_interval(&self) -> Duration {
+        let least = if self.unreachable {
+            UNREACHABLE_INTERVAL
+        } else {
+            PROBE_INTERVAL
+        };
         self.rtt
-            .map_or(PROBE_INTERVAL, |rtt| PROBE_INTERVAL.max(rtt * 3 / 2))
+            .map_or(PROBE_INTERVAL, |rtt| least.max(rtt * 3 / 2))
     }
 
     /// When the next probe is due, for a selected pair that was sent on and is silent.

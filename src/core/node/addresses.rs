@@ -20,7 +20,11 @@ impl Node {
         let remote = match arrival {
             Arrival::Host { from, .. } | Arrival::Relay { from, .. } => *from,
         };
-        let key = PairKey { base, remote };
+        self.peer_of_pair(PairKey { base, remote })
+    }
+
+    /// The peer that has spoken by a pair that is still there.
+    pub(super) fn peer_of_pair(&self, key: PairKey) -> Option<PeerId> {
         let peer = self.peers.get(self.addresses.0.get(&key)?)?;
         peer.has_pair(key).then_some(peer.id)
     }

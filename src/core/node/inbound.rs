@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::scheduler::AgentRef;
 use super::{Arrival, Inbound, Node, PeerId, Via};
 use crate::core::credentials::{End, derive, parse_ufrag};
-use crate::core::ice::{BaseId, PairKey, Reply};
+use crate::core::ice::{BaseId, PairKey, Reply, Witness};
 use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun, quoted_id};
 use wice_signaling::protocol::Session;
 
@@ -62,6 +62,25 @@ impl Node {
         self.now = now;
         if self.gatherer.handle_refused(remote) {
             self.note_candidates();
+        }
+    }
+
+    /// A router says, or this machine's kernel, that what was sent to an address cannot get there: a path
+    /// that leads there is probed at once, and has a second to answer.
+    pub fn handle_path_error(&mut self, remote: SocketAddr, now: Instant) {
+        self.now = now;
+        let bases: Vec<BaseId> = self.bases.hosts().map(|(base, _, _)| base.id).collect();
+        for base in bases {
+            let Some(id) = self.peer_of_pair(PairKey { base, remote }) else {
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            for slot in &mut peer.slots {
+                slot.agent.suspect(Witness::Network, Some(remote), now);
+            }
+            self.touch_peer(id);
         }
     }
 

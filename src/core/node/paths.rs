@@ -8,6 +8,7 @@ use wice_signaling::protocol::{CandidateKind, PublicKey};
 use super::path::{assign_uses, choose, ranked};
 use super::scheduler::Timer;
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, Via, WireGuardPacket};
+use crate::core::binding::LOOK_EVERY;
 use crate::core::ice::{Failure, PairKey, Role, is_own_socket};
 use crate::core::timing::{EAGER_PEERS, HANDSHAKE_GRACE};
 
@@ -94,6 +95,13 @@ impl Node {
             return;
         };
         if let Some(packet) = sent {
+            // At any time since the last look: silence counts from the earliest.
+            let since = now.checked_sub(LOOK_EVERY).unwrap_or(now);
+            if let (Some(path), Some(peer)) = (native, self.peers.get_mut(&id))
+                && let Some(slot) = peer.slot_mut(path.generation)
+            {
+                slot.agent.note_sent(path.key, since);
+            }
             self.note_sent(id, packet, now);
         }
         if let (

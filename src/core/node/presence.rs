@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use wice_signaling::protocol::{Presence, PublicKey};
 
 use super::{Node, PeerId};
+use crate::core::ice::Witness;
 use crate::core::timing::RECENTLY_HEARD;
 
 /// Whether a peer is connected to signaling, as far as is known.
@@ -76,9 +77,10 @@ impl Node {
             told: now,
             ago: Duration::from_secs(last_seen_s.into()),
         };
+        let witness = if left { Witness::Left } else { Witness::Lost };
         for slot in &mut peer.slots {
             slot.agent.set_away(true);
-            slot.agent.suspect(left, now);
+            slot.agent.suspect(witness, None, now);
         }
         self.touch_peer(id);
     }

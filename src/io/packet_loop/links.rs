@@ -92,7 +92,7 @@ impl Links {
         let Some(shared) = shared else { return };
         for payload in segments.chunks(segment_size.max(1)) {
             if let Err(failure) = shared.send(destination, payload) {
-                tracing::trace!(?failure, "not sent");
+                self.failures.push(failure);
             }
         }
     }

@@ -133,10 +133,13 @@ impl PacketLoop {
             }
         }
         // Each failure is one lost packet; the sockets count them.
-        for failure in self.links.failures.drain() {
+        let Self { node, links, .. } = self;
+        for failure in links.failures.drain() {
             tracing::trace!(?failure, "not sent");
-            if failure.kind == SendFailureKind::TooLarge {
-                self.links.oversize.note(failure.remote);
+            match failure.kind {
+                SendFailureKind::Other(_) => node.handle_path_error(failure.remote, Instant::now()),
+                SendFailureKind::TooLarge => links.oversize.note(failure.remote),
+                SendFailureKind::BufferFull => {}
             }
         }
     }
@@ -285,6 +288,9 @@ impl PacketLoop {
                         self.node.handle_refused(error.remote, now);
                     }
                     self.links.note_too_large(&error);
+                    if error.is_fatal() {
+                        self.node.handle_path_error(error.remote, now);
+                    }
                 }
                 return;
             }
@@ -295,6 +301,9 @@ impl PacketLoop {
             tracing::trace!(?error, "path error");
             if error.is_refusal() {
                 node.handle_refused(error.remote, now);
+            }
+            if error.is_fatal() {
+                node.handle_path_error(error.remote, now);
             }
             if matches!(error.kind, PathErrorKind::TooLarge { .. }) {
                 too_large.push(error);

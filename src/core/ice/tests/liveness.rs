@@ -312,3 +312,29 @@ fn ids_are_bounded_and_all_closed_in_the_end() {
     net.run(PAC_MIN * 2);
     assert!(net.open_ids.is_empty(), "{} open", net.open_ids.len());
 }
+
+/// ICMP can be forged: what it says is asked, once in a while, and what does not answer is dead at once.
+#[test]
+fn a_path_that_the_network_calls_dead_has_a_second_to_answer() {
+    let mut net = Net::connected();
+    net.run(secs(10));
+    let checks = |net: &Net, since| net.sent.iter().filter(|s| s.0 >= since && s.1 == 0).count();
+    let lies = net.now;
+    for _ in 0..40 {
+        net.agents[0].suspect(Witness::Network, None, net.now);
+        net.run_ms(100);
+    }
+    assert!(net.only(0).is_valid(), "it answers");
+    let asked = checks(&net, lies);
+    assert!((1..=3).contains(&asked), "{asked} checks in 4 s");
+    net.run(secs(10));
+    net.cut();
+    let another = Some("203.0.113.99:9".parse().unwrap());
+    net.agents[0].suspect(Witness::Network, another, net.now);
+    net.run(secs(1));
+    assert!(net.only(0).is_valid(), "it was not named");
+    let remote = net.only(0).key().remote;
+    net.agents[0].suspect(Witness::Network, Some(remote), net.now);
+    let took = net.run_until(secs(3), |net| !net.only(0).is_valid());
+    assert!(took < secs(1), "{took:?}");
+}
