@@ -2,6 +2,7 @@
 //! attached mode.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::{IpPrefix, PublicKey};
 
@@ -14,6 +15,10 @@ use crate::wireguard::kernel::{OwnPeer, Owner};
 /// Seconds between keepalives. A native path's NAT binding is held by WireGuard alone once the daemon is
 /// gone; UDP bindings last 30 s on the shortest-lived NATs (RFC 4787 §4.3 asks for two minutes).
 const KEEPALIVE: u16 = 25;
+
+/// A peer that was left on the interface and is not among the adverts that were kept may have come just before a
+/// crash: signaling, connected within a second or a slow proxy's ten, tells whether it is a member.
+const LEFT_GRACE: Duration = Duration::from_secs(10);
 
 /// The interface, and its peers as they were set.
 pub(super) struct KernelInterface {
@@ -29,6 +34,9 @@ pub(super) struct KernelInterface {
     missing: BTreeSet<PublicKey>,
     /// The core has told all that was kept: until then a peer's routes may still come.
     settled: bool,
+    /// When it was taken over, and whom it had then.
+    taken_over: Instant,
+    left: BTreeSet<PublicKey>,
 }
 
 impl KernelInterface {
@@ -43,6 +51,8 @@ impl KernelInterface {
             there: BTreeSet::new(),
             missing: BTreeSet::new(),
             settled: false,
+            taken_over: Instant::now(),
+            left: device.peers.iter().map(|peer| peer.key).collect(),
         }
     }
 
@@ -151,8 +161,13 @@ impl KernelInterface {
     fn reconcile(&mut self, picture: &Picture) {
         self.settled = true;
         let members: BTreeSet<PublicKey> = picture.ways.iter().map(|way| way.key).collect();
+        if self.taken_over.elapsed() >= LEFT_GRACE {
+            self.left.clear();
+        }
         for key in std::mem::take(&mut self.there).difference(&members) {
-            self.set(*key, None);
+            if !self.left.contains(key) {
+                self.set(*key, None);
+            }
         }
         for (key, owned) in &picture.owned {
             self.set(*key, Some(owned));
