@@ -110,12 +110,14 @@ pub(super) fn config(data: &[u8]) -> Fed {
         Advert::takes_name(&name),
         "{name:?} is taken and cannot be published"
     );
-    let printed = resolved.to_toml();
+    let printed = resolved.to_toml(wice::config::Mode::Managed);
     let again = FileConfig::parse(&printed, path).and_then(|file| {
         DaemonConfig::resolve(Overrides::default(), file, Surroundings::default())
     });
     assert_eq!(
-        again.expect("what is printed is read").to_toml(),
+        again
+            .expect("what is printed is read")
+            .to_toml(wice::config::Mode::Managed),
         without_proxy(&printed)
     );
     Fed::one(true)

@@ -94,3 +94,56 @@ fn a_revoked_node_is_told_of_where_it_is_still_a_peer() -> Result<()> {
     all.wg("home-a", &["set", "wg0", "peer", &key, "remove"])?;
     says(&all, "home-a", &["status"], &["no peers yet"])
 }
+
+/// `wice attach` and `wice up` in one namespace: both work, and no command takes one for the other in silence.
+#[test]
+fn two_daemons_of_one_machine_are_told_apart() -> Result<()> {
+    let _alone = alone();
+    let mut all = homes()?;
+    all.join_all()?;
+    for node in ["home-a", "home-b"] {
+        all.attach(node, &[])?;
+    }
+    all.first_pings("home-a", "home-b", Instant::now())?;
+    let token = all.mesh.token().to_owned();
+    let refused = |arguments: &[&str], said: &str| -> Result<()> {
+        let output = all.mesh.lab.wice("home-a", arguments)?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && text.contains(said),
+            "{arguments:?}: {text}"
+        );
+        Ok(())
+    };
+    refused(&["up", &token], "--listen-port 0")?;
+    let _up = all
+        .mesh
+        .lab
+        .start_daemon("home-a", Some(&token), &["--listen-port", "0"])?;
+    says(
+        &all,
+        "home-a",
+        &["status", "--interface", "wice0"],
+        &["connected"],
+    )?;
+    let which = "several daemons run here, of the interfaces wg0 and wice0";
+    for command in [
+        &["status"][..],
+        &["why", "home-b"],
+        &["ping", "home-b"],
+        &["detach"],
+    ] {
+        refused(command, which)?;
+    }
+    says(
+        &all,
+        "home-a",
+        &["status", "--interface", "wg0"],
+        &["1 peer: 1 direct"],
+    )?;
+    all.first_pings("home-a", "home-b", Instant::now())?;
+    let detached = text(&all, "home-a", &["detach", "wg0"])?;
+    ensure!(detached.contains("1 peer had none"), "{detached}");
+    all.mesh.forget("home-a");
+    says(&all, "home-a", &["status"], &["wice0  home-a"])
+}

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args, ValueEnum};
 
+use super::daemon_args::DaemonArgs;
 use super::up::{resolve, run_daemon};
 use super::{Usage, log, print};
-use crate::config::Overrides;
+use crate::config::{Mode, Overrides};
 use crate::report::Health;
 use crate::signaling::kubernetes::state::{MeshAgent, Names};
 use crate::signaling::kubernetes::{Access, KubernetesConfig};
@@ -74,39 +75,8 @@ pub(super) struct AgentArgs {
     /// A kubeconfig instead of the pod's ServiceAccount.
     #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_server_from", "api_ca_file", "api_token_file"])]
     kubeconfig: Option<PathBuf>,
-    /// Read this configuration instead of /etc/wice/wice.toml.
-    #[arg(long, value_name = "FILE", env = "WICE_CONFIG")]
-    config: Option<PathBuf>,
-    /// Where state is kept, in attached/INTERFACE [default: /var/lib/wice].
-    #[arg(long, value_name = "FOLDER", env = "WICE_STATE_DIR")]
-    state_dir: Option<PathBuf>,
-    /// Where the control socket is [default: /run/wice].
-    #[arg(long, value_name = "FOLDER", env = "WICE_RUN_DIR")]
-    run_dir: Option<PathBuf>,
-    /// UDP port for checks, STUN and WireGuard's packets, not WireGuard's own; 0 takes any [default: 51821].
-    #[arg(long, value_name = "PORT", env = "WICE_LISTEN_PORT")]
-    listen_port: Option<u16>,
-    /// STUN servers, like stun:stun.example:3478.
-    #[arg(long, value_name = "URL", env = "WICE_STUN", value_delimiter = ',')]
-    stun: Vec<String>,
-    /// HTTP proxy for relays, like http://proxy.example:3128 [default: $HTTPS_PROXY]; '' is none.
-    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
-    proxy: Option<String>,
-    /// Authorities to trust for relays over TLS, in PEM.
-    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
-    ca_file: Option<PathBuf>,
-    /// error, warn, info, debug or trace [default: info].
-    #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
-    log_level: Option<String>,
-    /// text or json [default: text].
-    #[arg(long, value_name = "FORMAT", env = "WICE_LOG_FORMAT")]
-    log_format: Option<String>,
-    /// Serve Prometheus metrics here, like 127.0.0.1:9586 [default: nowhere].
-    #[arg(long, value_name = "ADDRESS", env = "WICE_METRICS")]
-    metrics: Option<String>,
-    /// Print the configuration that flags, variables and file make, without secrets, and end.
-    #[arg(long)]
-    print_config: bool,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 /// Mesh agents whose annotations are known.
@@ -119,11 +89,11 @@ enum Mesh {
 }
 
 pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
-    let (file, print_config) = (args.config.clone(), args.print_config);
+    let (file, print_config) = (args.daemon.config.clone(), args.daemon.print_config);
     let cluster = args.cluster()?;
     let config = resolve(args.overrides(), file, matches)?;
     if print_config {
-        print(&config.to_toml())?;
+        print(&config.to_toml(Mode::Attached))?;
         return Ok(Health::Well);
     }
     log::start(&config.log)?;
@@ -170,16 +140,7 @@ impl AgentArgs {
             interface: Some(interface.unwrap_or_else(|| default.to_owned())),
             // Adverts take no longer names; a Node's may have 253 characters.
             name: Some(shortened(self.node_name)),
-            state_dir: self.state_dir,
-            run_dir: self.run_dir,
-            listen_port: self.listen_port,
-            stun: self.stun,
-            proxy: self.proxy,
-            ca_file: self.ca_file,
-            log_level: self.log_level,
-            log_format: self.log_format,
-            metrics: self.metrics,
-            ..Overrides::default()
+            ..self.daemon.overrides()
         }
     }
 }

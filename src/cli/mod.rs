@@ -5,6 +5,7 @@ mod agent;
 mod ask;
 mod attach;
 mod daemon;
+mod daemon_args;
 mod detach;
 mod diagnose;
 mod fail;

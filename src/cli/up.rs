@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use clap::{ArgMatches, Args};
 
+use super::daemon_args::DaemonArgs;
 use super::{log, print, usage};
-use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Overrides, Surroundings};
+use crate::config::{DEFAULT_FILE, DaemonConfig, FileConfig, Mode, Overrides, Surroundings};
 use crate::report::Health;
 
 /// A token from standard input is at most this long, with room for line breaks.
@@ -30,30 +31,15 @@ pub(super) struct UpArgs {
     /// A file with the token.
     #[arg(long, value_name = "FILE", env = "WICE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
-    /// Read this configuration instead of /etc/wice/wice.toml.
-    #[arg(long, value_name = "FILE", env = "WICE_CONFIG")]
-    config: Option<PathBuf>,
     /// The interface to make [default: wice0].
     #[arg(long, value_name = "NAME", env = "WICE_INTERFACE")]
     interface: Option<String>,
     /// This node's name; once given it is remembered [default: the host's].
     #[arg(long, value_name = "NAME", env = "WICE_NAME")]
     name: Option<String>,
-    /// Where state is kept [default: /var/lib/wice].
-    #[arg(long, value_name = "FOLDER", env = "WICE_STATE_DIR")]
-    state_dir: Option<PathBuf>,
-    /// Where the control socket is [default: /run/wice].
-    #[arg(long, value_name = "FOLDER", env = "WICE_RUN_DIR")]
-    run_dir: Option<PathBuf>,
-    /// UDP port for checks, STUN and WireGuard; 0 takes any [default: 51821].
-    #[arg(long, value_name = "PORT", env = "WICE_LISTEN_PORT")]
-    listen_port: Option<u16>,
     /// Bytes of the largest inner packet [default: 1392].
     #[arg(long, value_name = "BYTES", env = "WICE_MTU")]
     mtu: Option<u32>,
-    /// STUN servers beside those of the network, like stun:stun.example:3478.
-    #[arg(long, value_name = "URL", env = "WICE_STUN", value_delimiter = ',')]
-    stun: Vec<String>,
     /// Take these routes from peers without the admin's grant; 0.0.0.0/0 takes all.
     #[arg(
         long,
@@ -70,39 +56,19 @@ pub(super) struct UpArgs {
         value_delimiter = ','
     )]
     advertise_routes: Vec<String>,
-    /// HTTP proxy for signaling and relays, like http://proxy.example:3128 [default: $HTTPS_PROXY]; '' is none.
-    #[arg(long, value_name = "URL", env = "WICE_PROXY", hide_env_values = true)]
-    proxy: Option<String>,
-    /// Authorities to trust for signaling and relays over TLS, in PEM.
-    #[arg(long, value_name = "FILE", env = "WICE_CA_FILE")]
-    ca_file: Option<PathBuf>,
-    /// auto asks the router, where there is a NAT, to forward the UDP port to this node (PCP, NAT-PMP, UPnP; the mapping ends two
-    /// hours after the node does); off sends it nothing [default: auto].
-    #[arg(long, value_name = "MODE", env = "WICE_PORT_MAPPING")]
-    port_mapping: Option<String>,
     /// Whose WireGuard: kernel (needs CAP_NET_RAW; direct paths outlive the daemon), in-process, or auto: the kernel's where it is there
     /// and its port can be shared, else in-process [default: auto].
     #[arg(long, value_name = "KIND", env = "WICE_WIREGUARD")]
     wireguard: Option<String>,
-    /// error, warn, info, debug or trace [default: info].
-    #[arg(long, value_name = "LEVEL", env = "WICE_LOG_LEVEL")]
-    log_level: Option<String>,
-    /// text or json [default: text].
-    #[arg(long, value_name = "FORMAT", env = "WICE_LOG_FORMAT")]
-    log_format: Option<String>,
-    /// Serve Prometheus metrics here, like 127.0.0.1:9586 [default: nowhere].
-    #[arg(long, value_name = "ADDRESS", env = "WICE_METRICS")]
-    metrics: Option<String>,
-    /// Print the configuration that flags, variables and file make, without secrets, and end.
-    #[arg(long)]
-    print_config: bool,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 pub(super) fn up(args: UpArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
-    let (file, print_config) = (args.config.clone(), args.print_config);
+    let (file, print_config) = (args.daemon.config.clone(), args.daemon.print_config);
     let config = resolve(args.overrides()?, file, matches)?;
     if print_config {
-        print(&config.to_toml())?;
+        print(&config.to_toml(Mode::Managed))?;
         return Ok(Health::Well);
     }
     log::start(&config.log)?;
@@ -151,21 +117,11 @@ impl UpArgs {
             token_file: self.token_file,
             interface: self.interface,
             name: self.name,
-            state_dir: self.state_dir,
-            run_dir: self.run_dir,
-            listen_port: self.listen_port,
             mtu: self.mtu,
-            stun: self.stun,
             accept_routes: self.accept_routes,
             advertise_routes: self.advertise_routes,
-            proxy: self.proxy,
-            ca_file: self.ca_file,
-            port_mapping: self.port_mapping,
             wireguard: self.wireguard,
-            log_level: self.log_level,
-            log_format: self.log_format,
-            metrics: self.metrics,
-            ..Overrides::default()
+            ..self.daemon.overrides()
         })
     }
 }

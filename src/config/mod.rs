@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::daemon::Settings;
 
 pub use file::{FileConfig, place_of};
-pub use resolve::{Overrides, Surroundings, check_interface};
+pub use resolve::{Mode, Overrides, Surroundings, check_interface};
 
 /// Where the configuration is, if there is one.
 pub const DEFAULT_FILE: &str = "/etc/wice/wice.toml";

@@ -92,6 +92,15 @@ impl Surroundings {
     }
 }
 
+/// Whose interface it is: some keys count in one mode alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// wice's own.
+    Managed,
+    /// Another program's.
+    Attached,
+}
+
 impl DaemonConfig {
     /// `overrides` over `file` over `surroundings` over defaults. Reads the files that secrets are in.
     pub fn resolve(
@@ -184,8 +193,9 @@ impl DaemonConfig {
         })
     }
 
-    /// Its text as a configuration file, for people: without token and passwords.
-    pub fn to_toml(&self) -> String {
+    /// Its text as a configuration file, for people: without token and passwords, and without what does not count in
+    /// this mode.
+    pub fn to_toml(&self, mode: Mode) -> String {
         let settings = &self.settings;
         let array = |items: Vec<String>| {
             let items: Vec<String> = items.into_iter().map(quoted).collect();
@@ -206,19 +216,27 @@ impl DaemonConfig {
             format!("state_dir = {}", path(&settings.state_dir)),
             format!("run_dir = {}", path(&settings.run_dir)),
             format!("listen_port = {}", settings.port),
-            format!("mtu = {}", settings.mtu),
             format!("stun = {}", servers(&settings.stun)),
-            format!("accept_routes = {}", prefixes(&settings.accept_routes)),
-            format!(
-                "advertise_routes = {}",
-                prefixes(&settings.advertise_routes)
-            ),
             format!("port_mapping = \"{}\"", settings.port_mapping.as_str()),
-            format!("wireguard = \"{}\"", settings.wireguard.as_str()),
-            format!("direct = \"{}\"", settings.direct.as_str()),
             format!("log_level = {}", quoted(&self.log.level)),
             format!("log_format = {}", quoted(self.log.format.as_str())),
         ];
+        match mode {
+            Mode::Managed => lines.extend([
+                format!("wireguard = \"{}\"", settings.wireguard.as_str()),
+                format!("mtu = {}", settings.mtu),
+                format!("accept_routes = {}", prefixes(&settings.accept_routes)),
+                format!(
+                    "advertise_routes = {}",
+                    prefixes(&settings.advertise_routes)
+                ),
+            ]),
+            Mode::Attached => {
+                lines.push(format!("direct = \"{}\"", settings.direct.as_str()));
+                let file = settings.private_key_file.as_deref();
+                lines.extend(file.map(|file| format!("private_key_file = {}", path(file))));
+            }
+        }
         if settings.proxy.is_some() {
             // It may hold a password.
             lines.push("# proxy is set".to_owned());
@@ -228,9 +246,6 @@ impl DaemonConfig {
         }
         if let Some(address) = &settings.metrics {
             lines.push(format!("metrics = \"{address}\""));
-        }
-        if let Some(file) = &settings.private_key_file {
-            lines.push(format!("private_key_file = {}", path(file)));
         }
         for relay in &settings.turn {
             lines.push(format!("# turn {} as {:?}", relay.address, relay.username));

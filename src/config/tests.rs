@@ -185,7 +185,7 @@ fn secrets_come_from_files() {
     );
     let config = resolve(Overrides::default(), &text).unwrap();
     assert_eq!(config.settings.turn[0].password, "s3cret");
-    assert!(!config.to_toml().contains("s3cret"));
+    assert!(!config.to_toml(Mode::Managed).contains("s3cret"));
     std::fs::write(&path, "\n").unwrap();
     let error = resolve(Overrides::default(), &text)
         .unwrap_err()
@@ -199,8 +199,8 @@ fn what_is_printed_is_read_back() {
     let text =
         "interface = \"wg7\"\nadvertise_routes = [\"10.1.0.0/16\"]\nmetrics = \"127.0.0.1:9586\"\n";
     let config = resolve(Overrides::default(), text).unwrap();
-    let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
-    assert_eq!(again.to_toml(), config.to_toml());
+    let again = resolve(Overrides::default(), &config.to_toml(Mode::Managed)).unwrap();
+    assert_eq!(again.to_toml(Mode::Managed), config.to_toml(Mode::Managed));
     assert_eq!(again.settings.advertise_routes.len(), 1);
 }
 
@@ -208,7 +208,7 @@ fn what_is_printed_is_read_back() {
 fn what_is_printed_is_toml_whatever_the_texts_are() {
     let text = "name = \"n.-_1\"\nlog_level = \"a\\u0007\\n\\\"b\"\nstate_dir = \"/a\\tb\"\n";
     let config = resolve(Overrides::default(), text).unwrap();
-    let again = resolve(Overrides::default(), &config.to_toml()).unwrap();
+    let again = resolve(Overrides::default(), &config.to_toml(Mode::Managed)).unwrap();
     assert_eq!(again.settings.name, config.settings.name);
     assert_eq!(again.log, config.log);
     assert_eq!(again.settings.state_dir, config.settings.state_dir);

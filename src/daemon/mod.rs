@@ -29,7 +29,7 @@ use wice_signaling::protocol::{IpPrefix, ServerAddress, Token};
 
 #[cfg(feature = "kubernetes")]
 pub use agent::agent;
-pub use attached::{AttachError, Detached, attach, detach};
+pub use attached::{ATTACHED_FOLDER, AttachError, Detached, attach, detach};
 pub use binding::Direct;
 pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;

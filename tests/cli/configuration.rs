@@ -126,3 +126,47 @@ fn an_empty_variable_is_none() {
         stderr(&shown)
     );
 }
+
+/// All kinds of daemon take the same flags; what is printed of one counts for it.
+#[test]
+fn one_set_of_flags_and_only_what_counts_is_printed() {
+    let folder = Folder::new("modes");
+    let file = folder.write(
+        "wice.toml",
+        "mtu = 1300\naccept_routes = [\"10.0.0.0/8\"]\n",
+    );
+    let common = [
+        "--print-config",
+        "--config",
+        text(&file),
+        "--listen-port",
+        "5000",
+        "--port-mapping",
+        "off",
+        "--stun",
+        "stun:a:1",
+        "--log-level",
+        "debug",
+    ];
+    let printed = |command: &[&str]| {
+        let output = wice(&[command, &common].concat(), &[]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        stdout(&output)
+    };
+    let (up, attach) = (printed(&["up"]), printed(&["attach", "wg3"]));
+    for said in [&up, &attach] {
+        for line in [
+            "listen_port = 5000",
+            "port_mapping = \"off\"",
+            "log_level = \"debug\"",
+        ] {
+            assert!(said.lines().any(|l| l == line), "{line} in:\n{said}");
+        }
+    }
+    assert!(attach.contains("interface = \"wg3\"") && attach.contains("direct = "));
+    for key in ["mtu", "accept_routes", "advertise_routes"] {
+        assert!(up.contains(&format!("{key} = ")), "{up}");
+        assert!(!attach.contains(key), "{attach}");
+    }
+    assert!(!up.contains("direct"), "{up}");
+}

@@ -23,7 +23,7 @@ use guidance::Guide;
 pub use detach::{Detached, detach};
 #[cfg(feature = "kubernetes")]
 pub(super) use guidance::Guidance;
-pub use start::AttachError;
+pub use start::{AttachError, FOLDER as ATTACHED_FOLDER};
 
 /// A running daemon.
 struct Attached {

@@ -26,7 +26,7 @@ use crate::wireguard::backend::{AnyBackend, Backend as _, Device};
 use crate::wireguard::netlink::{Netlink, NetlinkError};
 
 /// Below the state folder: one folder an interface, apart from managed mode's files.
-const FOLDER: &str = "attached";
+pub const FOLDER: &str = "attached";
 /// A private key in base64, with room for a line break.
 const MAX_KEY_FILE: u64 = 64;
 

@@ -19,7 +19,7 @@ const DOWN_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("no wice daemon runs here: nobody answers at {}\n  start it with `wice up TOKEN` (or `wice up` if it has joined before)", .0.display())]
+    #[error("no wice daemon runs here: nobody answers at {}\n  start it: wice up, or wice attach INTERFACE for one that you have (with a token the first time)", .0.display())]
     NotRunning(PathBuf),
     /// The socket is not ours to use.
     #[error("may not talk to the daemon: no permission for {}\n  run as root, or as a member of the socket's group", .0.display())]
