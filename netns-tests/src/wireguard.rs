@@ -1,6 +1,7 @@
 //! WireGuard interfaces as somebody would make them by hand: with `ip`, `wg`, and the kernel's
 //! WireGuard where there is one, else wireguard-go. `WICE_TEST_WIREGUARD` is `kernel` or `userspace`
-//! where one of them is wanted.
+//! where one of them is wanted; `WICE_TEST_USERSPACE` is another program than wireguard-go that takes the
+//! same arguments (gotatun, boringtun-cli).
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -335,7 +336,8 @@ impl WireGuards {
     fn start_userspace(&self, node: &str) -> Result<Process> {
         let name = format!("{node}-wireguard-go");
         let mut process = self.mesh.lab.start(node, &name, |ns| {
-            let mut command = ns.command("wireguard-go");
+            let program = std::env::var_os("WICE_TEST_USERSPACE");
+            let mut command = ns.command(program.unwrap_or_else(|| "wireguard-go".into()));
             // It warns of being used where the kernel could do it.
             command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
             command.args(["-f", WG]);
