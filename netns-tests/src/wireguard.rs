@@ -340,6 +340,8 @@ impl WireGuards {
             let mut command = ns.command(program.unwrap_or_else(|| "wireguard-go".into()));
             // It warns of being used where the kernel could do it.
             command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
+            // gotatun and boringtun-cli become another user where there is a login.
+            command.env("WG_SUDO", "1");
             command.args(["-f", WG]);
             command
         })?;
