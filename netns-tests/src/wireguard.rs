@@ -399,12 +399,17 @@ fn wanted_kind() -> Result<String> {
 }
 
 /// Whether a userspace WireGuard listens at its socket (proc(5), `/proc/net/unix`: path, and
-/// `__SO_ACCEPTCON` among the flags). Not asked by `wg`: it takes a socket that does not listen yet for
-/// a dead one, and removes it.
+/// `__SO_ACCEPTCON` among the flags) and has its device. Not asked by `wg`: it takes a socket that does not
+/// listen yet for a dead one, and removes it.
 pub(crate) fn listens(pid: u32, interface: &str) -> bool {
     const LISTENING: &str = " 00010000 ";
-    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
-    let name = format!("/wireguard/{interface}.sock");
-    let mut lines = sockets.lines();
-    lines.any(|line| line.ends_with(&name) && line.contains(LISTENING))
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}"));
+    let (sockets, devices) = (
+        read("unix").unwrap_or_default(),
+        read("dev").unwrap_or_default(),
+    );
+    let path = format!("/wireguard/{interface}.sock");
+    let is_socket = |line: &str| line.ends_with(&path) && line.contains(LISTENING);
+    let is_device = |line: &str| line.trim_start().starts_with(&format!("{interface}:"));
+    sockets.lines().any(is_socket) && devices.lines().any(is_device)
 }
