@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ netns: setup-test ## real daemons behind real kernel NATs
 
 # Tests whose WireGuard is chosen by the environment, and the lab itself: its NATs are those of another kernel there. The two that
 # time the machine rather than the lab are left to make netns: an emulated processor proves nothing by them.
-UML_TESTS := managed_kernel kernel_wireguard kernel_backend attached attached_shared_port shared_port lab
+UML_TESTS := managed_kernel kernel_wireguard kernel_backend attached attached_matrix attached_shared_port shared_port lab
 UML_ARGS := --include-ignored --test-threads=1 --skip delay_is_as_asked --skip a_lab_of_two_homes_is_built_in_time
 UML := WICE_TEST_WIREGUARD=kernel CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/netns-tests/uml/run
 
@@ -54,6 +54,14 @@ uml: setup-uml ## kernel WireGuard: the same on a user-mode Linux, which is buil
 kube: setup-kube ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
 	$(CARGO) build --locked --bin wice
 	KUBEBUILDER_ASSETS=$$(./tests/kube/prepare.sh) $(CARGO) test -p wice-kube-tests --locked -- --test-threads=1
+
+loss: setup-test ## attached interfaces under 10 % loss for five minutes, proxy and shared port: at most one change of path
+	$(CARGO) build --locked --bin wice
+	WICE_LOSS_SECONDS=300 $(CARGO) test -p wice-netns-tests --locked --test attached_changes ten_per_cent -- --nocapture
+
+peers: setup-test ## wice attach with 1,000 peers on an interface: CPU and memory at rest, a reset noticed; builds a release
+	$(CARGO) build --release --locked --bin wice
+	$(CARGO) test --release -p wice-netns-tests --locked --test attached a_thousand_peers -- --nocapture
 
 interop: setup-interop ## the check engine against other ICE stacks
 	./tests/interop/run.sh

@@ -17,6 +17,7 @@ mod script;
 mod slots;
 mod state;
 mod texts;
+mod uapi;
 mod wireguard;
 mod world;
 
@@ -159,4 +160,5 @@ pub const TARGETS: &[Target] = &[
     target("gso", wireguard::gso, wireguard::gso_seeds, 4096),
     target("slots", slots::slots, slots::seeds, SCRIPT),
     target("state", state::state, state::seeds, 4096),
+    target("uapi", uapi::uapi, uapi::uapi_seeds, 2048),
 ];

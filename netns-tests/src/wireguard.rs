@@ -1,6 +1,7 @@
 //! WireGuard interfaces as somebody would make them by hand: with `ip`, `wg`, and the kernel's
 //! WireGuard where there is one, else wireguard-go. `WICE_TEST_WIREGUARD` is `kernel` or `userspace`
-//! where one of them is wanted.
+//! where one of them is wanted; `WICE_TEST_USERSPACE` is another program than wireguard-go that takes the
+//! same arguments (gotatun, boringtun-cli).
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -335,9 +336,12 @@ impl WireGuards {
     fn start_userspace(&self, node: &str) -> Result<Process> {
         let name = format!("{node}-wireguard-go");
         let mut process = self.mesh.lab.start(node, &name, |ns| {
-            let mut command = ns.command("wireguard-go");
+            let program = std::env::var_os("WICE_TEST_USERSPACE");
+            let mut command = ns.command(program.unwrap_or_else(|| "wireguard-go".into()));
             // It warns of being used where the kernel could do it.
             command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
+            // gotatun and boringtun-cli become another user where there is a login.
+            command.env("WG_SUDO", "1");
             command.args(["-f", WG]);
             command
         })?;
@@ -395,12 +399,17 @@ fn wanted_kind() -> Result<String> {
 }
 
 /// Whether a userspace WireGuard listens at its socket (proc(5), `/proc/net/unix`: path, and
-/// `__SO_ACCEPTCON` among the flags). Not asked by `wg`: it takes a socket that does not listen yet for
-/// a dead one, and removes it.
+/// `__SO_ACCEPTCON` among the flags) and has its device. Not asked by `wg`: it takes a socket that does not
+/// listen yet for a dead one, and removes it.
 pub(crate) fn listens(pid: u32, interface: &str) -> bool {
     const LISTENING: &str = " 00010000 ";
-    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
-    let name = format!("/wireguard/{interface}.sock");
-    let mut lines = sockets.lines();
-    lines.any(|line| line.ends_with(&name) && line.contains(LISTENING))
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/net/{name}"));
+    let (sockets, devices) = (
+        read("unix").unwrap_or_default(),
+        read("dev").unwrap_or_default(),
+    );
+    let path = format!("/wireguard/{interface}.sock");
+    let is_socket = |line: &str| line.ends_with(&path) && line.contains(LISTENING);
+    let is_device = |line: &str| line.trim_start().starts_with(&format!("{interface}:"));
+    sockets.lines().any(is_socket) && devices.lines().any(is_device)
 }

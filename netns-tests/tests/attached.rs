@@ -15,8 +15,6 @@ const PINGS: Duration = Duration::from_millis(20);
 const OUTAGE: Duration = Duration::from_secs(2);
 /// WireGuard repeats a handshake after 5 s and up to a third of a second.
 const HANDSHAKE: Duration = Duration::from_millis(5_400);
-/// A restarted daemon's traffic is back after this, signaling or not.
-const RESTART: Duration = Duration::from_secs(3);
 
 fn config(kinds: &[NatKind]) -> LabConfig {
     LabConfig {
@@ -140,49 +138,6 @@ fn dead() -> SocketAddr {
     SocketAddr::from(([203, 0, 113, 200], 51820))
 }
 
-/// SIGKILL and a restart while the signaling service is down; and SIGTERM leaves everything.
-#[test]
-fn a_daemon_that_is_killed_goes_on_where_it_was() -> Result<()> {
-    let _alone = alone();
-    let mut table = Table::new("attached: kill -9 and restart, signaling down");
-    for nat in [NatKind::PortRestricted, NatKind::Symmetric] {
-        let nodes = ["home-a", "home-b"];
-        let mut all = WireGuards::build(config(&[nat; 2]), &nodes)?;
-        all.join_all()?;
-        for node in nodes {
-            all.attach(node, &[])?;
-        }
-        all.wait_slot("home-a", "home-b")?;
-        all.wait_slot("home-b", "home-a")?;
-        all.first_pings("home-a", "home-b", Instant::now())?;
-        let want = Want::of(nat, nat);
-        all.mesh
-            .settle(&[("home-a", "home-b", want)], Instant::now())?;
-        std::thread::sleep(Duration::from_secs(2));
-        let pings = all.pings("home-b", "home-a", PINGS)?;
-        let endpoint = all.shown("home-a", "home-b", "endpoints")?;
-        all.mesh.lab.service("signaling")?.kill9();
-        all.mesh.daemon("home-a")?.kill9();
-        std::thread::sleep(Duration::from_secs(1));
-        ensure!(
-            all.shown("home-a", "home-b", "endpoints")? == endpoint,
-            "it moved"
-        );
-        let start = Instant::now();
-        all.attach_again("home-a")?;
-        let back = pings.back_after(start, 5 * RESTART);
-        let back = back.with_context(|| all.evidence("home-a", "home-b"))?;
-        table.row(format!("{nat} twice"), "", back);
-        ensure!(back <= RESTART, "{}", all.evidence("home-a", "home-b"));
-        all.mesh.daemon("home-a")?.stop();
-        ensure!(
-            all.shown("home-a", "home-b", "endpoints")? == endpoint,
-            "SIGTERM moved it"
-        );
-    }
-    Ok(())
-}
-
 /// `wice detach` puts back what was there.
 #[test]
 fn detach_puts_endpoints_back() -> Result<()> {
@@ -234,9 +189,9 @@ fn an_interface_that_goes_and_comes_back() -> Result<()> {
     all.first_pings("home-a", "home-b", Instant::now())?;
     let pings = all.pings("home-b", "home-a", PINGS)?;
 
-    let start = Instant::now();
     all.wg("home-a", &["set", "wg0", "listen-port", "51999"])?;
-    let back = pings.back_after(start + PINGS * 4, CONNECTED);
+    let start = Instant::now();
+    let back = pings.back_after(start, CONNECTED);
     let back = back.with_context(|| all.evidence("home-a", "home-b"))?;
     table.row("another listen port", "", back);
 
@@ -262,32 +217,50 @@ fn an_interface_that_goes_and_comes_back() -> Result<()> {
     all.mesh.check_quiet(&["event=\"interface-lost\""])
 }
 
-/// CAP_NET_ADMIN is enough.
+/// CAP_NET_ADMIN is enough, with CAP_NET_RAW direct paths begin at WireGuard's own port, and that is all that
+/// the systemd unit leaves.
 #[test]
-fn everything_but_net_admin_is_dropped() -> Result<()> {
+fn everything_but_two_capabilities_is_dropped() -> Result<()> {
+    let unit = include_str!("../../manifests/systemd/wice-attach@.service");
+    ensure!(
+        unit.contains("\nCapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW\n"),
+        "{unit}"
+    );
     let _alone = alone();
     let nat = NatKind::PortRestricted;
     let nodes = ["home-a", "home-b"];
-    let mut all = WireGuards::build(config(&[nat; 2]), &nodes)?;
-    all.join_all()?;
-    for node in nodes {
-        all.attach_with_capabilities(node, "+net_admin")?;
+    // Bits 12 and 13 (capability.h).
+    for (capabilities, mask) in [
+        ("+net_admin", "0000000000001000"),
+        ("+net_admin,+net_raw", "0000000000003000"),
+    ] {
+        let mut all = WireGuards::build(config(&[nat; 2]), &nodes)?;
+        all.join_all()?;
+        for node in nodes {
+            all.attach_with_capabilities(node, capabilities)?;
+        }
+        for (node, peer) in [("home-a", "home-b"), ("home-b", "home-a")] {
+            all.wait_endpoint(node, peer)?;
+        }
+        all.first_pings("home-a", "home-b", Instant::now())?;
+        let want = Want::of(nat, nat);
+        all.mesh
+            .settle(&[("home-a", "home-b", want)], Instant::now())?;
+        for (node, peer) in [("home-a", "home-b"), ("home-b", "home-a")] {
+            match capabilities {
+                "+net_admin" => all.wait_slot(node, peer)?,
+                _ => all.wait_native(node, peer).map(drop)?,
+            }
+            let pid = all.mesh.daemon(node)?.pid();
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            for set in ["CapEff:", "CapBnd:"] {
+                let have = status.lines().find_map(|line| line.strip_prefix(set));
+                ensure!(have.map(str::trim) == Some(mask), "{set} {have:?}");
+            }
+        }
+        all.mesh.check_quiet(&[])?;
     }
-    for (node, peer) in [("home-a", "home-b"), ("home-b", "home-a")] {
-        all.wait_slot(node, peer)?;
-    }
-    all.first_pings("home-a", "home-b", Instant::now())?;
-    let want = Want::of(nat, nat);
-    all.mesh
-        .settle(&[("home-a", "home-b", want)], Instant::now())?;
-    let pid = all.mesh.daemon("home-a")?.pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    ensure!(
-        effective.map(str::trim) == Some("0000000000001000"),
-        "{effective:?}"
-    );
-    all.mesh.check_quiet(&[])
+    Ok(())
 }
 
 /// What cannot be attached to is told with what to do.
@@ -346,8 +319,8 @@ fn what_cannot_be_attached_to_is_said() -> Result<()> {
 fn a_thousand_peers_at_rest() -> Result<()> {
     const PEERS: usize = 1000;
     const WATCHED: Duration = Duration::from_secs(20);
-    /// A build without optimisation; a release is asked for 2 % and 60 MB.
-    const MOST_CPU: f64 = 0.06;
+    /// Of a release (`make peers`); thrice that with debug assertions.
+    const MOST_CPU: f64 = if cfg!(debug_assertions) { 0.06 } else { 0.02 };
     const MOST_KIB: u64 = 60 << 10;
     let _alone = alone();
     let mut table = Table::new("1,000 peers on one interface");

@@ -13,9 +13,10 @@ const BOTH_WAYS: [(&str, &str); 2] = [("home-a", "home-b"), ("home-b", "home-a")
 const PINGS: Duration = Duration::from_millis(20);
 /// An answer is there after this, on a busy machine.
 const ANSWERED: Duration = Duration::from_secs(1);
-/// Without traffic when the port changes and only the other side has something to say: it finds out by its
-/// probes of the silent path, 3.5 s, and by the looks at the interface on both sides.
-const MOVED: Duration = Duration::from_secs(7);
+/// Without traffic when the port changes and only the other side has something to say. It hears of it by an
+/// advert, which so soon after the start waits for some seconds, and else finds out by its probes of the silent
+/// path.
+const MOVED: Duration = Duration::from_secs(6);
 /// Every capability that there is, but for these two, is dropped.
 const CAPABILITIES: &str = "+net_admin,+net_raw";
 
@@ -189,9 +190,9 @@ fn another_listen_port_is_followed() -> Result<()> {
     }
     let before = all.wait_native("home-b", "home-a")?;
     let pings = all.pings("home-b", "home-a", PINGS)?;
-    let start = Instant::now();
     all.wg("home-a", &["set", "wg0", "listen-port", "51999"])?;
-    let back = pings.back_after(start + PINGS * 4, 10 * MOVED);
+    let start = Instant::now();
+    let back = pings.back_after(start, 10 * MOVED);
     let back = back.with_context(|| all.evidence("home-a", "home-b"))?;
     table.row("another listen port", "", back);
     let moved = wice_netns_tests::wait_for(wice_netns_tests::PATIENCE, || {
@@ -202,7 +203,8 @@ fn another_listen_port_is_followed() -> Result<()> {
     })?;
     ensure!(moved.is_some(), "{}", all.evidence("home-a", "home-b"));
     ensure!(back <= MOVED, "{}", all.evidence("home-a", "home-b"));
-    all.mesh.check_quiet(&[])
+    // WireGuard that roams twice in a look is taken for a reset now and then, and put right.
+    all.mesh.check_quiet(&["event=\"endpoint-reset\""])
 }
 
 /// Both sides begin at once, again and again: of two initiations that cross one wins.

@@ -42,6 +42,15 @@ pub struct Uapi {
     handshakes: Vec<(PublicKey, Duration)>,
 }
 
+/// Reads an answer from its bytes, cut in two at `cut` as a stream may cut it. `None` while it is not whole. The
+/// way in for fuzzing.
+pub fn read_answer(bytes: &[u8], cut: usize) -> Result<Option<Device>, String> {
+    let mut reader = Reader::default();
+    let (first, second) = bytes.split_at(cut.min(bytes.len()));
+    let whole = reader.take(first)? || reader.take(second)?;
+    Ok(whole.then(|| reader.finish().device))
+}
+
 impl Uapi {
     /// Behind this socket.
     pub fn new(interface: &str, path: PathBuf) -> Self {

@@ -53,6 +53,7 @@ targets! {
     gso,
     slots,
     state,
+    uapi,
 }
 
 fn fuzz(name: &str) {

@@ -196,6 +196,16 @@ impl Agent {
         }
     }
 
+    /// A selected pair whose other end the peer no longer advertises is probed now: it may work, but the peer does
+    /// not think so.
+    pub fn suspect_withdrawn(&mut self, now: Instant) {
+        for pair in self.pairs.values_mut() {
+            if pair.used == Use::Selected && pair.is_valid() && pair.withdrawn {
+                pair.suspect(Witness::Advert, now);
+            }
+        }
+    }
+
     /// Data left on this pair.
     pub fn note_sent(&mut self, key: PairKey, now: Instant) {
         if let Some(pair) = self.pairs.get_mut(&key) {

@@ -25,6 +25,8 @@ pub enum Witness {
     Left,
     /// A router by ICMP, or this machine's kernel.
     Network,
+    /// The peer, which no longer advertises its end.
+    Advert,
 }
 
 /// Names a pair: local candidates other than bases are their base (RFC 8445 §6.1.2.4).
@@ -115,7 +117,7 @@ pub struct Pair {
     pub(super) missed: u8,
     /// It, or the peer, is said to have gone: it is probed without waiting for silence.
     suspected: Option<Instant>,
-    /// The network says so, and when that was shown to be wrong last.
+    /// The network or the peer says so, and when that was shown to be wrong last.
     unreachable: bool,
     disbelieved: Option<Instant>,
     /// Missed probes until it is given up.
@@ -327,7 +329,7 @@ impl Pair {
         match witness {
             Witness::Lost => {}
             Witness::Left => self.patience = self.patience.min(FAREWELL_MISSES),
-            Witness::Network => {
+            Witness::Network | Witness::Advert => {
                 let lately = |at: Instant| now < at + UNREACHABLE_EVERY;
                 if self.disbelieved.is_some_and(lately) {
                     return;

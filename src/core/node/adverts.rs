@@ -195,6 +195,7 @@ impl Node {
             Some(slot) => {
                 slot.provisional = false;
                 slot.agent.set_remote_candidates(&candidates);
+                slot.agent.suspect_withdrawn(self.now);
                 AgentRef {
                     peer: id,
                     generation: slot.generation,
