@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml soak-turn
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ bench-turn: setup-test ## the TURN server against coturn and a bare forwarder; b
 
 bench-kube: setup-kube ## one agent among 1,000 Nodes of a real API server
 	./benches/run kube
+
+soak-turn: ## the TURN server under everything at once for SOAK_SECONDS (1800): nothing is lost, nothing grows
+	$(CARGO) test -p wice-turn --locked --test live -- --ignored --exact load::soak --nocapture
 
 lint: ## formatting, clippy, licences, documentation
 	$(CARGO) fmt --all --check

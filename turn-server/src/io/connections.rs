@@ -1,7 +1,8 @@
 //! Connections of clients (TCP, TLS): accepted, read, written and ended by their thread.
 
+use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustls::ServerConnection;
@@ -12,10 +13,15 @@ use super::stream::{Closed, Stream};
 use super::streams::IDLE_LIMIT;
 use super::token::Token;
 use super::worker::{Worker, recycle};
-use crate::server::{ClientAddr, Now, thread_of};
+use crate::server::{ClientAddr, Now, RelayId, thread_of};
 
 /// Connections accepted before the others have their turn.
 const ACCEPTS_A_TURN: usize = 32;
+
+/// How long listeners rest when file descriptors are short.
+const REST: Duration = Duration::from_millis(100);
+/// How often that is told.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is to be done after frames.
 enum Next {
@@ -33,9 +39,9 @@ impl Worker {
             let Some((listener, secure)) = self.tcp.get(index as usize) else {
                 return;
             };
-            // Also when file descriptors are short: epoll tells again.
-            let Ok((socket, remote)) = listener.accept() else {
-                return;
+            let (socket, remote) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) => return self.not_accepted(Token::Tcp(index), &error, now),
             };
             let tls = match (secure, &self.tls) {
                 (false, _) => None,
@@ -55,6 +61,59 @@ impl Worker {
                 continue;
             };
             self.take_in(stream);
+        }
+    }
+
+    /// Nobody is there any more; or file descriptors are short, and epoll would tell so without end.
+    pub(super) fn not_accepted(&mut self, listener: Token, error: &io::Error, now: Instant) {
+        let short = matches!(
+            error.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        );
+        if !short {
+            return;
+        }
+        if self.resting.is_empty() {
+            self.rest_until = now + REST;
+            if self.next_warning <= now {
+                self.next_warning = now + WARNING_INTERVAL;
+                tracing::warn!(
+                    event = "turn-connections-wait",
+                    %error,
+                    "connections wait until others end: raise the limit of open files (LimitNOFILE=, ulimit -n)"
+                );
+            }
+        }
+        self.watch_listener(listener, EventFlags::empty());
+        self.resting.push(listener);
+    }
+
+    /// Listens again.
+    pub(super) fn end_rest(&mut self, now: Instant) {
+        if self.resting.is_empty() || now < self.rest_until {
+            return;
+        }
+        for listener in std::mem::take(&mut self.resting) {
+            self.watch_listener(listener, EventFlags::IN);
+        }
+    }
+
+    fn watch_listener(&self, token: Token, flags: EventFlags) {
+        let listener = match token {
+            Token::Tcp(index) => self.tcp.get(index as usize).map(|(listener, _)| listener),
+            Token::TcpRelay(relay) => self.sockets.tcp_relays.get(&RelayId(relay)),
+            Token::Wake | Token::Udp(_) | Token::Relay(_) | Token::Stream(_) | Token::Peer(_) => {
+                None
+            }
+        };
+        if let Some(listener) = listener {
+            // It was added.
+            let _ = epoll::modify(
+                &self.epoll,
+                listener,
+                EventData::new_u64(token.to_u64()),
+                flags,
+            );
         }
     }
 

@@ -58,8 +58,11 @@ impl Worker {
             let Some(listener) = self.sockets.tcp_relays.get(&relay) else {
                 return;
             };
-            let Ok((socket, from)) = listener.accept() else {
-                return;
+            let (socket, from) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    return self.not_accepted(Token::TcpRelay(relay.0), &error, now.instant);
+                }
             };
             let taken = self.server.handle_peer_accepted(relay, from, now.instant);
             if let Some(connection) = taken

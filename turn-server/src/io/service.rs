@@ -222,6 +222,9 @@ impl Service {
             peers: Peers::default(),
             throttled: Vec::new(),
             next_sweep: now,
+            resting: Vec::new(),
+            rest_until: now,
+            next_warning: now,
         };
         worker.register().map_err(system("watch the sockets"))?;
         Ok(worker)

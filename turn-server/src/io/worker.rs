@@ -79,6 +79,10 @@ pub(super) struct Worker {
     /// Joined connections that are not read because their user is past its rate.
     pub(super) throttled: Vec<ConnectionId>,
     pub(super) next_sweep: Instant,
+    /// Listeners that are not looked at because file descriptors are short, and until when.
+    pub(super) resting: Vec<Token>,
+    pub(super) rest_until: Instant,
+    pub(super) next_warning: Instant,
 }
 
 impl Worker {
@@ -140,6 +144,7 @@ impl Worker {
             self.obey(now.instant);
             self.sweep(now.instant);
             self.resume_throttled();
+            self.end_rest(now.instant);
             self.flush_streams();
             self.publish();
         }

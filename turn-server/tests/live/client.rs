@@ -176,6 +176,16 @@ impl Client {
         client
     }
 
+    /// Over UDP from an address of the caller's choice.
+    pub(crate) fn connect_from(local: SocketAddr, server: SocketAddr) -> Self {
+        let mut client = Self::connect(Transport::Udp, server);
+        let socket = UdpSocket::bind(local).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        (client.link, client.local) = (Link::Udp(socket), local);
+        client
+    }
+
     /// From another address from now on: with what it knows, without having told anybody.
     pub(crate) fn move_away(&mut self, transport: Transport, server: SocketAddr) {
         (self.link, self.local) = Self::open(transport, server);
@@ -345,6 +355,19 @@ impl Client {
             let frame = self.read();
             self.note(&frame);
         }
+    }
+
+    /// The same, if it comes in time; over UDP.
+    pub(crate) fn payload_within(&mut self, time: Duration) -> Option<(SocketAddr, Vec<u8>)> {
+        let Link::Udp(socket) = &self.link else {
+            panic!("not UDP")
+        };
+        socket.set_read_timeout(Some(time)).unwrap();
+        let mut buffer = [0; 2048];
+        let got = socket.recv(&mut buffer);
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.note(&buffer[..got.ok()?]);
+        self.payloads.pop_front()
     }
 
     /// The answer to a signed request, or its error code.

@@ -6,6 +6,7 @@ mod client;
 mod differential;
 mod discovery;
 mod http;
+mod load;
 mod mobility;
 mod proxy;
 mod restart;

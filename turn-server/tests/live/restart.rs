@@ -14,6 +14,8 @@ use crate::{World, certify, echo};
 
 /// Where a child serves.
 const PORT: &str = "WICE_TURN_TEST_PORT";
+/// How many files a child may open.
+const FILES: &str = "WICE_TURN_TEST_FILES";
 /// What servers of a fleet, and those before and after a restart, share.
 const SECRET: &str = "north";
 
@@ -85,6 +87,14 @@ fn child() {
     settings.secrets = vec![SECRET.into()];
     settings.realm = REALM.into();
     settings.threads = 2;
+    if let Ok(files) = std::env::var(FILES) {
+        let most = files.parse().ok();
+        let limit = rustix::process::Rlimit {
+            current: most,
+            maximum: most,
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    }
     let service = Service::start(&settings).unwrap();
     eprintln!("at {}", service.listeners()[0].address);
     std::thread::sleep(Duration::from_secs(60));
@@ -96,10 +106,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(port: u16) -> Self {
+    fn start(port: u16, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "restart::child", "--ignored", "--nocapture"])
             .env(PORT, port.to_string())
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -124,13 +135,40 @@ impl Drop for Server {
     }
 }
 
+/// One that nobody listens at, as far as one can know.
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().port()
+}
+
+#[test]
+fn more_connections_than_open_files_wait_and_cost_nothing() {
+    let server = Server::start(free_port(), &[(FILES, "64")]);
+    let connect = || std::net::TcpStream::connect(server.at).unwrap();
+    let waiting: Vec<_> = (0..150).map(|_| connect()).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let ticks = || {
+        let path = format!("/proc/{}/stat", server.child.id());
+        let text = std::fs::read_to_string(path).unwrap();
+        // utime and stime, in hundredths of a second (proc(5)).
+        let mut fields = text.rsplit(')').next().unwrap().split_whitespace().skip(11);
+        let mut next = || fields.next().unwrap().parse::<u64>().unwrap();
+        next() + next()
+    };
+    let before = ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks() - before;
+    assert!(spent < 20, "{spent} hundredths of a second for nothing");
+    // UDP goes on meanwhile, and TCP when there is room again.
+    Client::connect(Transport::Udp, server.at).binding();
+    drop(waiting);
+    Client::connect(Transport::Tcp, server.at).binding();
+}
+
 #[test]
 fn clients_get_through_again_when_a_server_was_killed_and_started_anew() {
-    // Ports of its own for UDP and TCP, and relay ports are of the whole range: chosen by the kernel once, then fixed.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let server = Server::start(port);
+    let port = free_port();
+    let server = Server::start(port, &[]);
     let at = server.at;
     let (name, password) = mint(SECRET, "carol", u64::from(u32::MAX));
     let mut clients: Vec<(Client, SocketAddr)> = (0..20)
@@ -147,7 +185,7 @@ fn clients_get_through_again_when_a_server_was_killed_and_started_anew() {
         .collect();
     drop(server);
     let down = Instant::now();
-    let server = Server::start(port);
+    let server = Server::start(port, &[]);
     assert_eq!(server.at, at);
     let up = down.elapsed();
     for (n, (client, peer)) in clients.iter_mut().enumerate() {
