@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml soak-turn
+.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube soak-turn lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
