@@ -16,8 +16,8 @@ use crate::wireguard::kernel::{OwnPeer, Owner};
 /// gone; UDP bindings last 30 s on the shortest-lived NATs (RFC 4787 §4.3 asks for two minutes).
 const KEEPALIVE: u16 = 25;
 
-/// A peer that was left on the interface and is not among the adverts that were kept may have come just before a
-/// crash: signaling, connected within a second or a slow proxy's ten, tells whether it is a member.
+/// What was left on the interface and is not among the records that were kept may have come just before a crash:
+/// signaling, connected within a second or a slow proxy's ten, tells whether it still holds.
 const LEFT_GRACE: Duration = Duration::from_secs(10);
 
 /// The interface, and its peers as they were set.
@@ -32,10 +32,8 @@ pub(super) struct KernelInterface {
     there: BTreeSet<PublicKey>,
     /// Whom it lacked then: once may be a look that was on its way when the peer was set.
     missing: BTreeSet<PublicKey>,
-    /// The core has told all that was kept: until then a peer's routes may still come.
-    settled: bool,
-    /// When it was taken over, and whom it had then.
     taken_over: Instant,
+    /// Whom it had then; nobody once it has settled.
     left: BTreeSet<PublicKey>,
 }
 
@@ -50,7 +48,6 @@ impl KernelInterface {
             peers: device.peers.iter().map(of).collect(),
             there: BTreeSet::new(),
             missing: BTreeSet::new(),
-            settled: false,
             taken_over: Instant::now(),
             left: device.peers.iter().map(|peer| peer.key).collect(),
         }
@@ -102,16 +99,26 @@ impl KernelInterface {
         }
     }
 
+    /// Whether all that was left has been told of by now.
+    pub(super) fn has_settled(&self) -> bool {
+        self.taken_over.elapsed() >= LEFT_GRACE
+    }
+
     /// Whether nobody uses the interface.
     pub(super) fn has_no_peers(&self) -> bool {
         self.peers.is_empty()
     }
 
     fn set_peer(&mut self, key: PublicKey, owned: &Owned) -> Result<(), BackendError> {
-        let allowed_ips = sorted(owned.allowed_ips());
         let known = self.peers.get(&key);
+        let mut allowed_ips = owned.allowed_ips();
+        if self.left.contains(&key) {
+            // Its routes come after its advert.
+            allowed_ips.extend(known.into_iter().flatten());
+        }
+        let allowed_ips = sorted(allowed_ips);
         let is_new = known.is_none();
-        if known == Some(&allowed_ips) || !(is_new || self.settled) {
+        if known == Some(&allowed_ips) {
             return Ok(());
         }
         self.owner.set_peer(&OwnPeer {
@@ -159,9 +166,8 @@ impl KernelInterface {
     /// The interface follows the core where a notice was lost, where another program has changed it, and
     /// where somebody left the network while no daemon ran.
     fn reconcile(&mut self, picture: &Picture) {
-        self.settled = true;
         let members: BTreeSet<PublicKey> = picture.ways.iter().map(|way| way.key).collect();
-        if self.taken_over.elapsed() >= LEFT_GRACE {
+        if self.has_settled() {
             self.left.clear();
         }
         for key in std::mem::take(&mut self.there).difference(&members) {
@@ -190,5 +196,6 @@ pub(super) fn gone(interface: &str) -> String {
 
 fn sorted(mut prefixes: Vec<IpPrefix>) -> Vec<IpPrefix> {
     prefixes.sort();
+    prefixes.dedup();
     prefixes
 }

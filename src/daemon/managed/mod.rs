@@ -73,6 +73,7 @@ impl Managed {
                 happened = KernelInterface::next(&mut self.kernel) => {
                     if let Some(kernel) = &mut self.kernel
                         && let Some(picture) = kernel.handle(happened?, &self.base).await?
+                        && kernel.has_settled()
                     {
                         self.routes.settle(&picture, &self.base).await;
                     }
