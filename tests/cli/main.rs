@@ -129,7 +129,7 @@ fn errors_say_what_to_do() {
         "{}",
         stderr(&output)
     );
-    assert!(stderr(&output).contains("wice up TOKEN"));
+    assert!(stderr(&output).contains("wice up, or wice attach INTERFACE"));
     let output = wice(&["invite", "--state-dir", text(&folder.0)], &[]);
     assert_eq!(code(&output), 2);
     assert!(
@@ -212,7 +212,7 @@ fn with_json_an_error_is_an_object_too() {
     let error = json["error"].as_str().unwrap();
     assert!(error.starts_with("no wice daemon runs here"), "{error}");
     assert!(!error.contains('\n'));
-    assert!(json["hint"].as_str().unwrap().contains("wice up TOKEN"));
+    assert!(json["hint"].as_str().unwrap().contains("wice up, or"));
     assert!(stderr(&output).starts_with("wice: no wice daemon runs here"));
     let output = wice(&["why", "--json"], &[]);
     assert_eq!(code(&output), 64);
