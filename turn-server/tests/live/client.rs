@@ -21,6 +21,10 @@ pub(crate) const REALM: &str = "example.org";
 /// Longer than anything on loopback takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// When a client that may sends again over UDP, and how often.
+const RESEND: Duration = Duration::from_secs(1);
+const MAX_RESENT: u64 = 8;
+
 enum Link {
     Udp(UdpSocket),
     Tcp(TcpStream),
@@ -36,6 +40,9 @@ pub(crate) struct Client {
     nonce: Vec<u8>,
     credentials: (String, String),
     next: u8,
+    /// How often it sent again over UDP, where it may.
+    pub(crate) resent: Option<u64>,
+    last: Vec<u8>,
 }
 
 impl Client {
@@ -228,6 +235,8 @@ impl Client {
             nonce: Vec::new(),
             credentials: (USER.into(), PASSWORD.into()),
             next: 0,
+            resent: None,
+            last: Vec::new(),
         }
     }
 
@@ -439,7 +448,12 @@ impl Client {
 
     fn write(&mut self, frame: &[u8]) {
         match &mut self.link {
-            Link::Udp(socket) => assert_eq!(socket.send(frame).unwrap(), frame.len()),
+            Link::Udp(socket) => {
+                assert_eq!(socket.send(frame).unwrap(), frame.len());
+                if self.resent.is_some() {
+                    self.last = frame.to_vec();
+                }
+            }
             Link::Tcp(stream) => stream.write_all(frame).unwrap(),
             Link::Tls(stream) => {
                 stream.write_all(frame).unwrap();
@@ -459,8 +473,16 @@ impl Client {
             }
             let len = match &mut self.link {
                 Link::Udp(socket) => {
-                    let len = socket.recv(&mut buffer).expect("an answer in time");
-                    return buffer[..len].to_vec();
+                    if self.resent.is_some() {
+                        socket.set_read_timeout(Some(RESEND)).unwrap();
+                    }
+                    let got = socket.recv(&mut buffer);
+                    if let (Err(_), Some(resent @ 0..MAX_RESENT)) = (&got, &mut self.resent) {
+                        *resent += 1;
+                        socket.send(&self.last).unwrap();
+                        continue;
+                    }
+                    return buffer[..got.expect("an answer in time")].to_vec();
                 }
                 Link::Tcp(stream) => stream.read(&mut buffer).expect("an answer in time"),
                 Link::Tls(stream) => stream.read(&mut buffer).expect("an answer in time"),

@@ -92,10 +92,14 @@ fn the_server_survives_any_sequence() {
     let mut config = config();
     config.quotas.user_bytes_per_second = 1_000_000;
     config.quotas.user = 20;
+    config.tcp_relay = true;
     let mut world = World::with(config);
     let mut clients: Vec<Client> = (0..24).map(|n| world.client(n)).collect();
     for (n, client) in clients.iter_mut().enumerate() {
         client.sha256 = n % 2 == 1;
+        if n % 6 == 5 {
+            client.addr.transport = Transport::Tcp;
+        }
         if n % 3 == 2 {
             (client.username, client.password) = ("bob".into(), "builder".into());
         }
@@ -110,7 +114,8 @@ fn the_server_survives_any_sequence() {
         match rng.next_u32() % 64 {
             0..=23 => forwarded += u64::from(raw_frame(&mut world, &clients[at], &mutator.input())),
             24..=51 => signed(&mut world, &mut clients[at], &mut rng),
-            52..=57 => forwarded += u64::from(from_peer(&mut world, &mut rng)),
+            52 => connections(&mut world, &mut rng),
+            53..=57 => forwarded += u64::from(from_peer(&mut world, &mut rng)),
             58 => {
                 world
                     .server
@@ -127,6 +132,7 @@ fn the_server_survives_any_sequence() {
             _ => forwarded += u64::from(payload(&mut world, &clients[at], &mut rng)),
         }
         world.sent.clear();
+        world.handed.clear();
         if step % AUDIT == 0 {
             audit(&world, clients.len());
         }
@@ -136,6 +142,11 @@ fn the_server_survives_any_sequence() {
     assert!(
         counters.allocated > total / 200 && forwarded > total / 200,
         "it got somewhere"
+    );
+    let ended = world.closed.len();
+    assert!(
+        counters.moved > 0 && ended > 0 && !world.joined.is_empty(),
+        "moved and joined as well"
     );
     world.pass(10_000);
     audit(&world, clients.len());
@@ -153,11 +164,23 @@ fn audit(world: &World, clients: usize) {
     let live = server.allocations.iter().flatten().count();
     assert_eq!(server.clients.len(), live);
     assert_eq!(server.timers.len(), live);
-    assert!(live <= clients && server.allocations.len() <= clients);
+    // Each client may have left one behind whose connection broke.
+    assert!(live <= 2 * clients && server.allocations.len() <= 2 * clients);
     let relays = server.relays.iter().flatten().count();
+    let datagrams = server.relays.iter().flatten();
+    let datagrams = datagrams.filter(|relay| relay.kind == RelayKind::Udp);
     assert_eq!(
         (world.relays.len(), server.by_address.len()),
-        (relays, relays)
+        (relays, datagrams.count())
+    );
+    let of_allocations = server.allocations.iter().flatten();
+    let named = of_allocations.filter_map(|a| a.connections.as_ref());
+    assert_eq!(named.map(Vec::len).sum::<usize>(), server.connections.len());
+    let joined = server.connections.len() - server.connection_timers.len();
+    assert_eq!(
+        server.data_clients.len(),
+        joined,
+        "joined, or with a time limit"
     );
     assert!(server.openings.is_empty() && server.commands.is_empty());
     let (granted, _) = world.shared.ledger.count();
@@ -211,17 +234,52 @@ fn from_peer(world: &mut World, rng: &mut ChaCha8Rng) -> bool {
     to.is_some()
 }
 
+/// Peers that accept or do not, that connect, and that close.
+fn connections(world: &mut World, rng: &mut ChaCha8Rng) {
+    let now = world.now.instant;
+    while let Some((connection, _)) = world.connects.pop() {
+        let connected = !rng.next_u32().is_multiple_of(4);
+        world
+            .server
+            .handle_peer_connected(connection, connected, now);
+    }
+    let (relay, from) = (RelayId(rng.next_u32() % 30), address(rng));
+    world.server.handle_peer_accepted(relay, from, now);
+    let any = world.server.connections.keys().next().copied();
+    if let Some(any) = any.filter(|_| rng.next_u32().is_multiple_of(8)) {
+        world.server.handle_peer_closed(any);
+    }
+    world.obey();
+}
+
 /// A request that is truly its client's, of attributes that seldom fit together.
 fn signed(world: &mut World, client: &mut Client, rng: &mut ChaCha8Rng) {
+    // What datagrams need comes more often than what streams do.
     let methods = [
         method::ALLOCATE,
         method::REFRESH,
         method::CREATE_PERMISSION,
         method::CHANNEL_BIND,
+        method::ALLOCATE,
+        method::CREATE_PERMISSION,
+        method::CHANNEL_BIND,
+        method::CREATE_PERMISSION,
+        method::CHANNEL_BIND,
+        method::CONNECT,
+        method::CONNECTION_BIND,
     ];
     let method = methods[rng.next_u32() as usize % methods.len()];
     let mut attributes: Vec<Attr> = match method {
+        method::ALLOCATE if client.addr.transport == Transport::Tcp => {
+            vec![raw(attribute::REQUESTED_TRANSPORT, &[6, 0, 0, 0])]
+        }
         method::ALLOCATE => vec![udp()],
+        method::CONNECT => vec![Attr::Peer(address(rng))],
+        method::CONNECTION_BIND => {
+            let any = world.server.connections.keys().next_back();
+            let any = any.map_or(0, |connection| connection.0);
+            vec![raw(attribute::CONNECTION_ID, &any.to_be_bytes())]
+        }
         method::REFRESH => vec![],
         method::CREATE_PERMISSION => vec![Attr::Peer(address(rng))],
         _ => vec![
@@ -230,7 +288,7 @@ fn signed(world: &mut World, client: &mut Client, rng: &mut ChaCha8Rng) {
         ],
     };
     for _ in 0..rng.next_u32() % 3 {
-        attributes.push(match rng.next_u32() % 12 {
+        attributes.push(match rng.next_u32() % 14 {
             0 => lifetime(0),
             1 => lifetime(rng.next_u32() % 5000),
             2 => raw(attribute::EVEN_PORT, &[0x80]),
@@ -248,6 +306,8 @@ fn signed(world: &mut World, client: &mut Client, rng: &mut ChaCha8Rng) {
             ),
             9 => channel(rng.next_u32() as u16),
             10 => token(world),
+            11 => raw(attribute::MOBILITY_TICKET, &[]),
+            12 => ticket(world),
             _ => raw(attribute::LIFETIME, &[1]),
         });
     }
@@ -277,6 +337,16 @@ fn token(world: &World) -> Attr {
         .flatten()
         .find_map(|a| a.token);
     raw(attribute::RESERVATION_TOKEN, &told.unwrap_or_default())
+}
+
+/// A ticket that was told, if one was.
+fn ticket(world: &World) -> Attr {
+    let movable = world.server.clients.values();
+    let told = movable
+        .copied()
+        .filter_map(|id| world.server.ticket(id))
+        .min();
+    raw(attribute::MOBILITY_TICKET, &told.unwrap_or_default())
 }
 
 /// Peers that meet again, our own relayed addresses, and some that are denied.
