@@ -297,16 +297,16 @@ impl Netlink {
         all.attributes.clear();
         let mut routes = self.handle.route().get(all).execute();
         let what = || format!("look for route {prefix}");
+        let mut is_there = false;
+        // To the end: what nobody takes is a warning of the netlink crate's.
         while let Some(found) = routes.try_next().await.map_err(|e| classify(what(), e))? {
             let same = found.header.destination_prefix_length == prefix.prefix_len()
                 && found.header.table == wanted.header.table
                 && output(&found) == Some(index)
                 && destination(&found) == destination(&wanted);
-            if same {
-                return Ok(true);
-            }
+            is_there |= same;
         }
-        Ok(false)
+        Ok(is_there)
     }
 
     async fn default_route(&self, request: RouteMessage) -> Result<Option<u32>, NetlinkError> {
