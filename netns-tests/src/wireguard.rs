@@ -341,7 +341,7 @@ impl WireGuards {
             // It warns of being used where the kernel could do it.
             command.env("WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD", "1");
             // gotatun and boringtun-cli become another user where there is a login.
-            command.env("WG_SUDO", "1");
+            command.env("WG_SUDO", "true");
             command.args(["-f", WG]);
             command
         })?;
@@ -408,7 +408,8 @@ pub(crate) fn listens(pid: u32, interface: &str) -> bool {
         read("unix").unwrap_or_default(),
         read("dev").unwrap_or_default(),
     );
-    let path = format!("/wireguard/{interface}.sock");
+    // boringtun-cli names its folder with two slashes.
+    let path = format!("/{interface}.sock");
     let is_socket = |line: &str| line.ends_with(&path) && line.contains(LISTENING);
     let is_device = |line: &str| line.trim_start().starts_with(&format!("{interface}:"));
     sockets.lines().any(is_socket) && devices.lines().any(is_device)
