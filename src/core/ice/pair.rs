@@ -1,6 +1,5 @@
 //! A candidate pair: its state, what was measured on it, and when it wants attention.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -106,7 +105,7 @@ pub struct Pair {
     pub(super) nomination_wanted: Option<u32>,
     pub(super) open: Vec<Transaction>,
     /// The other side's latest checks: each triggers once, however often it is repeated.
-    pub(super) seen: VecDeque<TransactionId>,
+    pub(super) seen: Vec<TransactionId>,
     pub(super) next_check: Option<Instant>,
     pub(super) quiet_since: Option<Instant>,
     pub(super) unanswered_since: Option<Instant>,
@@ -122,13 +121,13 @@ pub struct Pair {
     disbelieved: Option<Instant>,
     /// Missed probes until it is given up.
     pub(super) patience: u8,
-    pub(super) races: usize,
+    pub(super) races: u8,
     /// To be tried again once, with or without traffic.
     pub(super) recheck_asked: bool,
     /// Role conflicts that it was answered with in a row.
     pub(super) conflicts: u8,
     history: u8,
-    history_len: u32,
+    history_len: u8,
     checks_sent: u32,
     checks_answered: u32,
     rtt: Option<Duration>,
@@ -162,7 +161,7 @@ impl Pair {
             nominated: None,
             nomination_wanted: None,
             open: Vec::new(),
-            seen: VecDeque::new(),
+            seen: Vec::new(),
             next_check: None,
             quiet_since: None,
             unanswered_since: None,
@@ -277,7 +276,7 @@ impl Pair {
 
     /// Answered among the last eight checks that have had their time: (answered, of).
     pub fn recent(&self) -> (u32, u32) {
-        (self.history.count_ones(), self.history_len)
+        (self.history.count_ones(), u32::from(self.history_len))
     }
 
     /// Whether enough of them was answered to trust it with data.
@@ -303,9 +302,9 @@ impl Pair {
             return false;
         }
         if self.seen.len() == MAX_OPEN {
-            self.seen.pop_front();
+            self.seen.remove(0);
         }
-        self.seen.push_back(id);
+        self.seen.push(id);
         true
     }
 
@@ -516,7 +515,7 @@ impl Pair {
         }
         let first = self.open.first()?;
         RELAY_RACE
-            .get(self.races)
+            .get(usize::from(self.races))
             .map(|delay| first.started + *delay)
     }
 
