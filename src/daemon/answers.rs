@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -148,6 +148,7 @@ pub(super) struct Answers {
     pub(super) inbox: Inbox,
     pub(super) shared: Arc<Shared>,
     pub(super) commands: Commands,
+    pub(super) ca_file: Option<PathBuf>,
     pub(super) view: View,
 }
 
@@ -412,6 +413,7 @@ impl Handler for Answers {
                 .map(|server| format!("stun:{}", server.address))
                 .collect(),
             turn: state.relays.iter().map(login).collect(),
+            ca_file: self.ca_file.clone(),
         }))
     }
 
@@ -517,7 +519,13 @@ fn login(server: &RelayServer) -> TurnLogin {
     let url = match server.transport {
         RelayTransport::Udp => format!("turn:{address}?transport=udp"),
         RelayTransport::Tcp => format!("turn:{address}?transport=tcp"),
-        RelayTransport::Tls => format!("turns:{address}?transport=tcp"),
+        // A certificate is for the name; an IPv6 address is none.
+        RelayTransport::Tls if server.name.contains(':') => {
+            format!("turns:{address}?transport=tcp")
+        }
+        RelayTransport::Tls => {
+            format!("turns:{}:{}?transport=tcp", server.name, address.port())
+        }
     };
     TurnLogin {
         url,

@@ -191,6 +191,7 @@ impl Base {
             inbox: inbox.clone(),
             shared: Arc::clone(&shared),
             commands: commands.clone(),
+            ca_file: settings.ca_file.clone(),
             view,
         });
         let managed = !matches!(answers.view, View::Attached(_));

@@ -26,10 +26,8 @@ impl Status {
             [peer] => return Ok(peer),
             [] => {}
             several => {
-                return Err(which(
-                    &format!("several peers are called {wanted}"),
-                    several,
-                ));
+                return the_one_that_is_there(several)
+                    .ok_or_else(|| which(&format!("several peers are called {wanted}"), several));
             }
         }
         let starts = |key: &str| wanted.len() >= MIN_PREFIX && key.starts_with(wanted);
@@ -45,7 +43,7 @@ impl Status {
             several => {
                 let what =
                     format!("several peers are called {wanted}, but for upper and lower case");
-                return Err(which(&what, several));
+                return the_one_that_is_there(several).ok_or_else(|| which(&what, several));
             }
         }
         let by_start = self.matching(|peer| starts(&peer.key));
@@ -90,6 +88,15 @@ impl Status {
             }
             names => format!("peers are {}", names.join(", ")),
         }
+    }
+}
+
+/// A node that got another key, or left and came back, stays known under its old one until it is revoked.
+fn the_one_that_is_there<'a>(peers: &[&'a Peer]) -> Option<&'a Peer> {
+    let mut there = peers.iter().filter(|peer| !peer.is_away());
+    match (there.next(), there.next()) {
+        (Some(peer), None) => Some(peer),
+        (Some(_) | None, _) => None,
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) fn netcheck(args: &NetcheckArgs) -> anyhow::Result<Health> {
 struct Servers {
     stun: Vec<ServerAddress>,
     turn: Vec<Login>,
+    ca_file: Option<PathBuf>,
     notes: Vec<String>,
 }
 
@@ -114,7 +115,10 @@ async fn run(args: &NetcheckArgs) -> anyhow::Result<Netcheck> {
     let mut seen = BTreeSet::new();
     resolved.retain(|server: &Server| seen.insert(server.address));
     let tools = RelayTools::new(
-        args.ca_file.as_deref(),
+        args.ca_file
+            .as_ref()
+            .or(servers.ca_file.as_ref())
+            .map(PathBuf::as_path),
         proxy(args.proxy.as_ref())?.as_deref(),
     );
     let tools = tools.map_err(|error| servers.notes.push(error)).ok();
@@ -227,6 +231,7 @@ async fn servers(args: &NetcheckArgs) -> anyhow::Result<Servers> {
                 credentials: credentials.clone(),
             })
             .collect(),
+        ca_file: None,
         notes: Vec::new(),
     };
     if !servers.stun.is_empty() || !servers.turn.is_empty() {
@@ -247,6 +252,7 @@ async fn servers(args: &NetcheckArgs) -> anyhow::Result<Servers> {
                 .filter_map(|url| url.parse().ok())
                 .collect();
             servers.turn = told.turn.iter().filter_map(login).collect();
+            servers.ca_file = told.ca_file;
         }
         Ok(_) => servers
             .notes

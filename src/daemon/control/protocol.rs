@@ -1,5 +1,7 @@
 //! What is said over the control socket.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::report::{PingEvent, Status, Why};
@@ -67,6 +69,9 @@ pub struct Servers {
     pub stun: Vec<String>,
     /// TURN servers.
     pub turn: Vec<TurnLogin>,
+    /// Authorities that the daemon trusts beside the system's, in PEM.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// A TURN server and what opens it.

@@ -373,6 +373,11 @@ fd7a:91c:20::4:17\tlab-a.wice
         "# {own} is left out: several nodes have its name\n# {other} is left out: several nodes have its name\n"
     );
     assert_eq!(status.hosts(), expected);
+    let reached = status.peers[0].clone();
+    status.peers[0].path.kind = PathKind::None;
+    status.peers[0].reason = "peer-away".into();
+    assert_eq!(status.hosts().lines().count(), 2, "its own two addresses");
+    status.peers[0] = reached;
     for name in ["a b", "x\n1.2.3.4 y", "", "a..b", "BAQEBAQE…"] {
         status.peers[0].name = name.into();
         let hosts = status.hosts();

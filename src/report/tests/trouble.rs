@@ -24,6 +24,11 @@ fn peers_are_found_by_what_people_have() {
     );
     assert!(error.contains(&key));
     assert!(twins.find(&key).is_ok());
+    // One of them has left, or has another key now.
+    twins.peers[0].path.kind = PathKind::None;
+    twins.peers[0].reason = "peer-away".into();
+    assert_eq!(twins.find("lab-c").unwrap().key, key);
+    assert_eq!(twins.find("LAB-C").unwrap().key, key);
 }
 
 #[test]
