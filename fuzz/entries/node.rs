@@ -436,7 +436,11 @@ impl Rig {
         };
         match script.below(4) {
             0 | 1 => self.node.handle_relay_connected(relay, self.now),
-            2 if script.below(8) == 0 => self.node.handle_relay_closed(relay, self.now),
+            2 if script.below(8) == 0 => self.node.handle_relay_closed(
+                relay,
+                wice::core::turn::Failure::ConnectionClosed,
+                self.now,
+            ),
             _ => {
                 let bytes = script.bytes(200);
                 self.relay_says(relay, bytes);

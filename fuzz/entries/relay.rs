@@ -121,7 +121,9 @@ impl Rig {
             10 => self.client.forget(script.address().ip()),
             _ => match script.below(16) {
                 0 => self.client.close(self.now),
-                1 => self.client.handle_closed(self.now),
+                1 => self
+                    .client
+                    .handle_closed(wice::core::turn::Failure::ConnectionClosed, self.now),
                 2 => self.client.verify(self.now),
                 // One frame in pieces.
                 _ => {

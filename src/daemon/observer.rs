@@ -136,7 +136,7 @@ fn log_relays(known: &mut BTreeMap<(String, RelayTransport), Standing>, relays: 
             (_, Standing::Up(relayed)) => {
                 tracing::info!(event = "relay-up", relay, transport, %relayed);
             }
-            (_, Standing::Down(failure @ Failure::WrongCredentials)) => {
+            (_, Standing::Down(failure @ (Failure::WrongCredentials | Failure::Certificate))) => {
                 tracing::warn!(event = "relay-down", relay, transport, error = %failure);
             }
             (_, Standing::Down(failure)) => {

@@ -299,7 +299,8 @@ impl Driver {
                 });
             }
             Arrived::Stream(RelayEvent::Closed(reason)) => {
-                self.allocation.handle_closed(now);
+                self.allocation
+                    .handle_closed(wice::core::turn::Failure::ConnectionClosed, now);
                 assert!(!reason.to_string().is_empty());
             }
             Arrived::Nothing => {}

@@ -214,7 +214,7 @@ impl World {
         let now = self.now;
         let Some((realm, ip)) = self.hosts[id].way_to(server.address.ip()) else {
             if let Some(node) = &mut self.hosts[id].node {
-                node.handle_relay_closed(relay, now);
+                node.handle_relay_closed(relay, wice::core::turn::Failure::ConnectionClosed, now);
             }
             return;
         };
@@ -279,7 +279,7 @@ impl World {
         if let Some((id, relay)) = self.relay_of_stream(stream) {
             self.streams[stream].open = false;
             if let Some(node) = &mut self.hosts[id].node {
-                node.handle_relay_closed(relay, now);
+                node.handle_relay_closed(relay, wice::core::turn::Failure::ConnectionClosed, now);
             }
             self.drain(id);
         }

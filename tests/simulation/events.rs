@@ -204,7 +204,7 @@ fn roam(world: &mut World, id: HostId, behavior: Behavior) {
     node.handle_network_change(now);
     // Sockets on an address that is gone fail at once.
     for relay in relays {
-        node.handle_relay_closed(relay, now);
+        node.handle_relay_closed(relay, wice::core::turn::Failure::ConnectionClosed, now);
     }
     world.drain(id);
 }

@@ -35,15 +35,15 @@ impl Node {
     }
 
     /// The connection could not be made, or is gone.
-    pub fn handle_relay_closed(&mut self, relay: RelayId, now: Instant) {
+    pub fn handle_relay_closed(&mut self, relay: RelayId, failure: Failure, now: Instant) {
         self.now = now;
         let Some(known) = self.relays.active.get_mut(&relay) else {
             return;
         };
-        known.allocation.handle_closed(now);
+        known.allocation.handle_closed(failure, now);
         self.drive_relays();
         if self.relays.active.contains_key(&relay) {
-            self.lose_relay(relay, Some(Failure::ConnectionClosed));
+            self.lose_relay(relay, Some(failure));
         }
         self.pump();
     }

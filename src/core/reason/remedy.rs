@@ -194,6 +194,10 @@ pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
             "cannot be reached",
             "see that the relay runs and that UDP 3478 or TCP 443 to it is open (wice netcheck)",
         ),
+        turn::Failure::Certificate => (
+            "shows a certificate that is not trusted",
+            "give the nodes its authority by --ca-file, or name the relay as its certificate does (wice netcheck tells what is wrong with it)",
+        ),
         turn::Failure::Forbidden => (
             "forbids us to allocate",
             "ask the relay's operator to allow this user",

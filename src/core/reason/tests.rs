@@ -418,6 +418,7 @@ fn no_path_at_all() {
         (turn::Failure::WrongCredentials, "refuses our credentials"),
         (turn::Failure::Quota, "quota"),
         (turn::Failure::NoAnswer, "cannot be reached"),
+        (turn::Failure::Certificate, "certificate"),
         (turn::Failure::Transport, "does not work"),
     ] {
         plain.relays = vec![relay(RelayTransport::Udp, Some(failure))];

@@ -157,11 +157,11 @@ impl Allocation {
     }
 
     /// The connection could not be made or is gone. (A UDP socket's ICMP error is neither.)
-    pub fn handle_closed(&mut self, _now: Instant) {
+    pub fn handle_closed(&mut self, failure: Failure, _now: Instant) {
         if matches!(self.phase, Phase::Closing { .. }) {
             self.closed();
         } else {
-            self.fail(Failure::ConnectionClosed);
+            self.fail(failure);
         }
     }
 

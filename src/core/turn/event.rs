@@ -88,6 +88,11 @@ pub enum Failure {
     /// The stream was closed under the allocation.
     #[error("the connection to the relay was closed")]
     ConnectionClosed,
+    /// No connection was made: the certificate that the server shows is not trusted.
+    #[error(
+        "the relay's certificate is not trusted: give its authority by --ca-file, or use the name that it is for (wice netcheck tells which)"
+    )]
+    Certificate,
     /// 401 to a request that carried our credentials.
     #[error(
         "the relay refused the credentials (401): check username and password, or whether they have expired"
@@ -173,7 +178,7 @@ impl Failure {
         match self {
             Self::Mismatch | Self::WrongUser | Self::Expired => Duration::ZERO,
             Self::ConnectionClosed | Self::Desynchronized => RECONNECT_WAIT,
-            Self::WrongCredentials => CREDENTIALS_WAIT,
+            Self::WrongCredentials | Self::Certificate => CREDENTIALS_WAIT,
             Self::NoAnswer
             | Self::Unauthenticated { .. }
             | Self::StaleNonce

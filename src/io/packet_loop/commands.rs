@@ -13,7 +13,8 @@ use super::{
 };
 use crate::core::node::{Arrival, Event, PeerId, RecordOutcome, RelayId, RelayServer};
 use crate::core::overlay::Owned;
-use crate::io::relay::{RelayConnection, RelayEvent};
+use crate::core::turn::Failure;
+use crate::io::relay::{CloseReason, RelayConnection, RelayEvent};
 use crate::io::shared_port::SharedPort;
 use crate::io::udp::{Family, UdpSocket};
 
@@ -222,12 +223,15 @@ impl PacketLoop {
                 }
                 Err(error) => {
                     tracing::debug!(event = "relay-unreachable", server = server.name, error);
-                    self.node.handle_relay_closed(relay, now);
+                    self.node
+                        .handle_relay_closed(relay, Failure::ConnectionClosed, now);
                 }
             },
             RelayTransport::Tcp | RelayTransport::Tls => {
                 let Some(endpoint) = (self.endpoint)(server) else {
-                    return self.node.handle_relay_closed(relay, now);
+                    return self
+                        .node
+                        .handle_relay_closed(relay, Failure::ConnectionClosed, now);
                 };
                 let _runtime = self.runtime.enter();
                 let id = u64::from(relay.0);
@@ -297,8 +301,23 @@ impl PacketLoop {
             RelayEvent::Closed(reason) => {
                 tracing::debug!(event = "relay-closed", relay = id, %reason);
                 self.links.relays.remove(&relay);
-                self.node.handle_relay_closed(relay, now);
+                self.node
+                    .handle_relay_closed(relay, failure_of(&reason), now);
             }
         }
+    }
+}
+
+/// What the core is to know of a connection that is over.
+fn failure_of(reason: &CloseReason) -> Failure {
+    match reason {
+        CloseReason::Certificate(_) => Failure::Certificate,
+        CloseReason::Asked
+        | CloseReason::ByRelay
+        | CloseReason::Dial(_)
+        | CloseReason::Timeout
+        | CloseReason::Proxy(_)
+        | CloseReason::Tls(_)
+        | CloseReason::Io(_) => Failure::ConnectionClosed,
     }
 }

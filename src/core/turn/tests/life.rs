@@ -53,7 +53,9 @@ fn closing_does_not_wait_for_a_silent_server() {
     assert_eq!(world.events(), [AllocationEvent::Closed]);
     let (mut world, _) = World::challenged(RelayTransport::Tcp);
     world.client.close(world.now);
-    world.client.handle_closed(world.now);
+    world
+        .client
+        .handle_closed(Failure::ConnectionClosed, world.now);
     assert_eq!(world.events(), [AllocationEvent::Closed]);
 }
 
@@ -164,10 +166,14 @@ fn verify_asks_at_once() {
 #[test]
 fn a_lost_connection_ends_it() {
     let mut world = World::new(RelayTransport::Tcp);
-    world.client.handle_closed(world.now);
+    world
+        .client
+        .handle_closed(Failure::ConnectionClosed, world.now);
     assert_eq!(world.failed().0, Failure::ConnectionClosed);
     let mut world = World::allocated(RelayTransport::Tcp);
-    world.client.handle_closed(world.now);
+    world
+        .client
+        .handle_closed(Failure::ConnectionClosed, world.now);
     assert_eq!(world.lost(), (Failure::ConnectionClosed, seconds(1)));
 }
 
