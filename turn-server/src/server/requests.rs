@@ -118,14 +118,7 @@ impl Server {
         if !numbers.contains(&number) {
             return Err(ErrorCode::BadRequest.into());
         }
-        let peer = message
-            .get(attribute::XOR_PEER_ADDRESS)
-            .and_then(|value| message.xor_address(value));
-        let peer = PeerAddr(peer.ok_or(ErrorCode::BadRequest)?);
-        self.check_peer(id, peer.0.ip())?;
-        if !self.may_send_to(peer) {
-            return Err(Refusal::PeerDenied(peer.0.ip()));
-        }
+        let peer = self.peer_asked_for(message, id)?;
         if self.get(id).is_some_and(|a| a.connections.is_some()) {
             // RFC 6062 §5: a TCP allocation has no channels.
             return Err(ErrorCode::Forbidden.into());
@@ -144,6 +137,23 @@ impl Server {
         allocation.permit(peer.0.ip(), now);
         self.send(reply, Writer::new(Class::Success, reply.method, reply.id));
         Ok(())
+    }
+
+    /// The one peer that a request names, if this allocation may reach it.
+    pub(super) fn peer_asked_for(
+        &self,
+        message: &Message<'_>,
+        id: AllocationId,
+    ) -> Result<PeerAddr, Refusal> {
+        let peer = message
+            .get(attribute::XOR_PEER_ADDRESS)
+            .and_then(|value| message.xor_address(value));
+        let peer = PeerAddr(peer.ok_or(ErrorCode::BadRequest)?);
+        self.check_peer(id, peer.0.ip())?;
+        if !self.may_send_to(peer) {
+            return Err(Refusal::PeerDenied(peer.0.ip()));
+        }
+        Ok(peer)
     }
 
     /// Whether payloads may go to this address and port: relayed addresses of ours only while they are that.

@@ -166,14 +166,7 @@ impl Server {
         let allocation = self.get(id).ok_or(ErrorCode::AllocationMismatch)?;
         let connections = allocation.connections.as_ref();
         let connections = connections.ok_or(ErrorCode::BadRequest)?;
-        let peer = message
-            .get(attribute::XOR_PEER_ADDRESS)
-            .and_then(|value| message.xor_address(value));
-        let peer = PeerAddr(peer.ok_or(ErrorCode::BadRequest)?);
-        self.check_peer(id, peer.0.ip())?;
-        if !self.may_send_to(peer) {
-            return Err(Refusal::PeerDenied(peer.0.ip()));
-        }
+        let peer = self.peer_asked_for(message, id)?;
         let same = |connection: &ConnectionId| {
             let found = self.connections.get(connection);
             found.is_some_and(|found| found.peer == peer)
