@@ -32,11 +32,7 @@ unit: setup-test ## unit tests, the simulation, the service, the TURN client aga
 netns: setup-test ## real daemons behind real kernel NATs
 	$(CARGO) build --locked --bin wice
 	$(CARGO) test -p wice-netns-tests --locked --lib --bins
-	@# These measure times in seconds: on a machine that is busy with something else a file gets a second try, said aloud.
-	@for file in netns-tests/tests/*.rs; do name=$$(basename $$file .rs); \
-	  $(CARGO) test -p wice-netns-tests --locked --test $$name -- --test-threads=1 || { \
-	    echo "== $$name failed: SECOND TRY"; \
-	    $(CARGO) test -p wice-netns-tests --locked --test $$name -- --test-threads=1 || exit 1; }; done
+	./netns-tests/run
 
 # Tests whose WireGuard is chosen by the environment, and the lab itself: its NATs are those of another kernel there. The two that
 # time the machine rather than the lab are left to make netns: an emulated processor proves nothing by them.
