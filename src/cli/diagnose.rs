@@ -47,8 +47,8 @@ Reasons: native, direct-host, direct-srflx, direct-prflx, direct-mapped, relay-o
 udp-blocked-here, udp-blocked-there, firewalled, stun-unreachable, no-hairpin, no-common-family, direct-failed-silent, wireguard-unanswered, checking,
 no-advert, peer-away, no-relay, relay-unavailable, no-network, nothing-answers; of `wice attach` also not-a-peer-there, revoked.")]
 pub(super) struct WhyArgs {
-    /// The peer: name, key, start of a key, or overlay address.
-    peer: String,
+    /// The peer: name, key, start of a key, or overlay address; not needed where there is one alone.
+    peer: Option<String>,
     /// JSON for machines.
     #[arg(long)]
     json: bool,
@@ -65,8 +65,8 @@ Examples:
 
 Exit codes: 0 every ping was answered, 1 some were, 2 none was.")]
 pub(super) struct PingArgs {
-    /// The peer: name, key, start of a key, or overlay address.
-    peer: String,
+    /// The peer: name, key, start of a key, or overlay address; not needed where there is one alone.
+    peer: Option<String>,
     /// Pings at most, one a second.
     #[arg(short, long, value_name = "N", default_value_t = DEFAULT_PINGS, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PINGS)))]
     count: u32,
@@ -101,7 +101,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Health> {
 
 pub(super) fn why(args: &WhyArgs) -> anyhow::Result<Health> {
     let why: Box<Why> = block_on(async {
-        let peer = args.peer.clone();
+        let peer = wanted(&args.control, args.peer.as_ref()).await?;
         let mut client = connect(&args.control).await?;
         let Reply::Why(why) = client.call(&Request::Why { peer }).await? else {
             return unexpected();
@@ -117,9 +117,10 @@ pub(super) fn why(args: &WhyArgs) -> anyhow::Result<Health> {
 
 pub(super) fn ping(args: &PingArgs) -> anyhow::Result<Health> {
     block_on(async {
+        let peer = wanted(&args.control, args.peer.as_ref()).await?;
         let mut client = connect(&args.control).await?;
         let request = Request::Ping {
-            peer: args.peer.clone(),
+            peer,
             count: args.count,
         };
         client.send(&request).await?;
@@ -149,6 +150,18 @@ pub(super) fn ping(args: &PingArgs) -> anyhow::Result<Health> {
             (_, _) => Health::Degraded,
         })
     })
+}
+
+/// The peer that was typed, or the only one that there is.
+async fn wanted(control: &Control, typed: Option<&String>) -> anyhow::Result<String> {
+    match typed {
+        Some(peer) => Ok(peer.clone()),
+        None => {
+            let status = ask_status(control).await?;
+            let only = status.only().map_err(anyhow::Error::msg)?;
+            Ok(only.key.clone())
+        }
+    }
 }
 
 /// The daemon's status.

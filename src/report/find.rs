@@ -61,6 +61,14 @@ impl Status {
         }
     }
 
+    /// The peer that is meant where none was named; an error names those that there are.
+    pub fn only(&self) -> Result<&Peer, String> {
+        match self.peers.as_slice() {
+            [peer] => Ok(peer),
+            [] | [_, _, ..] => Err(format!("say which peer\n  {}", self.known())),
+        }
+    }
+
     fn matching(&self, is_meant: impl Fn(&Peer) -> bool) -> Vec<&Peer> {
         self.peers.iter().filter(|peer| is_meant(peer)).collect()
     }

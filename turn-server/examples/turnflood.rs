@@ -1,10 +1,9 @@
 //! Floods a TURN server on this machine and says what a delivered packet cost it: `turnflood SERVER PID SECONDS CLIENTS
 //! up|down|relay|allocate|bare [gso]`. The server must know alice:wonderland in realm example.org and allow peers in 127.0.0.0/8;
-//! `turnflood serve PORT` is one, with one thread. `turnflood forward PORT` is no TURN server but what one is measured against
+//! `turnflood serve PORT` is one, with one thread. `turnflood forward PORT [lone]` is no TURN server but what one is measured against
 //! (mode `bare`): it takes the header off and passes payloads on to the port above its own. `benches/turn` has them take turns.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +21,8 @@ const PAYLOAD: usize = 1200;
 /// Packets in a run.
 const RUN: usize = 40;
 const CHANNEL: u16 = 0x4000;
+/// Clients that allocate at once: one alone would be charged for waking the server, again and again.
+const AT_ONCE: usize = 64;
 
 struct Client {
     socket: UdpSocket,
@@ -30,51 +31,76 @@ struct Client {
 }
 
 impl Client {
-    fn ask(&mut self, method: u16, add: impl Fn(&mut Writer)) -> Vec<u8> {
-        loop {
-            self.next += 1;
-            let mut id = [1; 12];
-            id[..4].copy_from_slice(&self.next.to_be_bytes());
-            let mut writer = Writer::new(Class::Request, method, TransactionId(id));
-            add(&mut writer);
-            let key = Key::md5("alice", "example.org", "wonderland");
-            let mut seal = None;
-            if !self.nonce.is_empty() {
-                writer.add(attribute::USERNAME, b"alice");
-                writer.add(attribute::REALM, b"example.org");
-                writer.add(attribute::NONCE, &self.nonce);
-                seal = Some((&key, Hash::Sha1));
-            }
-            self.socket.send(&writer.finish(seal, false)).expect("sent");
-            let mut buffer = [0; 1500];
-            let len = self.socket.recv(&mut buffer).expect("an answer");
-            let message = Message::parse(&buffer[..len]).expect("STUN");
-            match (
-                message.get(attribute::ERROR_CODE),
-                message.get(attribute::NONCE),
-            ) {
-                (None, _) => return buffer[..len].to_vec(),
-                (Some(_), Some(nonce)) if self.nonce.is_empty() => self.nonce = nonce.to_vec(),
-                (Some(code), _) => panic!("refused: {code:?}"),
-            }
-        }
-    }
-
-    fn allocate(server: SocketAddr) -> (Self, SocketAddr) {
+    fn open(server: SocketAddr) -> Self {
         // Not the relay's address: clients would take its relay ports.
         let socket = UdpSocket::bind("127.0.0.2:0").expect("a socket");
         socket.connect(server).expect("connected");
         socket
             .set_read_timeout(Some(Duration::from_secs(2)))
             .expect("set");
-        let mut client = Self {
+        Self {
             socket,
             nonce: Vec::new(),
             next: 0,
-        };
-        let answer = client.ask(method::ALLOCATE, |writer| {
+        }
+    }
+
+    fn request(&mut self, method: u16, add: impl Fn(&mut Writer)) {
+        self.next += 1;
+        let mut id = [1; 12];
+        id[..4].copy_from_slice(&self.next.to_be_bytes());
+        let mut writer = Writer::new(Class::Request, method, TransactionId(id));
+        add(&mut writer);
+        let key = Key::md5("alice", "example.org", "wonderland");
+        let mut seal = None;
+        if !self.nonce.is_empty() {
+            writer.add(attribute::USERNAME, b"alice");
+            writer.add(attribute::REALM, b"example.org");
+            writer.add(attribute::NONCE, &self.nonce);
+            seal = Some((&key, Hash::Sha1));
+        }
+        self.socket.send(&writer.finish(seal, false)).expect("sent");
+    }
+
+    /// `None` for the challenge.
+    fn answer(&mut self) -> Option<Vec<u8>> {
+        let mut buffer = [0; 1500];
+        let len = self.socket.recv(&mut buffer).expect("an answer");
+        let message = Message::parse(&buffer[..len]).expect("STUN");
+        match (
+            message.get(attribute::ERROR_CODE),
+            message.get(attribute::NONCE),
+        ) {
+            (None, _) => Some(buffer[..len].to_vec()),
+            (Some(_), Some(nonce)) if self.nonce.is_empty() => {
+                self.nonce = nonce.to_vec();
+                None
+            }
+            (Some(code), _) => panic!("refused: {code:?}"),
+        }
+    }
+
+    fn ask(&mut self, method: u16, add: impl Fn(&mut Writer)) -> Vec<u8> {
+        loop {
+            self.request(method, &add);
+            if let Some(answer) = self.answer() {
+                return answer;
+            }
+        }
+    }
+
+    fn request_allocation(&mut self) {
+        self.request(method::ALLOCATE, |writer| {
             writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
         });
+    }
+
+    fn allocate(server: SocketAddr) -> (Self, SocketAddr) {
+        let mut client = Self::open(server);
+        client.request_allocation();
+        assert!(client.answer().is_none(), "a challenge");
+        client.request_allocation();
+        let answer = client.answer().expect("an allocation");
         let message = Message::parse(&answer).expect("STUN");
         let value = message
             .get(attribute::XOR_RELAYED_ADDRESS)
@@ -91,7 +117,7 @@ impl Client {
     }
 }
 
-fn set(socket: &UdpSocket, level: i32, name: i32, value: i32) {
+fn set(socket: &impl std::os::fd::AsRawFd, level: i32, name: i32, value: i32) {
     // SAFETY: the option's value is an int that lives for the call.
     let result = unsafe {
         libc::setsockopt(
@@ -121,14 +147,27 @@ fn cpu(pid: &str) -> u64 {
     ticks * 10_000
 }
 
-/// What allocations cost, one after the other, each with its challenge.
+/// What allocations cost, each with its challenge, [`AT_ONCE`] clients at a time: all ask before any reads.
 fn allocate(server: SocketAddr, pid: &str, clients: usize) {
     let (cpu_before, rss_before, start) = (cpu(pid), rss(pid), Instant::now());
-    let made: Vec<Client> = (0..clients).map(|_| Client::allocate(server).0).collect();
+    let mut made: Vec<Client> = Vec::with_capacity(clients);
+    while made.len() < clients {
+        let first = made.len();
+        let more = AT_ONCE.min(clients - first);
+        made.extend((0..more).map(|_| Client::open(server)));
+        for answered in [false, true] {
+            made[first..]
+                .iter_mut()
+                .for_each(Client::request_allocation);
+            for client in &mut made[first..] {
+                assert_eq!(client.answer().is_some(), answered, "a challenge first");
+            }
+        }
+    }
     let elapsed = start.elapsed().as_secs_f64();
     let (used, grown) = (cpu(pid) - cpu_before, rss(pid) - rss_before);
     println!(
-        "{} allocations: {:.1} µs CPU each, {:.0} a second (one client, one after the other), {} bytes of RSS each; idle RSS {} kB",
+        "{} allocations: {:.1} µs CPU each, {:.0} a second, {} bytes of RSS each; idle RSS {} kB",
         made.len(),
         used as f64 / clients as f64,
         clients as f64 / elapsed,
@@ -187,8 +226,9 @@ fn serve(port: &str) {
     }
 }
 
-/// The least that a relay of ChannelData does, with the same system calls.
-fn forward(port: &str) {
+/// The least that a relay of ChannelData does, with the same system calls; for `lone` packets without GRO, which joins none of
+/// them and costs.
+fn forward(port: &str, lone: bool) {
     let port: u16 = port.parse().expect("a port");
     let options = UdpOptions {
         packet_info: false,
@@ -196,6 +236,9 @@ fn forward(port: &str) {
     };
     let socket = wice_udp::UdpSocket::bind_with(SocketAddr::from(([127, 0, 0, 1], port)), &options)
         .expect("a socket");
+    if lone {
+        set(&socket, libc::SOL_UDP, libc::UDP_GRO, 0);
+    }
     let (mut buffers, mut failures) = (ReceiveBuffers::new(), SendFailures::new());
     let to = Destination {
         remote: SocketAddr::from(([127, 0, 0, 1], port + 1)),
@@ -217,10 +260,10 @@ fn forward(port: &str) {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, word, port] = &arguments[..]
+    if let [_, word, port, rest @ ..] = &arguments[..]
         && word == "forward"
     {
-        return forward(port);
+        return forward(port, rest.first().is_some_and(|word| word == "lone"));
     }
     if let [_, word, port] = &arguments[..]
         && word == "serve"

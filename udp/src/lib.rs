@@ -5,6 +5,7 @@
 
 mod address;
 mod errors;
+mod moderation;
 mod options;
 mod receive;
 mod send;
@@ -13,6 +14,7 @@ mod socket;
 mod tests;
 
 pub use errors::{ErrorOrigin, PathError, PathErrorKind};
+pub use moderation::Moderation;
 pub use receive::{Arrival, Datagram, ReceiveBuffers, SLOTS};
 pub use send::{
     CHANNEL_HEADER_LEN, Coalescer, Destination, MAX_GSO_BYTES, MAX_SEGMENTS, SendFailure,

@@ -26,6 +26,7 @@ pub struct ReceiveBuffers {
     data: Box<[u8]>,
     controls: Box<[Control; SLOTS]>,
     slots: Vec<Slot>,
+    received: u64,
 }
 
 /// A run of datagrams from one remote to one local address, all `segment_size` bytes long but the
@@ -78,7 +79,13 @@ impl ReceiveBuffers {
             data: vec![0; SLOTS * SLOT_STRIDE].into_boxed_slice(),
             controls: Box::new([Control([0; CONTROL_BYTES]); SLOTS]),
             slots: Vec::with_capacity(SLOTS),
+            received: 0,
         }
+    }
+
+    /// Datagrams since the start, of whatever sockets.
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     /// What the last [`UdpSocket::receive`] brought, in order of arrival.
@@ -154,7 +161,9 @@ impl ReceiveBuffers {
                 .and_then(|slot| open(slot, &self.data[slot.start..slot.start + slot.len]));
             match slot {
                 Some(slot) => {
-                    counters.received += slot.len.div_ceil(slot.segment_size) as u64;
+                    let datagrams = slot.len.div_ceil(slot.segment_size) as u64;
+                    counters.received += datagrams;
+                    self.received += datagrams;
                     self.slots.push(slot);
                 }
                 None => counters.receive_malformed += 1,

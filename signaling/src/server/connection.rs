@@ -32,6 +32,17 @@ enum End {
     Slow,
 }
 
+impl End {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Gone => "connection-ended",
+            Self::Left => "left",
+            Self::Refused(code) => code.as_str(),
+            Self::Slow => "slow-reader",
+        }
+    }
+}
+
 /// Serves a node until it goes, is refused, or the service stops.
 pub(super) async fn serve(
     mut socket: WebSocket,
@@ -56,7 +67,9 @@ pub(super) async fn serve(
                 .await
                 .err()
                 .unwrap_or(End::Gone);
-            let last = (session.heard.into_std(), matches!(end, End::Left));
+            let left = matches!(end, End::Left);
+            tracing::info!(event = "node-gone", key = %node.key, network = %node.network, reason = end.reason());
+            let last = (session.heard.into_std(), left);
             shared.registry().leave(
                 &node.network,
                 &node.key,
@@ -121,7 +134,7 @@ async fn greet(
         .map_err(End::Refused)?;
     shared.forget_lists();
     add(&shared.metrics.joins, 1);
-    tracing::debug!(event = "node-joined", key = %node.key, new = receipt.is_some());
+    tracing::info!(event = "node-joined", key = %node.key, network = %node.network, new = receipt.is_some());
     Ok((node, joined, receipt))
 }
 

@@ -13,7 +13,8 @@ use super::{
 use crate::core::node::{Arrival, HostSocket, RelayId, Via};
 use crate::io::shared_port::SharedPort;
 use crate::io::udp::{
-    Destination, PathErrorKind, ReceiveBuffers, SLOTS, SendFailureKind, Source, UdpSocket,
+    Destination, Moderation, PathErrorKind, ReceiveBuffers, SLOTS, SendFailureKind, Source,
+    UdpSocket,
 };
 use crate::wireguard::inprocess::TunRead;
 
@@ -29,6 +30,7 @@ impl PacketLoop {
         let mut buffers = ReceiveBuffers::new();
         let mut events = Vec::with_capacity(MAX_EVENTS);
         let mut tun_waits = false;
+        let mut moderation = Moderation::new(Instant::now());
         while !self.stopped {
             self.settle(Instant::now());
             events.clear();
@@ -72,6 +74,9 @@ impl PacketLoop {
             }
             if tun_waits {
                 tun_waits = self.take_device();
+            } else if let Some(nap) = moderation.after_turn(now, buffers.received()) {
+                // What was just sent has left; timers are later by no more than this.
+                std::thread::sleep(nap);
             }
         }
     }

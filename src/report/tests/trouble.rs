@@ -32,6 +32,19 @@ fn peers_are_found_by_what_people_have() {
 }
 
 #[test]
+fn nobody_need_be_named_where_there_is_one_alone() {
+    let mut status = with_inputs(&node(), |inputs| inputs.status());
+    assert_eq!(
+        status.only().unwrap_err(),
+        "say which peer\n  peers are lab-b, lab-c, lab-d, lab-e"
+    );
+    status.peers.truncate(1);
+    assert_eq!(status.only().unwrap().name, "lab-b");
+    status.peers.clear();
+    assert!(status.only().is_err());
+}
+
+#[test]
 fn who_is_meant_is_told_clearly() {
     let mut status = with_inputs(&node(), |inputs| inputs.status());
     assert_eq!(status.find("LAB-C").unwrap().name, "lab-c", "in any case");

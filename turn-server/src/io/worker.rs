@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustls::ServerConfig;
 use wice_udp::{
-    Arrival, ErrorOrigin, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError, UdpOptions,
-    UdpSocket,
+    Arrival, ErrorOrigin, Moderation, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError,
+    UdpOptions, UdpSocket,
 };
 
 use super::dispatch::{Routed, Sockets};
@@ -106,6 +106,7 @@ impl Worker {
     /// Runs until it is told to stop.
     pub(super) fn run(mut self) {
         let mut events = Vec::with_capacity(EVENTS);
+        let mut moderation = Moderation::new(Instant::now());
         loop {
             events.clear();
             let spare = rustix::buffer::spare_capacity(&mut events);
@@ -147,6 +148,9 @@ impl Worker {
             self.end_rest(now.instant);
             self.flush_streams();
             self.publish();
+            if let Some(nap) = moderation.after_turn(now.instant, self.buffers.received()) {
+                std::thread::sleep(nap);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ mod mobility;
 mod proxy;
 mod restart;
 mod tcp;
+mod turn_client_proto;
 mod uclient;
 
 use std::io::Write as _;
