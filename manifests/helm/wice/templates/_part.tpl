@@ -5,14 +5,14 @@ Takes: root, folder, values.
 */}}
 {{- define "wice.part" -}}
 {{- $part := . }}
-{{- $kustomization := .root.Files.Get (printf "%s/kustomization.yaml" .folder) | fromYaml }}
+{{- $file := printf "%s/kustomization.yaml" .folder }}
+{{- $kustomization := .root.Files.Get $file | required (printf "%s is not in the chart" $file) | fromYaml }}
 {{- $generated := include "wice.generated" (dict "part" . "kustomization" $kustomization) }}
 {{- $account := printf "system:serviceaccount:%s:wice" .root.Release.Namespace }}
-{{- $prefix := .values.annotationPrefix | default "wice.riasc.eu" }}
 {{- range $resource := $kustomization.resources }}
 {{- if not (hasPrefix "../" $resource) }}
 {{- $text := $part.root.Files.Get (printf "%s/%s" $part.folder $resource) }}
-{{- $text = $text | replace "system:serviceaccount:wice:wice" $account | replace "'wice.riasc.eu/'" (printf "'%s/'" $prefix) }}
+{{- $text = $text | replace "system:serviceaccount:wice:wice" $account | replace "'wice.riasc.eu/'" (printf "'%s/'" $part.root.Values.annotationPrefix) }}
 {{- range regexSplit "(?m)^---$" $text -1 }}
 {{- include "wice.object" (dict "part" $part "object" (fromYaml .) "generated" $generated) }}
 {{- end }}
@@ -50,6 +50,9 @@ Takes: root, folder, values.
 {{- $_ := mergeOverwrite $spec ($values.service | default dict) }}
 {{- with $values.serviceAnnotations }}{{ $_ := set $object.metadata "annotations" . }}{{ end }}
 {{- end }}
+{{- if eq $kind "PersistentVolumeClaim" }}
+{{- $_ := mergeOverwrite $spec ($values.storage | default dict) }}
+{{- end }}
 {{- range $spec.volumeClaimTemplates }}
 {{- $_ := mergeOverwrite .spec ($values.storage | default dict) }}
 {{- end }}
@@ -77,7 +80,9 @@ Takes: root, folder, values.
 {{- range $field := list "affinity" "nodeSelector" "priorityClassName" "tolerations" }}
 {{- with get $values $field }}{{ $_ := set $pod $field . }}{{ end }}
 {{- end }}
-{{- range $name, $value := $values.env }}
+{{- $env := deepCopy ($values.env | default dict) }}
+{{- if ne $root.Values.annotationPrefix "wice.riasc.eu" }}{{ $_ := set $env "WICE_ANNOTATION_PREFIX" $root.Values.annotationPrefix }}{{ end }}
+{{- range $name, $value := $env }}
 {{- $entry := dict "name" $name "value" (toString $value) }}
 {{- $_ := set $container "env" (append ($container.env | default list) $entry) }}
 {{- end }}
