@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use serde_json::Value;
-use wice_kube_tests::{NAMESPACE, asset, find, kustomized, output, overlay_folder, parse};
+use wice_kube_tests::{Cluster, NAMESPACE, asset, find, kustomized, output, overlay_folder, parse};
 
 /// The values that make each overlay of the chart.
 const OVERLAYS: [(&str, &[&str]); 6] = [
@@ -37,8 +37,9 @@ fn helm(arguments: &[&str]) -> anyhow::Result<String> {
         .env("HELM_CONFIG_HOME", &home)
         .env("HELM_DATA_HOME", &home)
         .args(&arguments[..1])
-        .args((arguments[0] == "template").then_some("wice"))
-        .arg(chart)
+        // The release's name; and the chart, for all but its end.
+        .args((arguments[0] != "lint").then_some("wice"))
+        .args((arguments[0] != "uninstall").then_some(chart))
         .args(&arguments[1..]);
     output(&mut helm)
 }
@@ -236,6 +237,38 @@ fn a_changed_file_makes_new_pods_and_somebody_elses_secret_is_used() {
         volumes.to_string().contains(r#""secretName":"mine""#),
         "{volumes}"
     );
+}
+
+#[test]
+fn a_real_api_server_takes_an_installation_an_upgrade_and_its_end() {
+    let cluster = Cluster::start().unwrap();
+    let token = std::fs::read_to_string(cluster.admin_token().unwrap()).unwrap();
+    let config = cluster.file("wice.toml", "stun = []\n").unwrap();
+    let (server, ca) = (cluster.url(), cluster.ca_file().display().to_string());
+    let config = format!("agent.config={}", config.display());
+    let to = |verb: &str, more: &[&str]| {
+        let mut line = vec![verb, "--namespace", NAMESPACE, "--kube-apiserver", &server];
+        line.extend(["--kube-token", &token, "--kube-ca-file", &ca]);
+        line.extend(more);
+        helm(&line)
+    };
+    // As the README has it.
+    let given = [
+        "--set-file",
+        &config,
+        "--set",
+        "agent.turnPassword=PASSWORD",
+    ];
+    let notes = to("install", &[&["--create-namespace"], &given[..]].concat()).unwrap();
+    assert!(notes.contains("wice status"), "{notes}");
+    let get = |what: &str| cluster.kubectl(&["get", "--namespace", NAMESPACE, what, "wice"]);
+    get("daemonset").unwrap();
+    get("validatingadmissionpolicy").unwrap();
+    let parts = ["--set", "agent.podMonitor=true,signaling.enabled=true"];
+    to("upgrade", &[&parts[..], &given[..]].concat()).unwrap();
+    get("podmonitor").unwrap();
+    to("uninstall", &[]).unwrap();
+    assert!(get("daemonset").is_err());
 }
 
 #[test]
