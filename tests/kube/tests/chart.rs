@@ -10,7 +10,7 @@ use serde_json::Value;
 use wice_kube_tests::{Cluster, NAMESPACE, asset, find, kustomized, output, overlay_folder, parse};
 
 /// The values that make each overlay of the chart.
-const OVERLAYS: [(&str, &[&str]); 6] = [
+const OVERLAYS: [(&str, &[&str]); 7] = [
     ("kilo-kubeadm", &[]),
     (
         "kilo-k3s",
@@ -23,9 +23,13 @@ const OVERLAYS: [(&str, &[&str]); 6] = [
         &["agent.enabled=false", "signaling.enabled=true"],
     ),
     ("bridge", &["agent.enabled=false", "bridge.enabled=true"]),
+    (
+        "podmonitor",
+        &["agent.enabled=false", "podmonitor.enabled=true"],
+    ),
 ];
-/// The base's objects beside those that a chart leaves to the operator unless asked.
-const WHOLE: [&str; 2] = ["namespace.create=true", "agent.podMonitor=true"];
+/// The Namespace is the operator's with a chart, unless asked for.
+const NAMESPACE_TOO: &str = "namespace.create=true";
 /// What makes pods new when their files change: kustomize has a suffix of names for it.
 const CHECKSUM: &str = "checksum/config";
 
@@ -99,7 +103,7 @@ fn the_chart_renders_what_every_overlay_does() {
             panic!("{overlay}: name it in the chart's parts.yaml, or say here what values make it")
         });
         let mut arguments: Vec<&str> = values.to_vec();
-        arguments.extend(WHOLE);
+        arguments.push(NAMESPACE_TOO);
         let folder = overlay_folder(overlay);
         let mut line = vec!["template", "--namespace", NAMESPACE];
         line.extend(arguments.iter().flat_map(|value| ["--set", value]));
@@ -204,7 +208,7 @@ fn values_say_what_an_operator_changes() {
 fn another_namespace_is_everywhere() {
     let mut line = vec!["template", "--namespace", "elsewhere"];
     line.extend(["--set", "signaling.enabled=true"]);
-    line.extend(WHOLE.iter().flat_map(|value| ["--set", value]));
+    line.extend(["--set", NAMESPACE_TOO]);
     let text = helm(&line).unwrap();
     for object in parse(&text) {
         let namespace = &object["metadata"]["namespace"];
@@ -264,7 +268,7 @@ fn a_real_api_server_takes_an_installation_an_upgrade_and_its_end() {
     let get = |what: &str| cluster.kubectl(&["get", "--namespace", NAMESPACE, what, "wice"]);
     get("daemonset").unwrap();
     get("validatingadmissionpolicy").unwrap();
-    let parts = ["--set", "agent.podMonitor=true,signaling.enabled=true"];
+    let parts = ["--set", "podmonitor.enabled=true,signaling.enabled=true"];
     to("upgrade", &[&parts[..], &given[..]].concat()).unwrap();
     get("podmonitor").unwrap();
     to("uninstall", &[]).unwrap();

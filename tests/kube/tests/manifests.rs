@@ -18,7 +18,14 @@ use serde_json::Value;
 use wice::signaling::kubernetes::state::{MeshAgent, Names};
 use wice_kube_tests::{Cluster, NAMESPACE, find, kustomized, output, overlay_folder, wice_binary};
 
-const OVERLAYS: [&str; 5] = ["kilo-k3s", "kilo-kubeadm", "wns", "turn", "signaling"];
+const OVERLAYS: [&str; 6] = [
+    "kilo-k3s",
+    "kilo-kubeadm",
+    "wns",
+    "turn",
+    "signaling",
+    "podmonitor",
+];
 
 /// What kustomize makes of an overlay.
 fn rendered(overlay: &str) -> Vec<Value> {
@@ -200,4 +207,12 @@ fn a_real_api_server_takes_every_overlay() {
         // Not only dry: what admission and defaults add must be taken as well.
         cluster.install(overlay).unwrap();
     }
+}
+
+#[test]
+fn a_cluster_without_prometheus_takes_the_readmes_first_line() {
+    let cluster = Cluster::start().unwrap();
+    let kind = "podmonitors.monitoring.coreos.com";
+    cluster.kubectl(&["delete", "crd", kind]).unwrap();
+    cluster.install("kilo-kubeadm").unwrap();
 }

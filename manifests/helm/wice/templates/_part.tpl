@@ -29,7 +29,6 @@ Takes: root, folder, values.
 {{- $spec := $object.spec | default dict }}
 {{- $namespace := .part.root.Release.Namespace }}
 {{- $left := list "Namespace" }}
-{{- if not ($values.podMonitor | default false) }}{{ $left = append $left "PodMonitor" }}{{ end }}
 {{- if and (hasKey $values "admissionPolicy") (not $values.admissionPolicy) }}
 {{- $left = concat $left (list "ValidatingAdmissionPolicy" "ValidatingAdmissionPolicyBinding") }}
 {{- end }}
