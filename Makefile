@@ -8,7 +8,7 @@ LAB_TOOLS := nft turnserver ip ping
 TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit netns uml kube interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube soak-turn lint docs setup-lab setup-test setup-interop setup-kube setup-bench-wireguard setup-uml
+.PHONY: help demo test unit netns uml kube image interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube soak-turn lint docs setup-lab setup-test setup-interop setup-kube setup-image setup-bench-wireguard setup-uml
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ uml: setup-uml ## kernel WireGuard: the same on a user-mode Linux, which is buil
 	    $(UML) $(CARGO) test -p wice-netns-tests --locked --test $$name -- $(UML_ARGS) || exit 1; }; done
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat port-restricted
 	./netns-tests/uml/run ./target/debug/wice lab --nat port-restricted --nat symmetric
+
+image: setup-image ## what the Dockerfile puts into the image, built static and run without a container engine; x86-64, and arm64 checked
+	./manifests/check-image
+	# rustc alone: nothing is linked, and the C of ring needs any compiler for the processor.
+	CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc $(CARGO) check --locked --bin wice --target aarch64-unknown-linux-musl --target-dir target/image
 
 kube: setup-kube ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
 	$(CARGO) build --locked --bin wice
@@ -124,6 +129,12 @@ setup-bench-wireguard: setup-test
 	$(call ensure,go,golang-go)
 	[ -x $(TOOLS)/bin/wireguard ] || GOBIN=$(CURDIR)/$(TOOLS)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO_VERSION)
 	[ -x $(TOOLS)/bin/gotatun ] || $(CARGO) install --quiet --locked gotatun-cli --version $(GOTATUN_VERSION) --root $(TOOLS)
+
+IMAGE_TOOLS := musl-gcc aarch64-linux-gnu-gcc readelf
+
+setup-image:
+	$(call ensure,$(IMAGE_TOOLS),musl-tools gcc-aarch64-linux-gnu libc6-dev-arm64-cross binutils)
+	rustup target add --quiet $$(uname -m)-unknown-linux-musl aarch64-unknown-linux-musl
 
 setup-kube: setup-test
 	$(call ensure,go,golang-go)

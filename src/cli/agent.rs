@@ -1,13 +1,14 @@
 //! `wice agent`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, ValueEnum};
 
 use super::daemon_args::DaemonArgs;
 use super::up::{resolve, run_daemon};
-use super::{Usage, log, print};
-use crate::config::{Mode, Overrides};
+use super::{Usage, block_on, log, print};
+use crate::config::{DEFAULT_RUN_DIR, Mode, Overrides};
+use crate::daemon::control::{self, Probe};
 use crate::report::Health;
 use crate::signaling::kubernetes::state::{MeshAgent, Names};
 use crate::signaling::kubernetes::{Access, KubernetesConfig};
@@ -75,8 +76,21 @@ pub(super) struct AgentArgs {
     /// A kubeconfig instead of the pod's ServiceAccount.
     #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_server_from", "api_ca_file", "api_token_file"])]
     kubeconfig: Option<PathBuf>,
+    /// Ask the agent that runs with these flags, and end: live, whether its own threads answer; ready, whether the API has answered
+    /// it as well, once since it began. While it waits for the interface it is both.
+    #[arg(long, value_name = "WHAT")]
+    probe: Option<Asked>,
     #[command(flatten)]
     daemon: DaemonArgs,
+}
+
+/// What an orchestrator asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Asked {
+    /// Whether its own threads answer.
+    Live,
+    /// Whether the API has answered it, too.
+    Ready,
 }
 
 /// Mesh agents whose annotations are known.
@@ -89,6 +103,9 @@ enum Mesh {
 }
 
 pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Health> {
+    if let Some(asked) = args.probe {
+        return args.probe(asked);
+    }
     let (file, print_config) = (args.daemon.config.clone(), args.daemon.print_config);
     let cluster = args.cluster()?;
     let config = resolve(args.overrides(), file, matches)?;
@@ -101,6 +118,29 @@ pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Hea
 }
 
 impl AgentArgs {
+    /// The file is not read: whoever spoils it while the agent runs need not be the agent's end.
+    fn probe(&self, asked: Asked) -> anyhow::Result<Health> {
+        let folder = self.daemon.run_dir.as_deref();
+        let folder = folder.unwrap_or(Path::new(DEFAULT_RUN_DIR));
+        let probe = match asked {
+            Asked::Live => Probe::Live,
+            Asked::Ready => Probe::Ready,
+        };
+        block_on(async {
+            control::probe(&control::socket(folder, self.interface()), probe).await?;
+            print("ok\n")?;
+            Ok(Health::Well)
+        })
+    }
+
+    fn interface(&self) -> &str {
+        let default = match self.mesh {
+            Mesh::Kilo => KILO_INTERFACE,
+            Mesh::Wns => WNS_INTERFACE,
+        };
+        self.interface.as_deref().unwrap_or(default)
+    }
+
     fn cluster(&self) -> anyhow::Result<KubernetesConfig> {
         let defaults = Names::of(match self.mesh {
             Mesh::Kilo => MeshAgent::Kilo,
@@ -122,6 +162,7 @@ impl AgentArgs {
                 ca_file: self.api_ca_file.clone(),
                 token_file: self.api_token_file.clone(),
                 kubeconfig: self.kubeconfig.clone(),
+                mesh: Some(self.interface().to_owned()),
             },
             node: self.node_name.clone(),
             names,
@@ -130,14 +171,9 @@ impl AgentArgs {
     }
 
     fn overrides(self) -> Overrides {
-        let default = match self.mesh {
-            Mesh::Kilo => KILO_INTERFACE,
-            Mesh::Wns => WNS_INTERFACE,
-        };
-        let interface = self.interface;
         Overrides {
             // The file's is managed mode's.
-            interface: Some(interface.unwrap_or_else(|| default.to_owned())),
+            interface: Some(self.interface().to_owned()),
             // Adverts take no longer names; a Node's may have 253 characters.
             name: Some(shortened(self.node_name)),
             ..self.daemon.overrides()

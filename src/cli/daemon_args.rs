@@ -17,7 +17,7 @@ pub(super) struct DaemonArgs {
     state_dir: Option<PathBuf>,
     /// Where the control socket is [default: /run/wice].
     #[arg(long, value_name = "FOLDER", env = "WICE_RUN_DIR")]
-    run_dir: Option<PathBuf>,
+    pub(super) run_dir: Option<PathBuf>,
     /// UDP port for checks, STUN and the packets that wice carries, not that of somebody else's WireGuard; 0 takes any [default:
     /// 51821].
     #[arg(long, value_name = "PORT", env = "WICE_LISTEN_PORT")]

@@ -10,12 +10,12 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
 use super::binding::InterfaceView;
-use super::control::{ControlError, ErrorKind, Handler, Servers, TurnLogin};
+use super::control::{ControlError, ErrorKind, Handler, Probe, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, PeerSnapshot, RelayServer, StunServer};
 use crate::core::overlay::Overlay;
 use crate::core::portmap;
 use crate::io::echo::echo;
-use crate::io::packet_loop::{Command, Inbox, PlaneView};
+use crate::io::packet_loop::{self, Command, Inbox, PlaneView};
 use crate::report::{
     Inputs, PathKind, PathMtu, PeerInputs, PingEvent, PortMapping, SCHEMA, Signaling, Status,
     Stranger, Why,
@@ -50,6 +50,8 @@ pub(super) enum Before {
 struct SharedState {
     url: String,
     signaling: Result<Instant, (Instant, String)>,
+    /// At least once since the daemon began.
+    was_connected: bool,
     /// Why the service refuses this node for good.
     refused: Option<ErrorCode>,
     stun: Vec<StunServer>,
@@ -65,6 +67,7 @@ impl Shared {
         let state = SharedState {
             url,
             signaling: Err((Instant::now(), "connecting".to_owned())),
+            was_connected: false,
             refused: None,
             stun: Vec::new(),
             relays: Vec::new(),
@@ -81,6 +84,7 @@ impl Shared {
     pub(super) fn connected(&self) {
         self.with(|state| {
             state.signaling = Ok(Instant::now());
+            state.was_connected = true;
             state.refused = None;
         });
     }
@@ -176,8 +180,7 @@ struct Seen {
 
 impl Answers {
     async fn look(&self) -> Result<Seen, ControlError> {
-        let (sender, receiver) = oneshot::channel();
-        let inspect = Command::Inspect(Box::new(move |view| {
+        let look = |view: &packet_loop::View<'_>| {
             let node = view.node.snapshot(view.now);
             let tunnels = match view.plane {
                 PlaneView::InProcess(tunnels) => Some(tunnels),
@@ -187,19 +190,9 @@ impl Answers {
                 Some(overlay) => managed_inputs(&node, tunnels, overlay, view.now),
                 None => (BTreeMap::new(), Vec::new()),
             };
-            // Fails only when the client has given up.
-            let _ = sender.send((node, peers, addresses));
-        }));
-        let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
-        self.inbox
-            .send(inspect)
-            .map_err(|error| failed(error.to_string()))?;
-        let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
-        let Ok(Ok((node, mut peers, mut addresses))) = answer else {
-            return Err(failed(
-                "the packet loop does not answer: see the daemon's log".into(),
-            ));
+            (node, peers, addresses)
         };
+        let (node, mut peers, mut addresses) = self.inspect(look).await?;
         let port_mappings = self
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
@@ -271,6 +264,28 @@ impl Answers {
         })
     }
 
+    /// What the packet loop shows.
+    async fn inspect<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&packet_loop::View<'_>) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let (sender, receiver) = oneshot::channel();
+        let inspect = Command::Inspect(Box::new(move |view| {
+            // Fails only when the client has given up.
+            let _ = sender.send(look(view));
+        }));
+        self.inbox
+            .send(inspect)
+            .map_err(|error| failed(error.to_string()))?;
+        let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
+        let Ok(Ok(seen)) = answer else {
+            return Err(failed(
+                "the packet loop does not answer: see the daemon's log".into(),
+            ));
+        };
+        Ok(seen)
+    }
+
     async fn echo(
         &self,
         to: IpAddr,
@@ -279,7 +294,6 @@ impl Answers {
     ) -> Result<Option<Duration>, ControlError> {
         let sent =
             tokio::task::spawn_blocking(move || echo(to, identifier, sequence, PING_TIMEOUT));
-        let failed = |message: String| ControlError::new(ErrorKind::Failed, message);
         sent.await
             .map_err(|error| failed(error.to_string()))?
             .map_err(|error| failed(format!("cannot ping {to}: {error}")))
@@ -417,10 +431,28 @@ impl Handler for Answers {
         }))
     }
 
+    async fn probe(&self, probe: Probe) -> Result<(), ControlError> {
+        self.inspect(|_| ()).await?;
+        match probe {
+            Probe::Live => Ok(()),
+            Probe::Ready => self.shared.with(|state| match &state.signaling {
+                Err((_, error)) if !state.was_connected => Err(failed(format!(
+                    "not ready: {} has not answered yet: {error}",
+                    state.url
+                ))),
+                Ok(_) | Err(_) => Ok(()),
+            }),
+        }
+    }
+
     async fn down(&self) -> Result<(), ControlError> {
         self.shared.stop.notify_one();
         Ok(())
     }
+}
+
+fn failed(message: String) -> ControlError {
+    ControlError::new(ErrorKind::Failed, message)
 }
 
 /// Which commands start this node and make it another one.

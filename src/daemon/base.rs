@@ -180,10 +180,7 @@ impl Base {
         };
         let commands = Commands::new(&settings.interface, attached);
         let shared = Arc::new(Shared::new(network.place()));
-        let socket = settings
-            .run_dir
-            .join(format!("{}.sock", settings.interface));
-        let control = ControlListener::bind(&socket)?;
+        let control = ControlListener::bind(&settings.socket())?;
         let answers = Arc::new(Answers {
             interface: settings.interface.clone(),
             port: ports.v4.unwrap_or(settings.port),

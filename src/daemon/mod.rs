@@ -89,6 +89,13 @@ pub struct Settings {
     pub direct: Direct,
 }
 
+impl Settings {
+    /// The control socket.
+    fn socket(&self) -> PathBuf {
+        control::socket(&self.run_dir, &self.interface)
+    }
+}
+
 /// A TURN server with credentials that do not come from signaling.
 #[derive(Clone, Debug)]
 pub struct StaticRelay {

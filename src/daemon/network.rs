@@ -151,7 +151,7 @@ impl Network {
             }
             #[cfg(feature = "kubernetes")]
             Self::Cluster { backend, .. } => match backend.take() {
-                Some(backend) => Ok(Signaling::start(*backend)),
+                Some(backend) => Ok(Signaling::start(backend.with_socket_hook(socket_hook))),
                 None => anyhow::bail!("the Kubernetes backend was started before"),
             },
         }

@@ -69,22 +69,44 @@ pub enum DialError {
     },
 }
 
-/// Connects to the first address of `host` that answers: in the resolver's order, the families by
-/// turns, each a little after the one before it or at once when that has failed.
+/// One try of a connection.
+pub struct Way {
+    /// Where to.
+    pub remote: SocketAddr,
+    /// How the socket is prepared.
+    pub hook: Option<SocketHook>,
+}
+
+/// Connects to the first address of `host` that answers.
 pub async fn dial(
     host: &Host,
     port: u16,
     hook: Option<&SocketHook>,
 ) -> Result<TcpStream, DialError> {
-    let mut waiting = by_turns(resolve(host, port).await?.into_iter());
+    let addresses = resolve(host, port).await?.into_iter();
+    let ways = addresses.map(|remote| Way {
+        remote,
+        hook: hook.cloned(),
+    });
+    race(host, ways.collect()).await
+}
+
+/// The addresses of `host` as they are to be tried: in the resolver's order, the families by turns.
+pub async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+    Ok(by_turns(look_up(host, port).await?.into_iter()).into())
+}
+
+/// The first of these ways to `host` that gives a connection: each begins a little after the one before it, or at once when that has
+/// failed.
+pub async fn race(host: &Host, mut waiting: VecDeque<Way>) -> Result<TcpStream, DialError> {
     let mut attempts = JoinSet::new();
     let mut last = DialError::Resolve {
         host: host.to_string(),
         error: io::Error::other("it has no address"),
     };
     loop {
-        if let Some(address) = waiting.pop_front() {
-            attempts.spawn(attempt(address, hook.cloned()));
+        if let Some(way) = waiting.pop_front() {
+            attempts.spawn(attempt(way));
         }
         tokio::select! {
             attempt = attempts.join_next() => match attempt {
@@ -99,7 +121,7 @@ pub async fn dial(
     }
 }
 
-async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
+async fn look_up(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
     let name = match host {
         Host::Address(address) => return Ok(vec![SocketAddr::new(*address, port)]),
         Host::Name(name) => name,
@@ -112,7 +134,7 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, DialError> {
     Ok(found.take(MAX_ADDRESSES).collect())
 }
 
-async fn attempt(remote: SocketAddr, hook: Option<SocketHook>) -> Result<TcpStream, DialError> {
+async fn attempt(Way { remote, hook }: Way) -> Result<TcpStream, DialError> {
     let prepared = || {
         let socket = match remote {
             SocketAddr::V4(_) => TcpSocket::new_v4(),

@@ -353,7 +353,7 @@ fn interface_address(name: &str) -> io::Result<Option<Ipv4Addr>> {
         *to = from as libc::c_char;
     }
     // SAFETY: SIOCGIFADDR reads and writes one `ifreq`, which outlives the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR, &mut request) } < 0 {
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFADDR as _, &mut request) } < 0 {
         let error = io::Error::last_os_error();
         return match error.raw_os_error() {
             // Not there, or without an address, yet.

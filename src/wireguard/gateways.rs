@@ -53,6 +53,26 @@ impl Netlink {
             .map(|((interface, _), (_, address))| Gateway { interface, address });
         Ok(gateways.collect())
     }
+
+    /// The interface by which packets to an address leave this machine; none where they stay on it.
+    pub async fn leaves_by(&self, to: IpAddr) -> Result<Option<u32>, NetlinkError> {
+        let request = match to {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, 32)
+                .build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, 128)
+                .build(),
+        };
+        let what = || format!("find the route to {to}");
+        // With a destination the kernel tells the one route that it would take.
+        let mut routes = self.handle.route().get(request).execute();
+        let mut found = None;
+        while let Some(route) = routes.try_next().await.map_err(|e| classify(what(), e))? {
+            found = output(&route).filter(|_| route.header.kind != RouteType::Local);
+        }
+        Ok(found)
+    }
 }
 
 fn gateway(route: &RouteMessage) -> Option<IpAddr> {

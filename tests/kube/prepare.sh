@@ -1,13 +1,14 @@
 #!/bin/sh
-# Builds etcd, kube-apiserver and kubectl, and Kilo's kg when asked, as ordinary Go dependencies into a cache, for tests against the real
-# ones. Prints the folder. What is there already is not built again; KUBEBUILDER_ASSETS with both servers is used as it is.
+# Builds etcd, kube-apiserver, kubectl and helm, and Kilo's kg when asked, as ordinary Go dependencies into a cache, for tests against the real
+# ones. Prints the folder. What is there already is not built again; what KUBEBUILDER_ASSETS has is used as it is.
 set -eu
 KUBERNETES=${KUBERNETES:-1.36.4}
 ETCD=${ETCD:-3.6.8}
+HELM=${HELM:-3.22.0}
 # The first commit after 0.7.0: its tags are none that Go takes.
 KILO=${KILO:-944dff57}
 assets=${KUBEBUILDER_ASSETS:-${XDG_CACHE_HOME:-$HOME/.cache}/wice/kube-$KUBERNETES-etcd-$ETCD}
-what=${*:-etcd kube-apiserver kubectl}
+what=${*:-etcd kube-apiserver kubectl helm}
 mkdir -p "$assets"
 
 # Go itself comes as a module, too, where the one that is there is older than Kubernetes wants. From 1.21 on it knows that by
@@ -63,8 +64,9 @@ for program in $what; do
   etcd) build etcd go.etcd.io/etcd/server/v3 "v$ETCD" go.etcd.io/etcd/server/v3 "" ;;
   kube-apiserver) build kube-apiserver k8s.io/kubernetes "v$KUBERNETES" k8s.io/kubernetes/cmd/kube-apiserver "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES" ;;
   kubectl) build kubectl k8s.io/kubernetes "v$KUBERNETES" k8s.io/kubernetes/cmd/kubectl "-X k8s.io/component-base/version.gitVersion=v$KUBERNETES" ;;
+  helm) build helm helm.sh/helm/v3 "v$HELM" helm.sh/helm/v3/cmd/helm "-X helm.sh/helm/v3/internal/version.version=v$HELM" ;;
   kg) build kg github.com/squat/kilo "$KILO" github.com/squat/kilo/cmd/kg "" ;;
-  *) echo "$program: etcd, kube-apiserver, kubectl or kg" >&2; exit 64 ;;
+  *) echo "$program: etcd, kube-apiserver, kubectl, helm or kg" >&2; exit 64 ;;
   esac
 done
 echo "$assets"

@@ -6,6 +6,7 @@ mod detach;
 mod guidance;
 mod seeking;
 mod start;
+mod waiting;
 
 use tokio::sync::mpsc;
 use wice_signaling::protocol::RecordKind;
@@ -19,6 +20,7 @@ use crate::io::packet_loop::{Command, Notice};
 use crate::wireguard::backend::BackendError;
 use adverts::Adverts;
 use guidance::Guide;
+use waiting::Waiting;
 
 pub use detach::{Detached, detach};
 #[cfg(feature = "kubernetes")]
@@ -89,12 +91,19 @@ pub(super) async fn run(settings: Settings, meet: Meet) -> anyhow::Result<()> {
                 let text = error.to_string();
                 if missing.as_ref() != Some(&text) {
                     tracing::warn!(event = "interface-lost", error = text, "waiting for it");
-                    missing = Some(text);
+                    missing = Some(text.clone());
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK_EVERY) => continue,
-                    _ = signals.stop() => return Ok(()),
+                let waiting = Waiting::start(&settings, &text)?;
+                let go_on = tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => true,
+                    () = waiting.asked_to_stop() => false,
+                    _ = signals.stop() => false,
+                };
+                waiting.end().await;
+                if go_on {
+                    continue;
                 }
+                return Ok(());
             }
             Err(error) => return Err(error),
         };

@@ -2,18 +2,24 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::protocol::{ControlError, MAX_REPLY, Reply, Request};
+use super::protocol::{ControlError, MAX_REPLY, Probe, Reply, Request};
 
 /// The daemon answers from memory; this long means that it hangs.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a daemon may take to stop: interface, allocations and a last advert.
 const DOWN_TIMEOUT: Duration = Duration::from_secs(15);
+/// A daemon that does not listen at once is not dead: between two sockets there are some milliseconds.
+const PROBE_BEGIN: Duration = Duration::from_secs(2);
+/// The pause between two tries of a probe.
+const PROBE_AGAIN: Duration = Duration::from_millis(50);
+/// A probe's answer: more than the 2 s that the packet loop has, and with [`PROBE_BEGIN`] less than the manifests' 10 s.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,11 @@ pub enum ClientError {
     Refused(#[from] ControlError),
 }
 
+/// The socket of the daemon of an interface.
+pub fn socket(run_dir: &Path, interface: &str) -> PathBuf {
+    run_dir.join(format!("{interface}.sock"))
+}
+
 /// The socket of `interface` in `run_dir`; without a name the one at which a daemon answers, and where none does that of
 /// the only one that ran here, else of the default interface.
 pub fn find_socket(
@@ -53,7 +64,7 @@ pub fn find_socket(
     interface: Option<&str>,
     default: &str,
 ) -> Result<PathBuf, ClientError> {
-    let of = |interface: &str| run_dir.join(format!("{interface}.sock"));
+    let of = |interface: &str| socket(run_dir, interface);
     if let Some(interface) = interface {
         return Ok(of(interface));
     }
@@ -86,6 +97,21 @@ fn lives(socket: &Path) -> bool {
         Ok(_) => true,
         Err(error) => !matches!(error.kind(), NotFound | ConnectionRefused),
     }
+}
+
+/// Asks the daemon at `socket` what a probe wants to know. One that begins, or leaves one socket for another, has a moment for it.
+pub async fn probe(socket: &Path, probe: Probe) -> Result<(), ClientError> {
+    let deadline = Instant::now() + PROBE_BEGIN;
+    let mut client = loop {
+        match Client::connect(socket).await {
+            Err(ClientError::NotRunning(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(PROBE_AGAIN).await;
+            }
+            connected => break connected?,
+        }
+    };
+    client.send(&Request::Probe { probe }).await?;
+    client.next(PROBE_TIMEOUT).await.map(drop)
 }
 
 /// A connection to the daemon.

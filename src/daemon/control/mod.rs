@@ -7,6 +7,6 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, ClientError, find_socket};
-pub use protocol::{ControlError, ErrorKind, MAX_PINGS, Reply, Request, Servers, TurnLogin};
+pub use client::{Client, ClientError, find_socket, probe, socket};
+pub use protocol::{ControlError, ErrorKind, MAX_PINGS, Probe, Reply, Request, Servers, TurnLogin};
 pub use server::{BindError, ControlListener, Handler, serve};

@@ -33,8 +33,23 @@ pub enum Request {
     },
     /// The STUN and TURN servers in use, with credentials. Answer: [`Reply::Servers`].
     Servers,
+    /// Whether it lives, or is ready. Answer: [`Reply::Done`], or why not.
+    Probe {
+        /// Which of both.
+        probe: Probe,
+    },
     /// Stop, and take the interface away. Answer: [`Reply::Done`], and the connection ends when the daemon does.
     Down,
+}
+
+/// What an orchestrator wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Probe {
+    /// Whether the daemon's own threads answer: nothing else is a matter of its life.
+    Live,
+    /// Whether signaling has been there as well, once since the daemon began: what breaks later breaks no path.
+    Ready,
 }
 
 impl Request {

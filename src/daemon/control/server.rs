@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::protocol::{ControlError, ErrorKind, MAX_PINGS, MAX_REQUEST, Reply, Request, Servers};
+use super::protocol::{
+    ControlError, ErrorKind, MAX_PINGS, MAX_REQUEST, Probe, Reply, Request, Servers,
+};
 use crate::report::{PingEvent, Status, Why};
 
 /// Owner and group: whoever may write here may stop the daemon and read credentials of relays.
@@ -50,6 +52,8 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// STUN and TURN servers in use, with credentials.
     fn servers(&self) -> impl Future<Output = Result<Servers, ControlError>> + Send;
+    /// Whether this is so, or why not.
+    fn probe(&self, probe: Probe) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// Begins to stop: returns at once.
     fn down(&self) -> impl Future<Output = Result<(), ControlError>> + Send;
 }
@@ -256,6 +260,7 @@ async fn answer<H: Handler>(
             result.unwrap_or(Ok(())).map(|()| Reply::Done)
         }
         Request::Servers => handler.servers().await.map(Reply::Servers),
+        Request::Probe { probe } => handler.probe(probe).await.map(|()| Reply::Done),
         Request::Down => handler.down().await.map(|()| Reply::Done),
     };
     write(writer, &reply.unwrap_or_else(Reply::Error)).await

@@ -62,6 +62,13 @@ impl Handler for Fake {
         Ok(status())
     }
 
+    async fn probe(&self, probe: Probe) -> Result<(), ControlError> {
+        match probe {
+            Probe::Live => Ok(()),
+            Probe::Ready => Err(ControlError::new(ErrorKind::Failed, "not yet")),
+        }
+    }
+
     async fn why(&self, peer: &str) -> Result<Why, ControlError> {
         let message = status().find(peer).unwrap_err();
         Err(ControlError::new(ErrorKind::NoSuchPeer, message))
@@ -285,6 +292,23 @@ async fn a_live_socket_is_respected_and_a_stale_one_replaced() {
         ControlListener::bind(&folder.socket()),
         Err(BindError::NotASocket(_))
     ));
+}
+
+#[tokio::test]
+async fn a_probe_waits_a_moment_for_a_daemon_that_begins_and_tells_why_not() {
+    let folder = Folder::new();
+    let path = folder.socket();
+    let error = probe(&path, Probe::Live).await.unwrap_err();
+    assert!(matches!(error, ClientError::NotRunning(_)), "{error}");
+    let asked = tokio::spawn({
+        let path = path.clone();
+        async move { probe(&path, Probe::Live).await }
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let _daemon = start(&path);
+    asked.await.unwrap().unwrap();
+    let error = probe(&path, Probe::Ready).await.unwrap_err();
+    assert_eq!(error.to_string(), "not yet");
 }
 
 #[tokio::test]

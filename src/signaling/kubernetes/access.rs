@@ -4,7 +4,16 @@ use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper_timeout::TimeoutConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::ConfigExt as _;
+use kube::client::retry::RetryPolicy;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use tower::retry::RetryLayer;
+use tower::{BoxError, ServiceBuilder};
+
+use super::underlay::Underlay;
+use crate::io::dial::SocketHook;
 
 /// A connection that says nothing for so long is dead: a watch has a bookmark about every 60 s.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
@@ -23,6 +32,8 @@ pub struct Access {
     pub token_file: Option<PathBuf>,
     /// A kubeconfig instead of all of these.
     pub kubeconfig: Option<PathBuf>,
+    /// The mesh's interface, into which no connection may go.
+    pub mesh: Option<String>,
 }
 
 /// The API server cannot be reached this way at all.
@@ -52,10 +63,25 @@ pub enum AccessError {
 impl Access {
     /// A client by it. Files are read, nothing is sent.
     pub async fn client(&self) -> Result<kube::Client, AccessError> {
+        self.client_by(None).await
+    }
+
+    /// The same, whose sockets are prepared by `hook` before they connect.
+    pub(super) async fn client_by(
+        &self,
+        hook: Option<SocketHook>,
+    ) -> Result<kube::Client, AccessError> {
         let mut config = self.config().await?;
         config.read_timeout = Some(READ_TIMEOUT);
         config.reset_reader_on_write = true;
-        kube::Client::try_from(config).map_err(|error| AccessError::Client(explain(&error)))
+        let mesh = self.mesh.clone();
+        // A proxy is somebody's own choice of a way.
+        let client = if config.proxy_url.is_some() {
+            kube::Client::try_from(config)
+        } else {
+            client_of(&config, Underlay { mesh, hook })
+        };
+        client.map_err(|error| AccessError::Client(explain(&error)))
     }
 
     async fn config(&self) -> Result<kube::Config, AccessError> {
@@ -98,6 +124,26 @@ impl Access {
         }
         Ok(config)
     }
+}
+
+/// What [`kube::Client`] is made of by itself, with our own connections.
+fn client_of(config: &kube::Config, underlay: Underlay) -> kube::Result<kube::Client> {
+    let tls = config.rustls_https_connector_with_connector(underlay)?;
+    let mut connector = TimeoutConnector::new(tls);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    connector.set_reset_reader_on_write(config.reset_reader_on_write);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .layer(RetryLayer::new(RetryPolicy::server_retry()))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(
+            hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector),
+        );
+    Ok(kube::Client::new(service, config.default_namespace.clone()))
 }
 
 /// The address of the first cluster that it names.

@@ -14,6 +14,7 @@ use super::state::{Change, Names, ObjectName, Objects, Pace, Source, encode};
 use super::view::{ClusterView, OwnNode};
 use super::watched::{Seen, Told, Watched, streams};
 use super::writer::{Done, Writer};
+use crate::io::dial::SocketHook;
 use crate::signaling::{Event, Outbox, SignalingBackend};
 
 /// Field managers, one a record.
@@ -46,6 +47,7 @@ pub struct KubernetesBackend {
     view: watch::Sender<ClusterView>,
     pace: Pace,
     connected: bool,
+    hook: Option<SocketHook>,
 }
 
 /// Why a session ended.
@@ -82,16 +84,23 @@ impl KubernetesBackend {
             view,
             pace: Pace::new(seed()?),
             connected: false,
+            hook: None,
             config,
         };
         Ok((backend, receiver))
+    }
+
+    /// Prepares every socket with this before it connects.
+    #[must_use]
+    pub fn with_socket_hook(self, hook: Option<SocketHook>) -> Self {
+        Self { hook, ..self }
     }
 }
 
 impl SignalingBackend for KubernetesBackend {
     async fn run(mut self, mut outbox: watch::Receiver<Outbox>, events: mpsc::Sender<Event>) {
         loop {
-            let client = match self.config.access.client().await {
+            let client = match self.config.access.client_by(self.hook.clone()).await {
                 Ok(client) => client,
                 Err(error) => {
                     // Files may be mended meanwhile.

@@ -6,6 +6,7 @@
 mod access;
 mod backend;
 pub mod state;
+mod underlay;
 mod view;
 mod watched;
 mod writer;

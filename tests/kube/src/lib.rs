@@ -8,6 +8,7 @@ mod annotator;
 mod cluster;
 mod mesh;
 mod mesh_agent;
+mod rendered;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,6 +20,7 @@ pub use annotator::Annotator;
 pub use cluster::{Cluster, NAMESPACE, Place, Server, overlay_folder};
 pub use mesh::KubeMesh;
 pub use mesh_agent::{INTERFACE, MeshAgents};
+pub use rendered::{find, kustomized, parse};
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);

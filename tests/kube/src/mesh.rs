@@ -141,8 +141,15 @@ impl KubeMesh {
         Ok(())
     }
 
-    /// Starts `wice agent` as its pod does: with a token bound to the Node, and no kubeconfig.
+    /// Starts `wice agent` on a node.
     pub fn start_wice(&mut self, node: &str) -> Result<()> {
+        let daemon = self.agent(node)?;
+        self.daemons.insert(node.to_owned(), daemon);
+        Ok(())
+    }
+
+    /// `wice agent` as its pod runs it: with a token bound to the Node, and no kubeconfig.
+    pub fn agent(&self, node: &str) -> Result<Process> {
         let token = self.cluster.token(node)?;
         let token = self.cluster.file(&format!("token-{node}"), &token)?;
         let until = SystemTime::now().duration_since(UNIX_EPOCH)? + TURN_FOR;
@@ -183,8 +190,7 @@ impl KubeMesh {
             }
             command
         })?;
-        self.daemons.insert(node.to_owned(), daemon);
-        Ok(())
+        Ok(daemon)
     }
 
     /// The process of a daemon.

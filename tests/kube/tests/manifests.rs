@@ -16,18 +16,20 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use wice::signaling::kubernetes::state::{MeshAgent, Names};
-use wice_kube_tests::{Cluster, NAMESPACE, asset, output, overlay_folder, wice_binary};
+use wice_kube_tests::{Cluster, NAMESPACE, find, kustomized, output, overlay_folder, wice_binary};
 
-const OVERLAYS: [&str; 5] = ["kilo-k3s", "kilo-kubeadm", "wns", "turn", "signaling"];
+const OVERLAYS: [&str; 6] = [
+    "kilo-k3s",
+    "kilo-kubeadm",
+    "wns",
+    "turn",
+    "signaling",
+    "podmonitor",
+];
 
 /// What kustomize makes of an overlay.
 fn rendered(overlay: &str) -> Vec<Value> {
-    let mut kubectl = Command::new(asset("kubectl").unwrap());
-    let text = output(kubectl.arg("kustomize").arg(overlay_folder(overlay))).unwrap();
-    let documents = text.split("\n---\n");
-    documents
-        .map(|text| serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}")))
-        .collect()
+    kustomized(overlay).unwrap()
 }
 
 /// Read as `T` and written again, nothing is missing.
@@ -67,11 +69,6 @@ fn is_empty(value: &Value) -> bool {
         Value::Array(items) => items.is_empty(),
         _ => false,
     }
-}
-
-fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
-    let found = objects.iter().find(|object| object["kind"] == kind);
-    found.unwrap_or_else(|| panic!("no {kind}"))
 }
 
 #[test]
@@ -210,4 +207,12 @@ fn a_real_api_server_takes_every_overlay() {
         // Not only dry: what admission and defaults add must be taken as well.
         cluster.install(overlay).unwrap();
     }
+}
+
+#[test]
+fn a_cluster_without_prometheus_takes_the_readmes_first_line() {
+    let cluster = Cluster::start().unwrap();
+    let kind = "podmonitors.monitoring.coreos.com";
+    cluster.kubectl(&["delete", "crd", kind]).unwrap();
+    cluster.install("kilo-kubeadm").unwrap();
 }
