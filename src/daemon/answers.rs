@@ -195,7 +195,7 @@ impl Answers {
             .send(inspect)
             .map_err(|error| failed(error.to_string()))?;
         let answer = tokio::time::timeout(INSPECT_TIMEOUT, receiver).await;
-        let Ok(Ok((node, mut peers, mut addresses))) = answer else {
+        let Ok(Ok((mut node, mut peers, mut addresses))) = answer else {
             return Err(failed(
                 "the packet loop does not answer: see the daemon's log".into(),
             ));
@@ -226,6 +226,10 @@ impl Answers {
                 strangers = view.strangers.values().cloned().collect();
                 for key in &view.lacking {
                     peers.entry(*key).or_default().lacks_us = true;
+                }
+                for peer in node.peers.iter_mut().filter(|peer| peer.name.is_some()) {
+                    let name = view.names.get(&peer.key).cloned();
+                    peer.name = name.or(peer.name.take());
                 }
             }
         }
