@@ -291,7 +291,7 @@ impl KubeMesh {
             }
             if let Some(interface) = self.interfaces.get(*node) {
                 let shown = interface
-                    .wg(&["show", INTERFACE])
+                    .wg(&["show", interface.name()])
                     .unwrap_or_else(|error| error.to_string());
                 text += &format!("--- {node}: wg show\n{shown}");
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use wice::lab::{NatKind, Pings};
-use wice_kube_tests::{Cluster, KubeMesh};
+use wice_kube_tests::{Cluster, KubeMesh, wait_until};
 
 const ADVERT: &str = "wice.riasc.eu/advert";
 /// Two Nodes and a machine outside.
@@ -111,7 +111,13 @@ fn a_bridges_token_annotates_peers_and_does_nothing_else() -> Result<()> {
     bridge(&["get", "nodes"])?;
     bridge(&["get", "peers.kilo.squat.ai"])?;
     let entry = format!("{ADVERT}=x");
-    // The policy may take a moment to count; what it lets through it always lets through.
+    // An API server takes a moment to heed a policy that is new.
+    let mut number = 0;
+    wait_until("the policy counts", ANSWERED, || {
+        number += 1;
+        let label = format!("tried={number}");
+        bridge(&["label", "peers.kilo.squat.ai", "box", "--overwrite", &label]).is_err()
+    })?;
     bridge(&["annotate", "peers.kilo.squat.ai", "box", &entry])?;
     let large = format!("{ADVERT}={}", "x".repeat(8193));
     let refused: [(&[&str], &str); 9] = [

@@ -40,8 +40,10 @@ impl KubeMesh {
             interface.set_peer(key, None, &allowed)?;
             let key = key.to_string();
             interface.wg(&["set", name, "peer", &key, "persistent-keepalive", "25"])?;
-            let mut route = interface.ns().command("ip");
-            output(route.args(["route", "replace", &pods, "dev", name]))?;
+            for to in allowed.split(',') {
+                let mut route = interface.ns().command("ip");
+                output(route.args(["route", "replace", to, "dev", name]))?;
+            }
         }
         let daemon = self.lab.start_attached(home, name, Some(token), &[])?;
         self.daemons.insert(home.to_owned(), daemon);
