@@ -142,7 +142,9 @@ impl Running {
                 let url = self.network.place();
                 tracing::info!(event = "signaling-connected", url);
                 self.troubles.remove("signaling");
-                if !self.carries {
+                if self.carries {
+                    self.troubles.remove("service-too-old");
+                } else {
                     let hint = "update wice signal; until then machines outside do not hear of the cluster's nodes, and the cluster hears of them";
                     self.trouble("service-too-old", "the signaling service takes nothing that is carried for others: it is of an older version", hint);
                 }

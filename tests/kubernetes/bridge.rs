@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use wice::signaling::kubernetes::state::{Source, decode_at, encode, encode_at};
 use wice::signaling::{Event, Signaling, WebSocketBackend, WebSocketConfig};
 use wice_signaling::protocol::{
-    Advert, NatBehavior, PrivateKey, PublicKey, RecordKind, Session, Token,
+    Advert, CHALLENGE_HEADER, NatBehavior, PrivateKey, PublicKey, RecordKind, SUBPROTOCOL,
+    ServerFrame, Servers, Session, Token,
 };
 
 use super::api::Api;
@@ -323,6 +328,69 @@ async fn a_machine_outside_and_the_clusters_nodes_hear_of_each_other() {
     until_peer_says(&api, "box", None).await;
     bridge.until_said(&["event=peer-cleared", "peer=box"]).await;
     assert!(api.peer_annotation("late", ADVERT).is_some());
+}
+
+/// A service of before frames were carried: it answers the upgrade without a word of them, and ends at one that it gets. Gives how
+/// many frames that it does not know came.
+async fn old_service(listener: tokio::net::TcpListener) -> usize {
+    let (stream, _) = listener.accept().await.unwrap();
+    #[allow(clippy::result_large_err, reason = "the library's callback")]
+    let upgrade = |_: &Request, mut response: Response| {
+        let headers = response.headers_mut();
+        let protocol = HeaderValue::from_static(SUBPROTOCOL);
+        headers.insert("sec-websocket-protocol", protocol);
+        let challenge = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        headers.insert(CHALLENGE_HEADER, HeaderValue::from_static(challenge));
+        Ok(response)
+    };
+    let mut socket = tokio_tungstenite::accept_hdr_async(stream, upgrade)
+        .await
+        .unwrap();
+    let welcome = ServerFrame::Welcome {
+        receipt: None,
+        revocations: None,
+        servers: Servers::default(),
+    };
+    let welcome = Message::Binary(welcome.encode().into());
+    socket.send(welcome).await.unwrap();
+    let mut unknown = 0;
+    let frames = async {
+        while let Some(Ok(frame)) = socket.next().await {
+            let Message::Binary(bytes) = frame else {
+                continue;
+            };
+            unknown += usize::from(bytes[0] > 4);
+        }
+    };
+    // Longer than the bridge looks before it carries.
+    let _ = tokio::time::timeout(Duration::from_secs(4), frames).await;
+    unknown
+}
+
+#[tokio::test]
+async fn a_service_of_before_is_told_of_and_gets_nothing_that_it_does_not_know() {
+    let outside = Outside::new("old").await;
+    let api = Api::start("bridge-old", "36").await;
+    let node = encode(&advert(1, 1)).unwrap();
+    api.annotate(
+        "a",
+        &[(KEY, Some(&key(1).to_string())), (ADVERT, Some(&node))],
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    let token = Token {
+        url: url.parse().unwrap(),
+        pin: None,
+        ..outside.token.clone()
+    };
+    std::fs::write(outside.folder.join("token"), &*token.encode().unwrap()).unwrap();
+    let service = tokio::spawn(old_service(listener));
+    let mut bridge = outside.bridge(&api, &[]);
+    bridge
+        .until_said(&["event=service-too-old", "update wice signal"])
+        .await;
+    assert_eq!(service.await.unwrap(), 0);
+    assert!(!bridge.log().contains("event=carrying"), "{}", bridge.log());
 }
 
 #[tokio::test]
