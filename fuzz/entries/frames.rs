@@ -1,8 +1,8 @@
 //! Tokens and signaling frames.
 
 use wice_signaling::protocol::{
-    ClientFrame, ErrorCode, Hello, JoinReceipt, MAX_PRESENCES, MAX_SERVERS, NetworkKey, Presence,
-    RecordKind, ServerFrame, ServerPin, Servers, Token, TurnCredentials,
+    CarryRefusal, ClientFrame, ErrorCode, Hello, JoinReceipt, MAX_PRESENCES, MAX_SERVERS,
+    NetworkKey, Presence, RecordKind, ServerFrame, ServerPin, Servers, Token, TurnCredentials,
 };
 
 use super::Fed;
@@ -65,6 +65,12 @@ pub(super) fn client_frame_seeds() -> Vec<Vec<u8>> {
         publish.encode(),
         ClientFrame::PublishRevocations(list).encode(),
         ClientFrame::Leave.encode(),
+        ClientFrame::Carry {
+            key: world.peer.public_key(),
+            kind: RecordKind::Advert,
+            sealed: vec![3; 90],
+        }
+        .encode(),
     ]
 }
 
@@ -77,7 +83,10 @@ pub(super) fn server_frame(data: &[u8]) -> Fed {
             assert!(servers.addresses.len() <= MAX_SERVERS);
         }
         ServerFrame::Presence(nodes) => assert!((1..=MAX_PRESENCES).contains(&nodes.len())),
-        ServerFrame::Record { .. } | ServerFrame::Revocations(_) | ServerFrame::Error { .. } => {}
+        ServerFrame::Record { .. }
+        | ServerFrame::Revocations(_)
+        | ServerFrame::Error { .. }
+        | ServerFrame::NotCarried { .. } => {}
     }
     // A URI may be written in several ways; what it means comes back.
     assert_eq!(ServerFrame::decode(&frame.encode()), Ok(frame));
@@ -126,6 +135,12 @@ pub(super) fn server_frame_seeds() -> Vec<Vec<u8>> {
             (world().peer.public_key(), Presence::Lost { last_seen_s: 9 }),
             (world().peer.public_key(), Presence::Left { last_seen_s: 0 }),
         ])
+        .encode(),
+        ServerFrame::NotCarried {
+            key: world().peer.public_key(),
+            kind: RecordKind::Advert,
+            why: CarryRefusal::Taken,
+        }
         .encode(),
     ]
 }

@@ -1,17 +1,18 @@
 //! `wice agent`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::{ArgMatches, Args, ValueEnum};
 
+use super::cluster::{AnnotationArgs, ApiArgs};
 use super::daemon_args::DaemonArgs;
 use super::up::{resolve, run_daemon};
-use super::{Usage, block_on, log, print};
+use super::{block_on, log, print};
 use crate::config::{DEFAULT_RUN_DIR, Mode, Overrides};
 use crate::daemon::control::{self, Probe};
 use crate::report::Health;
+use crate::signaling::kubernetes::KubernetesConfig;
 use crate::signaling::kubernetes::state::{MeshAgent, Names};
-use crate::signaling::kubernetes::{Access, KubernetesConfig};
 
 /// The interface that Kilo makes.
 const KILO_INTERFACE: &str = "kilo0";
@@ -44,42 +45,17 @@ pub(super) struct AgentArgs {
     /// This Node's name, by fieldRef spec.nodeName.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: String,
-    /// The prefix of wice's own annotations [default: wice.riasc.eu].
-    #[arg(long, value_name = "DOMAIN", env = "WICE_ANNOTATION_PREFIX")]
-    annotation_prefix: Option<String>,
-    /// The annotation with a Node's WireGuard key [default: the mesh agent's].
-    #[arg(long, value_name = "ANNOTATION", env = "WICE_KEY_ANNOTATION")]
-    key_annotation: Option<String>,
-    /// The annotation with a Node's address in the overlay [default: the mesh agent's].
-    #[arg(long, value_name = "ANNOTATION", env = "WICE_ADDRESS_ANNOTATION")]
-    address_annotation: Option<String>,
+    #[command(flatten)]
+    annotations: AnnotationArgs,
     /// Seconds that the own Node's kilo.squat.ai/persistent-keepalive is set to where it has none; 0 leaves it.
     #[arg(long, value_name = "SECONDS", env = "WICE_SET_KEEPALIVE", default_value_t = KEEPALIVE)]
     set_keepalive: u16,
-    /// The API server, where the Service's address leads through the mesh, like https://127.0.0.1:6443 [default: the pod's].
-    #[arg(long, value_name = "URL", env = "WICE_API_SERVER")]
-    api_server: Option<String>,
-    /// A kubeconfig whose server is the API server, and of which nothing else counts (k3s: agent/kubelet.kubeconfig).
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "WICE_API_SERVER_FROM",
-        conflicts_with = "api_server"
-    )]
-    api_server_from: Option<PathBuf>,
-    /// Authorities for the API server's certificate, in PEM [default: the ServiceAccount's].
-    #[arg(long, value_name = "FILE", env = "WICE_API_CA_FILE")]
-    api_ca_file: Option<PathBuf>,
-    /// The token for the API server [default: the ServiceAccount's].
-    #[arg(long, value_name = "FILE", env = "WICE_API_TOKEN_FILE")]
-    api_token_file: Option<PathBuf>,
-    /// A kubeconfig instead of the pod's ServiceAccount.
-    #[arg(long, value_name = "FILE", env = "WICE_KUBECONFIG", conflicts_with_all = ["api_server", "api_server_from", "api_ca_file", "api_token_file"])]
-    kubeconfig: Option<PathBuf>,
     /// Ask the agent that runs with these flags, and end: live, whether its own threads answer; ready, whether the API has answered
     /// it as well, once since it began. While it waits for the interface it is both.
     #[arg(long, value_name = "WHAT")]
     probe: Option<Asked>,
+    #[command(flatten)]
+    api: ApiArgs,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -146,26 +122,10 @@ impl AgentArgs {
             Mesh::Kilo => MeshAgent::Kilo,
             Mesh::Wns => MeshAgent::Wns,
         });
-        let or = |own: &Option<String>, default: String| own.clone().unwrap_or(default);
-        let names = Names {
-            prefix: or(&self.annotation_prefix, defaults.prefix),
-            key: or(&self.key_annotation, defaults.key),
-            wireguard_ip: or(&self.address_annotation, defaults.wireguard_ip),
-            keepalive: defaults.keepalive,
-            peers: defaults.peers,
-        };
-        names.check().map_err(|error| Usage(error.to_string()))?;
         Ok(KubernetesConfig {
-            access: Access {
-                server: self.api_server.clone(),
-                server_from: self.api_server_from.clone(),
-                ca_file: self.api_ca_file.clone(),
-                token_file: self.api_token_file.clone(),
-                kubeconfig: self.kubeconfig.clone(),
-                mesh: Some(self.interface().to_owned()),
-            },
+            access: self.api.access(Some(self.interface().to_owned())),
             node: self.node_name.clone(),
-            names,
+            names: self.annotations.names(defaults)?,
             set_keepalive: (self.set_keepalive > 0).then_some(self.set_keepalive),
         })
     }
@@ -195,6 +155,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli::Usage;
 
     #[derive(Parser)]
     struct Line {

@@ -4,6 +4,10 @@
 mod agent;
 mod ask;
 mod attach;
+#[cfg(feature = "kubernetes")]
+mod bridge;
+#[cfg(feature = "kubernetes")]
+mod cluster;
 mod daemon;
 mod daemon_args;
 mod detach;
@@ -69,6 +73,8 @@ enum Command {
     Attach(Box<attach::AttachArgs>),
     #[cfg(feature = "kubernetes")]
     Agent(Box<agent::AgentArgs>),
+    #[cfg(feature = "kubernetes")]
+    Bridge(Box<bridge::BridgeArgs>),
     Detach(detach::DetachArgs),
     Down(daemon::DownArgs),
     Leave(leave::LeaveArgs),
@@ -132,6 +138,8 @@ pub fn main() -> ExitCode {
         Command::Attach(args) => attach::attach(*args, inner(&matches)),
         #[cfg(feature = "kubernetes")]
         Command::Agent(args) => agent::agent(*args, inner(&matches)),
+        #[cfg(feature = "kubernetes")]
+        Command::Bridge(args) => bridge::bridge(*args, inner(&matches)),
         Command::Detach(args) => detach::detach(&args),
         Command::Down(args) => daemon::down(&args),
         Command::Leave(args) => leave::leave(&args),

@@ -102,6 +102,8 @@ async fn records(signaling: &mut Signaling, network: &Network) -> anyhow::Result
                 Event::Connected
                 | Event::Refused { .. }
                 | Event::Presence { .. }
+                | Event::Carries
+                | Event::NotCarried { .. }
                 | Event::Servers(_)
                 | Event::Revocations(_)
                 | Event::Receipt(_),

@@ -83,6 +83,8 @@ pub(super) async fn connected(signaling: &mut Signaling) -> anyhow::Result<u64> 
             Some(
                 Event::Record { .. }
                 | Event::Presence { .. }
+                | Event::Carries
+                | Event::NotCarried { .. }
                 | Event::Servers(_)
                 | Event::Receipt(_),
             ) => {}

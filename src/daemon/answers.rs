@@ -192,7 +192,7 @@ impl Answers {
             };
             (node, peers, addresses)
         };
-        let (node, mut peers, mut addresses) = self.inspect(look).await?;
+        let (mut node, mut peers, mut addresses) = self.inspect(look).await?;
         let port_mappings = self
             .shared
             .with(|state| state.port_mappings.iter().map(PortMapping::from).collect());
@@ -219,6 +219,10 @@ impl Answers {
                 strangers = view.strangers.values().cloned().collect();
                 for key in &view.lacking {
                     peers.entry(*key).or_default().lacks_us = true;
+                }
+                for peer in node.peers.iter_mut().filter(|peer| peer.name.is_some()) {
+                    let name = view.names.get(&peer.key).cloned();
+                    peer.name = name.or(peer.name.take());
                 }
             }
         }

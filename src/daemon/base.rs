@@ -401,6 +401,8 @@ impl Base {
                 self.note_presence(key, presence);
                 self.pass_on(Command::Presence(key, presence))?;
             }
+            // A bridge's.
+            Event::Carries | Event::NotCarried { .. } => {}
             Event::Servers(servers) => {
                 if servers.credentials.is_some() {
                     let known = ServerState {

@@ -17,22 +17,28 @@ use super::control::Handler as _;
 use crate::report::{PathKind, Status};
 
 /// The content type of the text format, version 0.0.4.
-const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 
 /// Serves `/metrics` and `/healthz` until the runtime ends.
 pub(super) async fn serve(
     address: SocketAddr,
     answers: Arc<Answers>,
 ) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    let router = Router::new().route("/metrics", get(metrics));
+    listen(address, router.with_state(answers)).await
+}
+
+/// Serves a router, and `/healthz` beside it, until the runtime ends.
+pub(super) async fn listen(
+    address: SocketAddr,
+    router: Router,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
     let listener = TcpListener::bind(address).await.with_context(|| {
         format!(
             "cannot serve metrics on {address}\n  choose a free port of this machine with --metrics"
         )
     })?;
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .with_state(answers);
+    let router = router.route("/healthz", get(|| async { "ok\n" }));
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::warn!(event = "metrics-ended", %error);
@@ -197,12 +203,12 @@ fn text(status: &Status) -> String {
     out
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     // Writing to a String cannot fail.
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
+pub(super) fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
     let escaped = |text: &str| {
         text.replace('\\', "\\\\")
             .replace('"', "\\\"")

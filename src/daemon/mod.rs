@@ -7,6 +7,8 @@ mod answers;
 mod attached;
 mod base;
 mod binding;
+#[cfg(feature = "kubernetes")]
+mod bridge;
 pub mod control;
 mod interfaces;
 mod join;
@@ -31,6 +33,8 @@ use wice_signaling::protocol::{IpPrefix, ServerAddress, Token};
 pub use agent::agent;
 pub use attached::{ATTACHED_FOLDER, AttachError, Detached, attach, detach};
 pub use binding::Direct;
+#[cfg(feature = "kubernetes")]
+pub use bridge::{BridgeConfig, bridge};
 pub(crate) use interfaces::{Ports, host_addresses};
 pub use join::JoinError;
 pub use leave::{LeaveError, Leaving};

@@ -13,8 +13,9 @@ use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, header};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig as WsConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config, tungstenite};
 use wice_signaling::protocol::{
-    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN,
-    SERVERS_HEADER, SUBPROTOCOL, ServerAddress, ServerPin, SignalUrl, servers_from_header,
+    ACCEPTS_CARRY, ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN,
+    MAX_FRAME_LEN, SERVERS_HEADER, SUBPROTOCOL, ServerAddress, ServerPin, SignalUrl,
+    servers_from_header,
 };
 
 use super::tls::{Tls, TlsError};
@@ -82,6 +83,8 @@ pub(super) struct Upgraded {
     pub(super) socket: WebSocketStream<Box<dyn Stream>>,
     pub(super) challenge: [u8; CHALLENGE_LEN],
     pub(super) servers: Vec<ServerAddress>,
+    /// It takes records that are carried.
+    pub(super) carries: bool,
 }
 
 /// Connects to `url`.
@@ -159,7 +162,11 @@ async fn upgrade(url: &SignalUrl, stream: Box<dyn Stream>) -> Result<Upgraded, C
         .headers()
         .get(SERVERS_HEADER)
         .and_then(|value| value.to_str().ok());
+    let accepts = response.headers().get(ACCEPTS_HEADER);
+    let accepts = accepts.and_then(|value| value.to_str().ok());
     Ok(Upgraded {
+        carries: accepts
+            .is_some_and(|words| words.split(',').any(|word| word.trim() == ACCEPTS_CARRY)),
         socket,
         challenge,
         servers: servers.map(servers_from_header).unwrap_or_default(),

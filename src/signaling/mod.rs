@@ -18,7 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use wice_signaling::protocol::{
-    ErrorCode, JoinReceipt, Presence, PublicKey, RecordKind, RevocationList, Servers,
+    CarryRefusal, ErrorCode, JoinReceipt, Presence, PublicKey, RecordKind, RevocationList, Servers,
 };
 
 pub use self::connect::ConnectError;
@@ -33,6 +33,8 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 /// What a backend tells the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// The service takes records that are carried for others; `Connected` follows.
+    Carries,
     /// This node is in, and what it had published is published.
     Connected,
     /// It is not, or no longer.
@@ -67,6 +69,15 @@ pub enum Event {
         /// Whether it is connected.
         presence: Presence,
     },
+    /// The service has not taken a record that this node carries.
+    NotCarried {
+        /// For whom.
+        key: PublicKey,
+        /// Which.
+        kind: RecordKind,
+        /// Why not.
+        why: CarryRefusal,
+    },
     /// STUN and TURN servers: first without credentials, before this node is in; then with, and
     /// again before they expire.
     Servers(Servers),
@@ -81,6 +92,9 @@ pub enum Event {
 pub struct Outbox {
     /// The last record of each kind, sealed where the backend is not trusted with addresses.
     pub records: BTreeMap<RecordKind, Bytes>,
+    /// Records of nodes that do not come to the service by themselves, sealed. Those that were sent stay
+    /// there when they are taken out of here.
+    pub carried: BTreeMap<(PublicKey, RecordKind), Bytes>,
     /// A list of revocations to carry.
     pub revocations: Option<RevocationList>,
     /// Counts changes of the node's own network: a connection is then checked at once.
@@ -126,6 +140,21 @@ impl Signaling {
         self.outbox.send_modify(|outbox| {
             outbox.records.insert(kind, sealed);
         });
+    }
+
+    /// Carries a record of a node that does not come to the service by itself, at once: who carries many keeps
+    /// to the service's pace. Sent again after each reconnect, and nowhere but to a service that
+    /// [`Event::Carries`].
+    pub fn carry(&self, key: PublicKey, kind: RecordKind, sealed: impl Into<Bytes>) {
+        let sealed = sealed.into();
+        self.outbox.send_modify(|outbox| {
+            outbox.carried.insert((key, kind), sealed);
+        });
+    }
+
+    /// Carries nothing from now on. What the service has, it keeps.
+    pub fn carry_nothing(&self) {
+        self.outbox.send_modify(|outbox| outbox.carried.clear());
     }
 
     /// Carries a list of revocations to the service and so to all nodes.

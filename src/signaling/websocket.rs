@@ -160,6 +160,7 @@ impl WebSocketBackend {
             mut socket,
             challenge,
             servers: addresses,
+            carries,
         } = tokio::select! {
             connected = connect::connect(&config.url, &tls, proxy, hook) => {
                 connected.map_err(lost)?
@@ -176,7 +177,7 @@ impl WebSocketBackend {
             network_changes: wanted.network_changes,
             ..Outbox::default()
         };
-        push_records(&mut socket, &wanted, &mut sent).await?;
+        push_records(&mut socket, &wanted, &mut sent, carries).await?;
         flush(&mut socket).await?;
         if !addresses.is_empty() {
             emit(
@@ -210,6 +211,9 @@ impl WebSocketBackend {
                         self.handle(&bytes, &mut welcomed, events).await?;
                         if welcomed && !was {
                             self.push_revocations(&mut socket, outbox, &mut sent).await?;
+                            if carries {
+                                emit(events, Event::Carries).await?;
+                            }
                             emit(events, Event::Connected).await?;
                         }
                     }
@@ -225,7 +229,7 @@ impl WebSocketBackend {
                         in_time(socket.close(None)).await?;
                         return Err(End::Unwanted);
                     }
-                    push_records(&mut socket, &wanted, &mut sent).await?;
+                    push_records(&mut socket, &wanted, &mut sent, carries).await?;
                     if wanted.network_changes != sent.network_changes {
                         sent.network_changes = wanted.network_changes;
                         silent_at = silent_at.min(Instant::now() + PROBE_TIMEOUT);
@@ -329,6 +333,9 @@ impl WebSocketBackend {
                 }
                 Ok(())
             }
+            ServerFrame::NotCarried { key, kind, why } => {
+                emit(events, Event::NotCarried { key, kind, why }).await
+            }
         }
     }
 
@@ -400,7 +407,13 @@ async fn network_changed(outbox: &mut watch::Receiver<Outbox>, before: u64) {
         .await;
 }
 
-async fn push_records(socket: &mut Socket, wanted: &Outbox, sent: &mut Outbox) -> Result<(), End> {
+/// Sends what the service lacks; what is carried only where it takes that.
+async fn push_records(
+    socket: &mut Socket,
+    wanted: &Outbox,
+    sent: &mut Outbox,
+    carries: bool,
+) -> Result<(), End> {
     for (kind, sealed) in &wanted.records {
         if sent.records.get(kind) != Some(sealed) {
             feed(
@@ -412,6 +425,17 @@ async fn push_records(socket: &mut Socket, wanted: &Outbox, sent: &mut Outbox) -
             )
             .await?;
             sent.records.insert(*kind, sealed.clone());
+        }
+    }
+    for ((key, kind), sealed) in wanted.carried.iter().filter(|_| carries) {
+        if sent.carried.get(&(*key, *kind)) != Some(sealed) {
+            let frame = ClientFrame::Carry {
+                key: *key,
+                kind: *kind,
+                sealed: sealed.to_vec(),
+            };
+            feed(socket, &frame).await?;
+            sent.carried.insert((*key, *kind), sealed.clone());
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! As much of a Kubernetes API server as the backend asks for: list, watch, get and server-side apply of Nodes, with revisions,
-//! field managers and compaction. It says nothing of what a real one does beyond.
+//! As much of a Kubernetes API server as the backend and the bridge ask for: list, watch, get and server-side apply of Nodes and of
+//! Kilo's Peers, with revisions, field managers and compaction. It says nothing of what a real one does beyond.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -19,17 +19,43 @@ struct State {
     revision: u64,
     /// Watches from before it get 410 Gone.
     compacted: u64,
-    nodes: BTreeMap<String, Node>,
-    log: Vec<(u64, &'static str, Value)>,
+    objects: BTreeMap<(Kind, String), Object>,
+    log: Vec<(u64, Kind, &'static str, Value)>,
     requests: Vec<String>,
     refuse: Option<(u16, String)>,
     minor: &'static str,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Node,
+    Peer,
+}
+
+impl Kind {
+    /// Of a path, with the name if it is of one object.
+    fn of(path: &str) -> Option<(Self, Option<&str>)> {
+        let kinds = [
+            (Self::Node, "/api/v1/nodes"),
+            (Self::Peer, "/apis/kilo.squat.ai/v1alpha1/peers"),
+        ];
+        kinds.into_iter().find_map(|(kind, at)| {
+            let rest = path.strip_prefix(at)?;
+            match rest.strip_prefix('/') {
+                Some(name) => Some((kind, Some(name))),
+                None if rest.is_empty() => Some((kind, None)),
+                None => None,
+            }
+        })
+    }
+}
+
 #[derive(Default, Clone)]
-struct Node {
+struct Object {
     annotations: BTreeMap<String, String>,
     managers: BTreeMap<String, String>,
+    /// Of a Peer.
+    public_key: Option<String>,
 }
 
 /// A running one. Dropping it ends it.
@@ -73,8 +99,9 @@ impl Api {
     /// Sets or removes annotations, by another manager.
     pub fn annotate(&self, node: &str, entries: &[(&str, Option<&str>)]) {
         self.with(|state| {
-            let known = state.nodes.contains_key(node);
-            let kept = state.nodes.entry(node.to_owned()).or_default();
+            let at = (Kind::Node, node.to_owned());
+            let known = state.objects.contains_key(&at);
+            let kept = state.objects.entry(at).or_default();
             for (key, value) in entries {
                 kept.managers.insert((*key).to_owned(), "other".to_owned());
                 match value {
@@ -84,15 +111,25 @@ impl Api {
                     None => kept.annotations.remove(*key),
                 };
             }
-            state.log(node, if known { "MODIFIED" } else { "ADDED" });
+            state.log(Kind::Node, node, if known { "MODIFIED" } else { "ADDED" });
+        });
+        self.tell();
+    }
+
+    /// Makes a Peer of this key.
+    pub fn peer(&self, name: &str, key: &str) {
+        self.with(|state| {
+            let at = (Kind::Peer, name.to_owned());
+            state.objects.entry(at).or_default().public_key = Some(key.to_owned());
+            state.log(Kind::Peer, name, "ADDED");
         });
         self.tell();
     }
 
     pub fn delete(&self, node: &str) {
         self.with(|state| {
-            state.log(node, "DELETED");
-            state.nodes.remove(node);
+            state.log(Kind::Node, node, "DELETED");
+            state.objects.remove(&(Kind::Node, node.to_owned()));
         });
         self.tell();
     }
@@ -114,7 +151,16 @@ impl Api {
     }
 
     pub fn annotation(&self, node: &str, key: &str) -> Option<String> {
-        self.with(|state| state.nodes.get(node)?.annotations.get(key).cloned())
+        self.annotation_at(Kind::Node, node, key)
+    }
+
+    pub fn peer_annotation(&self, peer: &str, key: &str) -> Option<String> {
+        self.annotation_at(Kind::Peer, peer, key)
+    }
+
+    fn annotation_at(&self, kind: Kind, name: &str, key: &str) -> Option<String> {
+        let at = (kind, name.to_owned());
+        self.with(|state| state.objects.get(&at)?.annotations.get(key).cloned())
     }
 
     /// What was asked with this method, each as `METHOD path?query accept`.
@@ -142,16 +188,29 @@ impl Drop for Api {
 }
 
 impl State {
-    fn object(&self, name: &str) -> Value {
-        let node = self.nodes.get(name).cloned().unwrap_or_default();
-        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {
-            "name": name, "resourceVersion": self.revision.to_string(), "annotations": node.annotations}})
+    fn object(&self, kind: Kind, name: &str) -> Value {
+        let at = (kind, name.to_owned());
+        let object = self.objects.get(&at).cloned().unwrap_or_default();
+        let metadata = json!({"name": name, "resourceVersion": self.revision.to_string(),
+            "annotations": object.annotations});
+        match kind {
+            Kind::Node => json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                "metadata": metadata}),
+            Kind::Peer => json!({"apiVersion": "kilo.squat.ai/v1alpha1", "kind": "Peer",
+                "metadata": metadata, "spec": {"publicKey": object.public_key,
+                "allowedIPs": ["10.5.0.1/32"], "persistentKeepalive": 25}}),
+        }
     }
 
-    fn log(&mut self, name: &str, kind: &'static str) {
+    fn of(&self, kind: Kind) -> Vec<Value> {
+        let names = self.objects.keys().filter(|(of, _)| *of == kind);
+        names.map(|(_, name)| self.object(kind, name)).collect()
+    }
+
+    fn log(&mut self, kind: Kind, name: &str, what: &'static str) {
         self.revision += 1;
-        let object = self.object(name);
-        self.log.push((self.revision, kind, object));
+        let object = self.object(kind, name);
+        self.log.push((self.revision, kind, what, object));
     }
 }
 
@@ -188,9 +247,8 @@ async fn answer(
             return status(*code, text);
         }
     }
-    let node = path.strip_prefix("/api/v1/nodes/");
     let watching = query.get("watch").is_some_and(|watch| watch == "true");
-    match (parts.method, path.as_str(), node) {
+    match (parts.method, path.as_str(), Kind::of(&path)) {
         (Method::GET, "/version", _) => {
             let minor = state.lock().unwrap().minor;
             ok(
@@ -198,24 +256,27 @@ async fn answer(
                 "buildDate": "", "goVersion": "", "compiler": "", "platform": ""}),
             )
         }
-        (Method::GET, "/api/v1/nodes", _) if watching => watched(&state, &news, &query),
-        (Method::GET, "/api/v1/nodes", _) => {
+        (Method::GET, _, Some((kind, None))) if watching => watched(kind, &state, &news, &query),
+        (Method::GET, _, Some((kind, None))) => {
             let state = state.lock().unwrap();
-            let items: Vec<Value> = state.nodes.keys().map(|name| state.object(name)).collect();
-            ok(
-                &json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadataList",
-                "metadata": {"resourceVersion": state.revision.to_string()}, "items": items}),
-            )
+            let items = state.of(kind);
+            let (version, list) = match kind {
+                Kind::Node => ("meta.k8s.io/v1", "PartialObjectMetadataList"),
+                Kind::Peer => ("kilo.squat.ai/v1alpha1", "PeerList"),
+            };
+            ok(&json!({"apiVersion": version, "kind": list,
+                "metadata": {"resourceVersion": state.revision.to_string()}, "items": items}))
         }
-        (Method::GET, _, Some(name)) => {
-            let mut object = state.lock().unwrap().object(name);
+        (Method::GET, _, Some((Kind::Node, Some(name)))) => {
+            let mut object = state.lock().unwrap().object(Kind::Node, name);
             object["apiVersion"] = "v1".into();
             object["kind"] = "Node".into();
             object["spec"] = json!({"podCIDR": "10.42.1.0/24", "podCIDRs": ["10.42.1.0/24"]});
             ok(&object)
         }
-        (Method::PATCH, _, Some(name)) => {
-            let answer = apply(&mut state.lock().unwrap(), name, &query, &body);
+        (Method::PATCH, _, Some((kind, Some(name)))) => {
+            let at = (kind, name.to_owned());
+            let answer = apply(&mut state.lock().unwrap(), at, &query, &body);
             news.send_modify(|(news, _)| *news += 1);
             answer
         }
@@ -223,17 +284,17 @@ async fn answer(
     }
 }
 
-/// Server-side apply of annotations.
+/// Server-side apply of annotations, or a merge of them, in which null takes one away.
 fn apply(
     state: &mut State,
-    name: &str,
+    at: (Kind, String),
     query: &BTreeMap<String, String>,
     body: &Bytes,
 ) -> Response {
     let patch: Value = serde_json::from_slice(body).unwrap();
     let manager = query["fieldManager"].clone();
     let force = query.get("force").is_some_and(|force| force == "true");
-    let Some(node) = state.nodes.get_mut(name) else {
+    let Some(node) = state.objects.get_mut(&at) else {
         return status(403, "cannot create");
     };
     let meta = patch["metadata"].as_object().unwrap();
@@ -241,7 +302,11 @@ fn apply(
     assert_eq!(members, ["annotations"], "metadata of annotations only");
     let before = node.annotations.clone();
     for (key, value) in meta["annotations"].as_object().unwrap() {
-        let value = value.as_str().unwrap();
+        let Some(value) = value.as_str() else {
+            node.annotations.remove(key);
+            node.managers.remove(key);
+            continue;
+        };
         let theirs = node
             .managers
             .get(key)
@@ -257,12 +322,13 @@ fn apply(
         node.annotations.insert(key.clone(), value.to_owned());
     }
     if node.annotations != before {
-        state.log(name, "MODIFIED");
+        state.log(at.0, &at.1, "MODIFIED");
     }
-    ok(&state.object(name))
+    ok(&state.object(at.0, &at.1))
 }
 
 fn watched(
+    kind: Kind,
     state: &Arc<Mutex<State>>,
     news: &watch::Sender<(u64, u64)>,
     query: &BTreeMap<String, String>,
@@ -278,12 +344,16 @@ fn watched(
     {
         let state = state.lock().unwrap();
         if initial {
-            for name in state.nodes.keys() {
-                first.push(json!({"type": "ADDED", "object": state.object(name)}));
+            for object in state.of(kind) {
+                first.push(json!({"type": "ADDED", "object": object}));
             }
             from = state.revision;
-            first.push(json!({"type": "BOOKMARK", "object": {"apiVersion": "meta.k8s.io/v1",
-                "kind": "PartialObjectMetadata", "metadata": {"name": "", "resourceVersion": from.to_string(),
+            let (version, name) = match kind {
+                Kind::Node => ("meta.k8s.io/v1", "PartialObjectMetadata"),
+                Kind::Peer => ("kilo.squat.ai/v1alpha1", "Peer"),
+            };
+            first.push(json!({"type": "BOOKMARK", "object": {"apiVersion": version,
+                "kind": name, "metadata": {"name": "", "resourceVersion": from.to_string(),
                 "annotations": {"k8s.io/initial-events-end": "true"}}}}));
         } else if from < state.compacted {
             first.push(json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1",
@@ -309,10 +379,12 @@ fn watched(
                     }
                     {
                         let state = state.lock().unwrap();
-                        for (revision, kind, object) in &state.log {
+                        for (revision, of, what, object) in &state.log {
                             if *revision > from {
                                 from = *revision;
-                                first.push(json!({"type": kind, "object": object}));
+                                if *of == kind {
+                                    first.push(json!({"type": what, "object": object}));
+                                }
                             }
                         }
                     }

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub)]
 
 mod api;
+mod bridge;
 
 use std::time::Duration;
 

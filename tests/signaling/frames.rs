@@ -66,10 +66,15 @@ async fn the_service_outlives_any_sequence_of_frames() {
             client.hello(&lab, &key).await;
         }
         for _ in 0..random.below(12) {
-            let frame = match random.below(6) {
+            let frame = match random.below(8) {
                 0 => ClientFrame::PublishRevocations(list.encoded().to_vec()),
                 1 => ClientFrame::Leave,
                 2 => ClientFrame::PublishRevocations(vec![9; 40]),
+                3 | 4 => ClientFrame::Carry {
+                    key: PublicKey([random.below(256) as u8; 32]),
+                    kind: RecordKind::ALL[random.below(2)],
+                    sealed: vec![n; random.below(300)],
+                },
                 _ => ClientFrame::Publish {
                     kind: RecordKind::ALL[random.below(2)],
                     sealed: vec![n; random.below(300)],

@@ -3,6 +3,7 @@
 // The lints know tests by their attribute only; here all is test.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub)]
 
+mod carry;
 mod frames;
 mod hostile;
 mod lab;

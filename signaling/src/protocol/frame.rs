@@ -10,8 +10,9 @@ use super::url::MAX_URL_LEN;
 use super::wire::{Reader, check_text, put_long, put_text};
 use super::xeddsa::{self, Domain, SIGNATURE_LEN};
 use super::{
-    ErrorCode, JoinReceipt, MAX_MEMBERSHIP_LEN, MAX_PRESENCES, MAX_REVOCATION_LEN, MAX_SEALED_LEN,
-    NetworkId, Presence, PrivateKey, PublicKey, RecordError, RecordKind, ServerAddress,
+    CarryRefusal, ErrorCode, JoinReceipt, MAX_MEMBERSHIP_LEN, MAX_PRESENCES, MAX_REVOCATION_LEN,
+    MAX_SEALED_LEN, NetworkId, Presence, PrivateKey, PublicKey, RecordError, RecordKind,
+    ServerAddress,
 };
 
 /// Header of the 101 response with the challenge: 32 random bytes in base64 with padding.
@@ -24,11 +25,15 @@ pub const SERVERS_HEADER: &str = "wice-servers";
 /// Header of a node's upgrade request: frames beyond those of the first `wice.v1` that it
 /// understands, parted by commas. The service sends no others, for the first nodes ended the
 /// connection at a frame that they did not know. Later ones skip it: a frame that may be skipped
-/// needs no word here.
+/// needs no word here. In the service's 101 response: the same of nodes' frames.
 pub const ACCEPTS_HEADER: &str = "wice-accepts";
 
 /// In [`ACCEPTS_HEADER`]: [`ServerFrame::Presence`].
 pub const ACCEPTS_PRESENCE: &str = "presence";
+
+/// In the response's [`ACCEPTS_HEADER`]: [`ClientFrame::Carry`], at which a service of before ends the
+/// connection.
+pub const ACCEPTS_CARRY: &str = "carry";
 
 /// The WebSocket subprotocol (RFC 6455 §1.9): it names this protocol's version.
 pub const SUBPROTOCOL: &str = "wice.v1";
@@ -111,6 +116,16 @@ pub enum ClientFrame {
     /// Type 4. The last frame: the node ends on purpose, and the others may know it at once. A
     /// service that does not know it ends the connection all the same.
     Leave,
+    /// Type 5. A record of a node that does not come to the service by itself, signed by that node as
+    /// ever; any member may carry it. For services that [`ACCEPTS_CARRY`]. It stays when the carrier goes.
+    Carry {
+        /// Whose.
+        key: PublicKey,
+        /// Which.
+        kind: RecordKind,
+        /// The sealed record.
+        sealed: Vec<u8>,
+    },
 }
 
 /// Time-limited credentials for every TURN server that came with them.
@@ -179,6 +194,15 @@ pub enum ServerFrame {
     /// Type 6. Other nodes have come or gone; at most [`MAX_PRESENCES`], and at least one. For
     /// nodes that [`ACCEPTS_PRESENCE`].
     Presence(Vec<(PublicKey, Presence)>),
+    /// Type 7. The answer to a [`ClientFrame::Carry`] that was not taken.
+    NotCarried {
+        /// For whom.
+        key: PublicKey,
+        /// Which record.
+        kind: RecordKind,
+        /// Why not.
+        why: CarryRefusal,
+    },
 }
 
 impl ClientFrame {
@@ -204,6 +228,12 @@ impl ClientFrame {
                 put_long(&mut out, list);
             }
             Self::Leave => out.push(4),
+            Self::Carry { key, kind, sealed } => {
+                out.push(5);
+                out.extend_from_slice(&key.0);
+                out.push(kind.code());
+                put_long(&mut out, sealed);
+            }
         }
         out
     }
@@ -225,6 +255,11 @@ impl ClientFrame {
             },
             3 => Self::PublishRevocations(reader.long(MAX_REVOCATION_LEN)?.to_vec()),
             4 => Self::Leave,
+            5 => Self::Carry {
+                key: PublicKey(reader.array()?),
+                kind: take_kind(&mut reader)?,
+                sealed: reader.long(MAX_SEALED_LEN)?.to_vec(),
+            },
             other => return Err(RecordError::UnknownFrame(other)),
         };
         reader.finish()?;
@@ -286,6 +321,12 @@ impl ServerFrame {
                     presence.put(&mut out);
                 }
             }
+            Self::NotCarried { key, kind, why } => {
+                out.push(7);
+                out.extend_from_slice(&key.0);
+                out.push(kind.code());
+                why.put(&mut out);
+            }
         }
         out
     }
@@ -331,6 +372,11 @@ impl ServerFrame {
                 }
                 Self::Presence(nodes)
             }
+            7 => Self::NotCarried {
+                key: PublicKey(reader.array()?),
+                kind: take_kind(&mut reader)?,
+                why: CarryRefusal::take(&mut reader)?,
+            },
             other => return Err(RecordError::UnknownFrame(other)),
         };
         reader.finish()?;

@@ -39,6 +39,11 @@ fn client_frames() -> Vec<ClientFrame> {
         },
         ClientFrame::PublishRevocations(vec![1; MAX_REVOCATION_LEN]),
         ClientFrame::Leave,
+        ClientFrame::Carry {
+            key: PublicKey([4; 32]),
+            kind: RecordKind::Advert,
+            sealed: vec![1; MAX_SEALED_LEN],
+        },
     ]
 }
 
@@ -73,6 +78,11 @@ fn server_frames() -> Vec<ServerFrame> {
             Presence::Left { last_seen_s: 0 },
         )]),
     ];
+    frames.extend(CarryRefusal::ALL.map(|why| ServerFrame::NotCarried {
+        key: PublicKey([4; 32]),
+        kind: RecordKind::Routes,
+        why,
+    }));
     frames.extend(ErrorCode::ALL.map(|code| ServerFrame::Error {
         code,
         text: code.as_str().to_owned(),

@@ -3,6 +3,7 @@
 
 mod advert;
 mod candidate;
+mod carry;
 mod error_code;
 mod frame;
 #[cfg(test)]
@@ -33,11 +34,12 @@ pub use candidate::{
     Candidate, CandidateKind, Filtering, MAX_CANDIDATES, Mapping, NatBehavior, RelayTransport,
     normalize_candidates,
 };
+pub use carry::CarryRefusal;
 pub use error_code::ErrorCode;
 pub use frame::{
-    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, ClientFrame, Hello,
-    MAX_FRAME_LEN, MAX_HELLO_LEN, MAX_SERVERS, SERVERS_HEADER, SUBPROTOCOL, ServerFrame, Servers,
-    TurnCredentials, servers_from_header, servers_to_header,
+    ACCEPTS_CARRY, ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, ClientFrame,
+    Hello, MAX_FRAME_LEN, MAX_HELLO_LEN, MAX_SERVERS, SERVERS_HEADER, SUBPROTOCOL, ServerFrame,
+    Servers, TurnCredentials, servers_from_header, servers_to_header,
 };
 pub use key::{KEY_HASH_LEN, KeyParseError, PrivateKey, PublicKey};
 pub use network::{

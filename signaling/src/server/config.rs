@@ -75,6 +75,10 @@ pub struct Limits {
     pub publish_burst: u32,
     /// One more every so long: publishing is debounced and backs off at the node.
     pub publish_interval: Duration,
+    /// Nodes of which one member may carry records: more than the nodes of a cluster beside Kilo …
+    pub carried_keys: usize,
+    /// … and the bytes of these records together: 700 B are a node's longest advert without membership, sealed.
+    pub carried_bytes: usize,
     /// Frames queued for one connection before it counts as too slow and is closed. Twice the
     /// records of a network of 512.
     pub queue: usize,
@@ -106,6 +110,8 @@ impl Default for Limits {
             record_bytes: 64 << 20,
             publish_burst: 16,
             publish_interval: Duration::from_secs(1),
+            carried_keys: 1024,
+            carried_bytes: 700 << 10,
             queue: 1024,
             write_timeout: Duration::from_secs(20),
             ping_interval: Duration::from_secs(25),

@@ -9,6 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 use tokio_tungstenite::tungstenite;
 
 use super::bucket::Bucket;
+use super::carry::Carried;
 use super::metrics::{Refusal, add};
 use super::registry::{Joined, Kick, Member};
 use super::{Shared, stopped, turn, unix_now};
@@ -310,6 +311,23 @@ impl Session<'_> {
                 Ok(())
             }
             ClientFrame::Leave => Err(End::Left),
+            ClientFrame::Carry {
+                key: whose,
+                kind,
+                sealed,
+            } => {
+                add(&self.shared.metrics.carries, 1);
+                let carried = Carried {
+                    key: whose,
+                    kind,
+                    sealed,
+                };
+                let now = std::time::Instant::now();
+                let mut registry = self.shared.registry();
+                registry
+                    .carry(&network, key, self.id, carried, now)
+                    .map_err(End::Refused)
+            }
         }
     }
 

@@ -18,8 +18,8 @@ use super::connection;
 use super::metrics::Refusal;
 use super::{Shared, Transport};
 use crate::protocol::{
-    ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN, MAX_FRAME_LEN,
-    SERVERS_HEADER, SUBPROTOCOL, ServerAddress, servers_to_header,
+    ACCEPTS_CARRY, ACCEPTS_HEADER, ACCEPTS_PRESENCE, CHALLENGE_HEADER, CHALLENGE_LEN,
+    MAX_FRAME_LEN, SERVERS_HEADER, SUBPROTOCOL, ServerAddress, servers_to_header,
 };
 
 /// WebSocket buffers a connection: the defaults of 128 KiB would let idle connections hold half a
@@ -93,6 +93,8 @@ async fn upgrade(
     if let (Ok(servers), Ok(challenge)) = (servers_header, challenge_header) {
         response.headers_mut().insert(SERVERS_HEADER, servers);
         response.headers_mut().insert(CHALLENGE_HEADER, challenge);
+        let accepts = HeaderValue::from_static(ACCEPTS_CARRY);
+        response.headers_mut().insert(ACCEPTS_HEADER, accepts);
     }
     response
 }

@@ -61,6 +61,7 @@ pub(super) struct Metrics {
     pub(super) accepted: AtomicU64,
     pub(super) joins: AtomicU64,
     pub(super) publishes: AtomicU64,
+    pub(super) carries: AtomicU64,
     pub(super) throttled: AtomicU64,
     pub(super) received_bytes: AtomicU64,
     pub(super) sent_bytes: AtomicU64,
@@ -76,6 +77,7 @@ impl Metrics {
             accepted: zero(),
             joins: zero(),
             publishes: zero(),
+            carries: zero(),
             throttled: zero(),
             received_bytes: zero(),
             sent_bytes: zero(),
@@ -115,6 +117,12 @@ impl Metrics {
                 "Records published.",
                 "counter",
                 &self.publishes,
+            ),
+            (
+                "carries_total",
+                "Records carried for nodes that do not come by themselves.",
+                "counter",
+                &self.carries,
             ),
             (
                 "throttled_total",

@@ -3,6 +3,7 @@
 
 mod accept;
 mod bucket;
+mod carry;
 mod config;
 mod connection;
 mod http;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use axum::body::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::carry::Carrier;
 use super::config::Limits;
 use crate::protocol::{
     ErrorCode, InviteId, NetworkId, PublicKey, RecordKind, RevocationList, ServerFrame,
@@ -54,7 +55,7 @@ pub(super) struct Registry {
     pub(super) networks: BTreeMap<NetworkId, Network>,
     /// Nodes of whom the others know otherwise, and when they are to be told.
     pub(super) untold: BTreeMap<(NetworkId, PublicKey), Instant>,
-    record_bytes: usize,
+    pub(super) record_bytes: usize,
     last_id: u64,
     forgotten: Vec<NetworkId>,
 }
@@ -68,8 +69,11 @@ pub(super) struct Network {
 }
 
 pub(super) struct Node {
-    invite: InviteId,
-    records: BTreeMap<RecordKind, Vec<u8>>,
+    /// By which it, or who carries for it, is in.
+    pub(super) invite: InviteId,
+    pub(super) records: BTreeMap<RecordKind, Vec<u8>>,
+    /// Who carries its records, if it has not come by itself.
+    pub(super) carrier: Option<Carrier>,
     pub(super) connection: Option<Connection>,
     pub(super) last_seen: Instant,
     /// It said that it goes.
@@ -80,9 +84,9 @@ pub(super) struct Node {
 }
 
 pub(super) struct Connection {
-    id: u64,
+    pub(super) id: u64,
     hears_presence: bool,
-    outgoing: mpsc::Sender<Bytes>,
+    pub(super) outgoing: mpsc::Sender<Bytes>,
     kick: oneshot::Sender<Kick>,
 }
 
@@ -107,8 +111,8 @@ impl Registry {
         }
     }
 
-    /// Networks, nodes, nodes connected, records, bytes of records.
-    pub(super) fn gauges(&self) -> [(&'static str, &'static str, usize); 5] {
+    /// Networks, nodes, nodes connected, records, bytes of records, nodes carried.
+    pub(super) fn gauges(&self) -> [(&'static str, &'static str, usize); 6] {
         let nodes = || {
             self.networks
                 .values()
@@ -128,6 +132,11 @@ impl Registry {
                 nodes().map(|node| node.records.len()).sum(),
             ),
             ("record_bytes", "Bytes of records kept.", self.record_bytes),
+            (
+                "nodes_carried",
+                "Nodes whose records another carries.",
+                nodes().filter(|node| node.carrier.is_some()).count(),
+            ),
         ]
     }
 
@@ -172,15 +181,10 @@ impl Registry {
         });
         network.listed = listed;
         network.touched = now;
-        let node = network.nodes.entry(key).or_insert_with(|| Node {
-            invite,
-            records: BTreeMap::new(),
-            connection: None,
-            last_seen: now,
-            left: false,
-            told_away: false,
-            told_at: None,
-        });
+        let node = network
+            .nodes
+            .entry(key)
+            .or_insert_with(|| Node::new(invite, now));
         node.invite = invite;
         node.last_seen = now;
         node.left = false;
@@ -192,6 +196,13 @@ impl Registry {
             .iter()
             .flat_map(|(other, node)| node.frames(*other, now))
             .collect();
+        // Its own counts from now on; what was carried it has got back, as it would its own.
+        if let Some(node) = network.nodes.get_mut(&key)
+            && node.carrier.take().is_some()
+        {
+            self.record_bytes -= node.record_bytes();
+            node.records.clear();
+        }
         let revocations = network
             .revocations
             .as_ref()
@@ -290,7 +301,7 @@ impl Registry {
         network.touched = now;
         let out = network
             .nodes
-            .extract_if(.., |key, node| list.refuses_by(key, &node.invite));
+            .extract_if(.., |key, node| node.is_refused_by(&list, key));
         for (key, node) in out {
             self.record_bytes -= node.record_bytes();
             self.untold.remove(&(network_id, key));
@@ -309,7 +320,12 @@ impl Registry {
         mem::take(&mut self.forgotten)
     }
 
-    fn connected(&mut self, network: &NetworkId, key: &PublicKey, id: u64) -> Option<&mut Node> {
+    pub(super) fn connected(
+        &mut self,
+        network: &NetworkId,
+        key: &PublicKey,
+        id: u64,
+    ) -> Option<&mut Node> {
         let node = self.networks.get_mut(network)?.nodes.get_mut(key)?;
         node.connection
             .as_ref()
@@ -349,7 +365,11 @@ impl Registry {
     }
 
     /// Makes room for a node that is not known yet, if need be by forgetting one that is away.
-    fn make_room(&mut self, network_id: &NetworkId, key: &PublicKey) -> Result<(), ErrorCode> {
+    pub(super) fn make_room(
+        &mut self,
+        network_id: &NetworkId,
+        key: &PublicKey,
+    ) -> Result<(), ErrorCode> {
         let Some(network) = self.networks.get(network_id) else {
             if self.networks.len() >= self.limits.networks && !self.evict_network() {
                 return Err(ErrorCode::NetworkFull);
@@ -364,7 +384,7 @@ impl Registry {
             .iter()
             .filter(|(_, node)| node.connection.is_none());
         let longest = away
-            .min_by_key(|(_, node)| node.last_seen)
+            .min_by_key(|(_, node)| (network.is_held(node), node.last_seen))
             .map(|(key, _)| *key);
         let longest = longest.ok_or(ErrorCode::NetworkFull)?;
         self.forget(network_id, &longest);
@@ -428,17 +448,18 @@ impl Registry {
         true
     }
 
-    /// Forgets nodes that are away, the longest first, until `wanted` bytes are free.
-    fn evict_until(&mut self, wanted: usize) -> bool {
+    /// Forgets nodes that are away, the longest first and last those that others carry now, until `wanted`
+    /// bytes are free.
+    pub(super) fn evict_until(&mut self, wanted: usize) -> bool {
         while self.record_bytes + wanted > self.limits.record_bytes {
             let away = self.networks.iter().flat_map(|(id, network)| {
                 let away = network
                     .nodes
                     .iter()
                     .filter(|(_, node)| node.connection.is_none());
-                away.map(move |(key, node)| (node.last_seen, *id, *key))
+                away.map(move |(key, node)| (network.is_held(node), node.last_seen, *id, *key))
             });
-            let Some((_, network, key)) = away.min() else {
+            let Some((_, _, network, key)) = away.min() else {
                 return false;
             };
             self.forget(&network, &key);
@@ -446,7 +467,7 @@ impl Registry {
         true
     }
 
-    fn forget(&mut self, network: &NetworkId, key: &PublicKey) {
+    pub(super) fn forget(&mut self, network: &NetworkId, key: &PublicKey) {
         let nodes = self
             .networks
             .get_mut(network)
@@ -465,7 +486,21 @@ impl Network {
 }
 
 impl Node {
-    fn record_bytes(&self) -> usize {
+    /// One of which nothing is known yet.
+    pub(super) fn new(invite: InviteId, now: Instant) -> Self {
+        Self {
+            invite,
+            records: BTreeMap::new(),
+            carrier: None,
+            connection: None,
+            last_seen: now,
+            left: false,
+            told_away: false,
+            told_at: None,
+        }
+    }
+
+    pub(super) fn record_bytes(&self) -> usize {
         self.records.values().map(Vec::len).sum()
     }
 

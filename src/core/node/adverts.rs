@@ -119,7 +119,7 @@ impl Node {
         for (id, key) in revoked {
             match self.admission {
                 Admission::Members(_) => self.remove_peer(&key, now),
-                Admission::Added => self.shut_out(id),
+                Admission::Added | Admission::AddedIn(_) => self.shut_out(id),
             }
         }
         true
@@ -141,8 +141,17 @@ impl Node {
         }
         let known = self.by_key.get(&key).copied();
         match self.admission {
-            Admission::Added if known.is_none() => return Err(RecordRefusal::Stranger(key)),
-            Admission::Added => {
+            Admission::Added | Admission::AddedIn(_) => {
+                if known.is_none() {
+                    return Err(RecordRefusal::Stranger(key));
+                }
+                let claim = &advert.membership;
+                if let Admission::AddedIn(network) = self.admission
+                    && !claim.is_empty()
+                    && Membership::decode_verified(claim, &network, &key).is_err()
+                {
+                    return Err(RecordRefusal::NotMember(key));
+                }
                 let list = self.revoked.as_ref();
                 let refused = list.is_some_and(|list| refuses(list, &key, &advert.membership));
                 if let Some(id) = known.filter(|_| refused) {
@@ -388,4 +397,93 @@ impl Node {
 fn refuses(list: &RevocationList, key: &PublicKey, membership: &[u8]) -> bool {
     list.nodes().contains(key)
         || Membership::claimed_invite(membership).is_some_and(|id| list.refuses_by(key, &id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use wice_signaling::protocol::{AdminKey, Invite, NatBehavior, PrivateKey};
+
+    use super::*;
+    use crate::core::node::NodeConfig;
+
+    fn key() -> PrivateKey {
+        PrivateKey::from_bytes([2; 32])
+    }
+
+    fn admin(seed: u8) -> AdminKey {
+        AdminKey::from_seed(&[seed; 32])
+    }
+
+    fn node(admission: Admission) -> Node {
+        let config = NodeConfig {
+            key: PrivateKey::from_bytes([1; 32]),
+            session: Session([1; 16]),
+            sequence: 0,
+            name: "own".to_owned(),
+            admission,
+            membership: Vec::new(),
+            seed: [3; 32],
+        };
+        Node::new(config, Instant::now())
+    }
+
+    fn record(membership: Vec<u8>, sequence: u64) -> Vec<u8> {
+        let advert = Advert {
+            key: key().public_key(),
+            session: Session([2; 16]),
+            sequence,
+            name: "n1".to_owned(),
+            nat: NatBehavior::default(),
+            candidates: Vec::new(),
+            membership,
+        };
+        advert.encode_signed(&key(), &[4; 64]).unwrap()
+    }
+
+    fn membership(of: &AdminKey) -> Vec<u8> {
+        let invite = Invite::new(of, &[5; 32], 1_800_000_000, "", &[]).unwrap();
+        invite
+            .sign_member(&of.network_id(), &key().public_key())
+            .encode()
+    }
+
+    fn handle(node: &mut Node, record: &[u8]) -> Result<(), RecordRefusal> {
+        node.handle_advert(record, Instant::now()).map(drop)
+    }
+
+    #[test]
+    fn a_managed_node_takes_members_alone() {
+        let mut node = node(Admission::Members(admin(1).network_id()));
+        let refused = Err(RecordRefusal::NotMember(key().public_key()));
+        assert_eq!(handle(&mut node, &record(Vec::new(), 1)), refused);
+        assert_eq!(
+            handle(&mut node, &record(membership(&admin(9)), 1)),
+            refused
+        );
+        assert_eq!(handle(&mut node, &record(membership(&admin(1)), 1)), Ok(()));
+        assert_eq!(handle(&mut node, &record(Vec::new(), 2)), refused);
+    }
+
+    #[test]
+    fn an_attached_node_takes_its_peers_unless_they_claim_what_is_wrong() {
+        let network = admin(1).network_id();
+        let mut node = node(Admission::AddedIn(network));
+        let whose = key().public_key();
+        let stranger = Err(RecordRefusal::Stranger(whose));
+        assert_eq!(handle(&mut node, &record(Vec::new(), 1)), stranger);
+        node.add_peer(whose, Instant::now()).unwrap();
+        assert_eq!(handle(&mut node, &record(Vec::new(), 1)), Ok(()));
+        assert_eq!(handle(&mut node, &record(membership(&admin(1)), 2)), Ok(()));
+        let refused = Err(RecordRefusal::NotMember(whose));
+        for wrong in [membership(&admin(9)), vec![7; 20]] {
+            assert_eq!(handle(&mut node, &record(wrong, 3)), refused);
+        }
+        let nodes = BTreeSet::from([whose]);
+        let list = RevocationList::sign(&admin(1), 1, nodes, BTreeSet::new()).unwrap();
+        assert!(node.handle_revocations(list, Instant::now()));
+        let refused = Err(RecordRefusal::Revoked(whose));
+        assert_eq!(handle(&mut node, &record(Vec::new(), 4)), refused);
+    }
 }

@@ -137,7 +137,7 @@ impl Node {
     pub fn network(&self) -> Option<NetworkId> {
         match self.admission {
             Admission::Members(network) => Some(network),
-            Admission::Added => None,
+            Admission::Added | Admission::AddedIn(_) => None,
         }
     }
 

@@ -93,6 +93,9 @@ pub enum Admission {
     Members(wice_signaling::protocol::NetworkId),
     /// Attached: the peers that were added, as the WireGuard interface has them.
     Added,
+    /// Attached, in this network: the same, and whoever claims to be a member must be one of it. Who claims
+    /// nothing was carried there: the interface's owner trusts its key already.
+    AddedIn(wice_signaling::protocol::NetworkId),
 }
 
 /// Something to send.

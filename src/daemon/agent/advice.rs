@@ -1,12 +1,13 @@
 //! From what the cluster says to what the daemon heeds, and to what its operator should know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wice_signaling::protocol::PublicKey;
 
 use crate::daemon::attached::Guidance;
 use crate::daemon::binding::Held;
 use crate::signaling::kubernetes::ClusterView;
+use crate::signaling::kubernetes::state::{ObjectName, Source};
 
 /// Names in one line of the log; the rest are counted.
 const MAX_NAMED: usize = 5;
@@ -42,7 +43,11 @@ impl Adviser {
         } else {
             Held::Everybody
         };
-        Guidance { held, excluded }
+        Guidance {
+            held,
+            excluded,
+            names: names(view),
+        }
     }
 
     /// The mesh agent would put its own endpoint back at its next look, and would reset every session of the node with it.
@@ -97,6 +102,29 @@ impl Adviser {
     }
 }
 
+/// Machines outside call themselves as they like; their operator knows them by their objects. A Node's name
+/// goes before a Peer's.
+fn names(view: &ClusterView) -> BTreeMap<PublicKey, String> {
+    let peers = view
+        .objects
+        .iter()
+        .filter(|(name, _)| name.source == Source::Peers);
+    let named = peers.filter_map(|(name, facts)| {
+        let key = facts.key?;
+        let (first, _) = view.object_of(&key)?;
+        let node = ObjectName {
+            source: Source::Nodes,
+            name: name.name.clone(),
+        };
+        let text = match view.objects.contains_key(&node) {
+            true => name.to_string(),
+            false => name.name.clone(),
+        };
+        (first == name).then_some((key, text))
+    });
+    named.collect()
+}
+
 fn named(names: &BTreeSet<String>) -> String {
     let shown: Vec<&str> = names.iter().take(MAX_NAMED).map(String::as_str).collect();
     let more = names.len() - shown.len();
@@ -110,7 +138,7 @@ fn named(names: &BTreeSet<String>) -> String {
 mod tests {
     use super::*;
     use crate::signaling::kubernetes::OwnNode;
-    use crate::signaling::kubernetes::state::{Facts, ObjectName, Source};
+    use crate::signaling::kubernetes::state::Facts;
 
     fn view(objects: &[(Source, &str, u8, Option<u16>)]) -> ClusterView {
         let object = |(source, name, key, keepalive): &(Source, &str, u8, Option<u16>)| {
@@ -183,6 +211,21 @@ mod tests {
         let excluded = adviser.guidance(&view).excluded;
         let expected = ["10.4.0.1/32", "10.42.1.0/24"];
         assert_eq!(excluded, expected.map(|text| text.parse().unwrap()));
+    }
+
+    #[test]
+    fn peers_are_called_as_their_objects_unless_a_node_is_called_so() {
+        let mut adviser = Adviser::new(true);
+        let view = view(&[
+            (Source::Nodes, "a", 1, None),
+            (Source::Peers, "a", 2, None),
+            (Source::Peers, "box", 3, None),
+            (Source::Peers, "again", 1, None),
+        ]);
+        let names = adviser.guidance(&view).names;
+        let expected = [(2, "peer/a"), (3, "box")];
+        let expected = expected.map(|(key, name)| (PublicKey([key; 32]), name.to_owned()));
+        assert_eq!(names, expected.into());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What somebody who knows more of the peers than the interface does says of them: a cluster. By hand there is nobody.
 
+use std::collections::BTreeMap;
+
 use tokio::sync::watch;
-use wice_signaling::protocol::IpPrefix;
+use wice_signaling::protocol::{IpPrefix, PublicKey};
 
 use crate::daemon::binding::Held;
 
@@ -12,6 +14,8 @@ pub(in crate::daemon) struct Guidance {
     pub(in crate::daemon) held: Held,
     /// Addresses that are nobody's candidates.
     pub(in crate::daemon) excluded: Vec<IpPrefix>,
+    /// What peers are called in reports, where that is not what they call themselves.
+    pub(in crate::daemon) names: BTreeMap<PublicKey, String>,
 }
 
 /// The newest guidance.
@@ -36,7 +40,7 @@ impl Guide {
         Self {
             guidance: Guidance {
                 held: Held::Everybody,
-                excluded: Vec::new(),
+                ..Guidance::default()
             },
             news: Some(news),
         }

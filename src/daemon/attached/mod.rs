@@ -25,6 +25,8 @@ use waiting::Waiting;
 pub use detach::{Detached, detach};
 #[cfg(feature = "kubernetes")]
 pub(super) use guidance::Guidance;
+#[cfg(feature = "kubernetes")]
+pub(super) use start::read_key;
 pub use start::{AttachError, FOLDER as ATTACHED_FOLDER};
 
 /// A running daemon.
@@ -201,6 +203,8 @@ impl Attached {
         let guidance = self.guide.guidance();
         self.base.exclude(guidance.excluded.clone())?;
         self.binding.hold(guidance.held.clone());
+        let names = guidance.names.clone();
+        self.binding.with_view(|view| view.names = names);
         Ok(())
     }
 

@@ -115,16 +115,18 @@ impl Attached {
         let key = private_key(&settings, &device)?;
         let state = State::open(&state_folder(&settings.state_dir, &interface))?;
         let name = key.public_key().to_string();
-        let (network, guide) = match meet {
+        let (network, admission, guide) = match meet {
             Meet::Token => {
                 let token = settings.token.as_ref();
                 let joined = join::membership_of_interface(&state, token, &key, &interface)?;
-                (Network::Service(Box::new(joined)), Guide::none())
+                let admission = Admission::AddedIn(joined.network);
+                let network = Network::Service(Box::new(joined));
+                (network, admission, Guide::none())
             }
             #[cfg(feature = "kubernetes")]
             Meet::Cluster(config) => {
                 let (network, news) = crate::daemon::agent::meet(config)?;
-                (network, Guide::new(news))
+                (network, Admission::Added, Guide::new(news))
             }
         };
         // Another key is another node: its sessions begin anew.
@@ -156,7 +158,7 @@ impl Attached {
             network,
             netlink,
             index,
-            admission: Admission::Added,
+            admission,
             socket_hook,
             overlay: None,
             view: View::Attached(Arc::clone(&view)),
@@ -207,7 +209,8 @@ fn private_key(settings: &Settings, device: &Device) -> Result<PrivateKey, Attac
     }
 }
 
-fn read_key(path: &Path) -> Result<PrivateKey, AttachError> {
+/// A private key in a file, as `wg genkey` prints it.
+pub(in crate::daemon) fn read_key(path: &Path) -> Result<PrivateKey, AttachError> {
     use std::io::Read as _;
     let bad = |why: String| AttachError::KeyFile {
         path: path.to_owned(),

@@ -59,6 +59,8 @@ pub(super) struct InterfaceView {
     pub(super) lacking: BTreeSet<PublicKey>,
     /// Attached mode: nodes that seek this one, and are no peers of the interface.
     pub(super) strangers: BTreeMap<PublicKey, Stranger>,
+    /// Attached mode: what peers are called, where that is not what they call themselves.
+    pub(super) names: BTreeMap<PublicKey, String>,
     /// Why the interface cannot be used.
     pub(super) problem: Option<String>,
 }

@@ -127,13 +127,16 @@ impl SignalingBackend for KubernetesBackend {
 }
 
 /// The watches of one client.
-struct Session {
-    nodes: Watched,
-    peers: Option<Watched>,
+pub(super) struct Session {
+    pub(super) nodes: Watched,
+    pub(super) peers: Option<Watched>,
 }
 
 /// Two watches, not begun yet. `peers` says whether there are Peers.
-async fn session(client: &kube::Client, peers: bool) -> Result<Session, rand_core::OsError> {
+pub(super) async fn session(
+    client: &kube::Client,
+    peers: bool,
+) -> Result<Session, rand_core::OsError> {
     let streaming = timeout(ASK_TIMEOUT, streams(client)).await.unwrap_or(false);
     let watched = |source| -> Result<Watched, rand_core::OsError> {
         let pace = Pace::new(seed()?);
@@ -251,7 +254,9 @@ impl KubernetesBackend {
                 });
                 self.tell_connected(events).await?;
             }
-            Told::Lost { reason, retry_in } => {
+            Told::Lost {
+                reason, retry_in, ..
+            } => {
                 self.connected = false;
                 emit(events, Event::Disconnected { reason, retry_in }).await?;
             }
@@ -266,7 +271,9 @@ impl KubernetesBackend {
             Told::Deleted(seen) => self.objects.handle_deleted(Source::Peers, seen.name()),
             Told::Listed => self.objects.handle_listed(Source::Peers),
             // Nodes say whether the API is there; without Peers the mesh of the Nodes is whole.
-            Told::Lost { reason, retry_in } => {
+            Told::Lost {
+                reason, retry_in, ..
+            } => {
                 tracing::info!(event = "peers-not-watched", reason, ?retry_in);
             }
         }
@@ -399,7 +406,7 @@ async fn emit(events: &mpsc::Sender<Event>, event: Event) -> Result<(), Gone> {
     events.send(event).await.map_err(|_| Gone)
 }
 
-async fn next_of(watched: &mut Option<Watched>) -> Told {
+pub(super) async fn next_of(watched: &mut Option<Watched>) -> Told {
     match watched {
         Some(watched) => watched.next().await,
         None => std::future::pending().await,
@@ -420,7 +427,7 @@ async fn at(due: Option<Instant>) {
     }
 }
 
-fn seed() -> Result<[u8; 32], rand_core::OsError> {
+pub(super) fn seed() -> Result<[u8; 32], rand_core::OsError> {
     let mut seed = [0; 32];
     rand_core::OsRng.try_fill_bytes(&mut seed)?;
     Ok(seed)

@@ -5,6 +5,7 @@
 
 mod access;
 mod backend;
+mod bridge;
 pub mod state;
 mod underlay;
 mod view;
@@ -13,4 +14,6 @@ mod writer;
 
 pub use access::{Access, AccessError};
 pub use backend::{KubernetesBackend, KubernetesConfig};
+pub(crate) use bridge::{ClusterEnd, Happened};
 pub use view::{ClusterView, OwnNode};
+pub(crate) use watched::Told;

@@ -18,9 +18,14 @@ use super::state::{Object, Pace, Source};
 /// 1.27 the server ignores that it was asked to, and the list would never end.
 const STREAMING_SINCE: u32 = 32;
 
+/// Kilo's kind (its `manifests/crds.yaml`).
+pub(super) const PEER_GROUP: &str = "kilo.squat.ai";
+pub(super) const PEER_VERSION: &str = "v1alpha1";
+pub(super) const PEER_KIND: &str = "Peer";
+
 /// What is kept of an object; the rest is dropped where it comes in.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     name: String,
     annotations: BTreeMap<String, String>,
     spec: Spec,
@@ -35,11 +40,11 @@ struct Spec {
 }
 
 impl Seen {
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub(super) fn object(&self) -> Object<'_> {
+    pub(crate) fn object(&self) -> Object<'_> {
         Object {
             name: &self.name,
             annotations: &self.annotations,
@@ -51,7 +56,7 @@ impl Seen {
 
 /// What a watch tells.
 #[derive(Debug)]
-pub(super) enum Told {
+pub(crate) enum Told {
     /// A list begins.
     List,
     /// An object is there, or has changed.
@@ -64,6 +69,8 @@ pub(super) enum Told {
     Lost {
         reason: String,
         retry_in: std::time::Duration,
+        /// The API does not know such objects.
+        unknown: bool,
     },
 }
 
@@ -140,7 +147,11 @@ impl Watched {
         }
         let reason = reason_of(error);
         let retry_in = self.wait();
-        Some(Told::Lost { reason, retry_in })
+        Some(Told::Lost {
+            reason,
+            retry_in,
+            unknown: is_code(error, |code| code == 404),
+        })
     }
 
     fn wait(&mut self) -> std::time::Duration {
@@ -182,15 +193,17 @@ fn stream_of(source: Source, client: &kube::Client, streaming: bool) -> Stream {
                 .map(|event| event.map(|event| map(event, of_node)))
                 .boxed()
         }
-        Source::Peers => {
-            let kind = GroupVersionKind::gvk("kilo.squat.ai", "v1alpha1", "Peer");
-            let resource = ApiResource::from_gvk_with_plural(&kind, "peers");
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-            watcher(api, config)
-                .map(|event| event.map(|event| map(event, of_peer)))
-                .boxed()
-        }
+        Source::Peers => watcher(peers(client), config)
+            .map(|event| event.map(|event| map(event, of_peer)))
+            .boxed(),
     }
+}
+
+/// Kilo's Peers, whose kind no crate has.
+pub(super) fn peers(client: &kube::Client) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(PEER_GROUP, PEER_VERSION, PEER_KIND);
+    let resource = ApiResource::from_gvk_with_plural(&kind, "peers");
+    Api::all_with(client.clone(), &resource)
 }
 
 fn map<K>(event: watcher::Event<K>, seen: impl Fn(K) -> Seen) -> watcher::Event<Seen> {
@@ -223,7 +236,11 @@ fn of_peer(peer: DynamicObject) -> Seen {
 
 /// 422 where the feature is off, 400 where the parameter is unknown.
 fn is_refusal_to_stream(error: &watcher::Error) -> bool {
-    let is = |code: u16| code == 400 || code == 422;
+    is_code(error, |code| code == 400 || code == 422)
+}
+
+/// Whether the API has answered so.
+fn is_code(error: &watcher::Error, is: impl Fn(u16) -> bool) -> bool {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))

@@ -27,10 +27,10 @@ pub(super) struct Writer {
 }
 
 /// Why a write failed.
-struct Failure {
-    refusal: Refusal,
+pub(super) struct Failure {
+    pub(super) refusal: Refusal,
     conflict: bool,
-    text: String,
+    pub(super) text: String,
 }
 
 /// How a write ended.
@@ -129,7 +129,13 @@ async fn apply(
         ..ObjectMeta::default()
     };
     let patch = Patch::Apply(meta.into_request_partial::<Node>());
-    let written = api.patch(&node, &params, &patch);
+    in_time(api.patch(&node, &params, &patch)).await
+}
+
+/// One write, to its end.
+pub(super) async fn in_time<T>(
+    written: impl Future<Output = kube::Result<T>>,
+) -> Result<(), Failure> {
     match tokio::time::timeout(WRITE_TIMEOUT, written).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(Failure {

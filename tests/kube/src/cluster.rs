@@ -286,6 +286,12 @@ impl Cluster {
         Ok(token.trim().to_owned())
     }
 
+    /// A token of a ServiceAccount of wice's namespace, bound to nothing.
+    pub fn account_token(&self, account: &str) -> Result<String> {
+        let token = self.kubectl(&["create", "token", account, "--namespace", NAMESPACE])?;
+        Ok(token.trim().to_owned())
+    }
+
     fn write_keys(&self) -> Result<()> {
         let key = rcgen::KeyPair::generate()?;
         self.file("sa.key", &key.serialize_pem())?;

@@ -1,5 +1,7 @@
 //! A cluster whose nodes are behind NATs: real kube-apiserver, real daemons, wireguard-go, and beside them what stands in for `kg`.
 
+mod outside;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ const TURN_FOR: Duration = Duration::from_secs(86_400);
 
 /// It all. What uses the lab goes before it.
 pub struct KubeMesh {
+    bridge: Option<Process>,
     daemons: BTreeMap<String, Process>,
     /// What stands in for `kg`.
     pub agents: MeshAgents,
@@ -71,6 +74,7 @@ impl KubeMesh {
             .zip(kinds.iter().copied().zip(numbers))
             .collect();
         Ok(Self {
+            bridge: None,
             daemons: BTreeMap::new(),
             agents: MeshAgents::new(),
             interfaces: BTreeMap::new(),
@@ -293,7 +297,7 @@ impl KubeMesh {
             }
             if let Some(interface) = self.interfaces.get(*node) {
                 let shown = interface
-                    .wg(&["show", INTERFACE])
+                    .wg(&["show", interface.name()])
                     .unwrap_or_else(|error| error.to_string());
                 text += &format!("--- {node}: wg show\n{shown}");
             }

@@ -165,11 +165,14 @@ struct Peer {
 /// Of a Node, what others need.
 struct Remote {
     key: String,
-    endpoint: SocketAddr,
+    endpoint: Option<SocketAddr>,
     keepalive: u16,
     internal_ip: Option<IpAddr>,
     allowed: BTreeSet<String>,
-    pod_cidr: String,
+    /// Its pods, or of a Peer its first allowed IP.
+    network: String,
+    /// It is a machine outside of the cluster.
+    is_peer: bool,
     discovered: BTreeMap<String, SocketAddr>,
 }
 
@@ -189,23 +192,28 @@ impl Agent {
             let endpoint = if remote.keepalive == 0 {
                 remote.endpoint
             } else if let Some(present) = present.filter(|_| known) {
-                present
+                Some(present)
             } else {
                 let mut others = nodes.iter().filter(|(other, _)| *other != name);
-                others
-                    .find_map(|(_, other)| other.discovered.get(&remote.key).copied())
-                    .unwrap_or(remote.endpoint)
+                let discovered =
+                    others.find_map(|(_, other)| other.discovered.get(&remote.key).copied());
+                discovered.or(remote.endpoint)
             };
-            let keepalive = own.keepalive;
+            let keepalive = if remote.is_peer {
+                remote.keepalive
+            } else {
+                own.keepalive
+            };
             let peer = Peer {
-                endpoint: Some(endpoint),
+                endpoint,
                 allowed: remote.allowed.clone(),
                 keepalive,
             };
             wanted.insert(remote.key.clone(), peer);
-            self.ip(&["route", "replace", &remote.pod_cidr, "dev", INTERFACE])?;
+            self.ip(&["route", "replace", &remote.network, "dev", INTERFACE])?;
             // The trap: what is sent to the private address of the other enters the tunnel.
-            if let Some(ip) = remote.internal_ip.filter(|ip| *ip != endpoint.ip()) {
+            let at = endpoint.map(|endpoint| endpoint.ip());
+            if let Some(ip) = remote.internal_ip.filter(|ip| Some(*ip) != at) {
                 self.ip(&["route", "replace", &format!("{ip}/32"), "dev", INTERFACE])?;
             }
         }
@@ -252,10 +260,42 @@ impl Agent {
             .kubectl(&["get", "nodes", "-o", "json", "--request-timeout=5s"])?;
         let list: Value = serde_json::from_str(&text)?;
         let items = list["items"].as_array().context("no list")?;
-        Ok(items
-            .iter()
-            .filter_map(|node| Some((node["metadata"]["name"].as_str()?.to_owned(), remote(node)?)))
-            .collect())
+        let nodes = items.iter().filter_map(|node| {
+            Some((node["metadata"]["name"].as_str()?.to_owned(), remote(node)?))
+        });
+        Ok(nodes.chain(self.peers()?).collect())
+    }
+
+    /// Peers, each by a name that no Node has.
+    fn peers(&self) -> Result<Vec<(String, Remote)>> {
+        let text = self.cluster.kubectl(&[
+            "get",
+            "peers.kilo.squat.ai",
+            "-o",
+            "json",
+            "--request-timeout=5s",
+        ])?;
+        let list: Value = serde_json::from_str(&text)?;
+        let items = list["items"].as_array().context("no list")?;
+        let of = |peer: &Value| {
+            let (name, spec) = (peer["metadata"]["name"].as_str()?, &peer["spec"]);
+            let allowed = spec["allowedIPs"].as_array()?.iter();
+            let allowed: BTreeSet<String> = allowed
+                .filter_map(|ip| Some(ip.as_str()?.to_owned()))
+                .collect();
+            let remote = Remote {
+                key: spec["publicKey"].as_str()?.to_owned(),
+                endpoint: None,
+                keepalive: u16::try_from(spec["persistentKeepalive"].as_u64()?).ok()?,
+                internal_ip: None,
+                network: allowed.first()?.clone(),
+                allowed,
+                is_peer: true,
+                discovered: BTreeMap::new(),
+            };
+            Some((format!("peer/{name}"), remote))
+        };
+        Ok(items.iter().filter_map(of).collect())
     }
 
     /// Private key, peers, and who has shaken hands.
@@ -339,13 +379,14 @@ fn remote(node: &Value) -> Option<Remote> {
         ))
     });
     Some(Remote {
-        endpoint: annotation("endpoint")?.parse().ok()?,
+        endpoint: Some(annotation("endpoint")?.parse().ok()?),
         keepalive: annotation("persistent-keepalive")
             .and_then(|text| text.parse().ok())
             .unwrap_or(0),
         internal_ip,
         allowed,
-        pod_cidr,
+        network: pod_cidr,
+        is_peer: false,
         discovered: discovered.collect(),
         key,
     })

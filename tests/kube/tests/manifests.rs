@@ -9,8 +9,10 @@ use std::process::Command;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
-use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service, ServiceAccount};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, PersistentVolumeClaim, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,13 +20,14 @@ use serde_json::Value;
 use wice::signaling::kubernetes::state::{MeshAgent, Names};
 use wice_kube_tests::{Cluster, NAMESPACE, find, kustomized, output, overlay_folder, wice_binary};
 
-const OVERLAYS: [&str; 6] = [
+const OVERLAYS: [&str; 7] = [
     "kilo-k3s",
     "kilo-kubeadm",
     "wns",
     "turn",
     "signaling",
     "podmonitor",
+    "bridge",
 ];
 
 /// What kustomize makes of an overlay.
@@ -83,6 +86,8 @@ fn every_field_of_every_overlay_is_one_that_kubernetes_knows() {
                 "ConfigMap" => reads_as::<ConfigMap>(&object),
                 "Secret" => reads_as::<Secret>(&object),
                 "Service" => reads_as::<Service>(&object),
+                "PersistentVolumeClaim" => reads_as::<PersistentVolumeClaim>(&object),
+                "Deployment" => reads_as::<Deployment>(&object),
                 "DaemonSet" => reads_as::<DaemonSet>(&object),
                 "StatefulSet" => reads_as::<StatefulSet>(&object),
                 "ValidatingAdmissionPolicy" => reads_as::<ValidatingAdmissionPolicy>(&object),
@@ -174,6 +179,38 @@ fn the_program_takes_what_the_manifests_say() {
             "{printed}"
         );
         std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn the_bridge_gets_what_it_needs_and_no_more() {
+    let objects = rendered("bridge");
+    let pod = &find(&objects, "Deployment")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(
+        security["capabilities"],
+        serde_json::json!({"drop": ["ALL"]})
+    );
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["runAsNonRoot"], true);
+    assert!(pod["hostNetwork"].is_null());
+    let rules = &find(&objects, "ClusterRole")["rules"];
+    assert_eq!(rules.as_array().unwrap().len(), 2);
+    assert_eq!(
+        rules[0]["verbs"],
+        serde_json::json!(["get", "list", "watch"])
+    );
+    let policy = find(&objects, "ValidatingAdmissionPolicy").to_string();
+    let account = pod["serviceAccountName"].as_str().unwrap();
+    let account = format!("'system:serviceaccount:{NAMESPACE}:{account}'");
+    let prefix = format!("'{}/'", Names::of(MeshAgent::Kilo).prefix);
+    assert!(policy.contains(&account) && policy.contains(&prefix));
+    // The program takes its command line.
+    let help = wice(&["bridge", "--help"]);
+    for argument in container["args"].as_array().unwrap() {
+        let text = argument.as_str().unwrap();
+        assert!(!text.starts_with("--") || help.contains(text), "{text}");
     }
 }
 

@@ -3,11 +3,16 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use wice_signaling::protocol::PublicKey;
+use wice_signaling::protocol::{MAX_ADVERT_LEN, PublicKey};
 
-/// The longest value, in characters: every watcher of Nodes pays for it. The longest advert without a membership, 16 IPv6
-/// candidates and a name of 63 bytes, has 589 bytes and so 786 characters.
+use super::Source;
+
+/// The longest value at a Node, in characters: every watcher of Nodes pays for it. The longest advert without a membership, 16
+/// IPv6 candidates and a name of 63 bytes, has 589 bytes and so 786 characters.
 pub const MAX_ANNOTATION: usize = 1024;
+
+/// The longest value at a Peer: who is outside of the cluster proves membership in its advert, and watchers of Peers are few.
+pub const MAX_PEER_ANNOTATION: usize = (MAX_ADVERT_LEN * 4).div_ceil(3);
 
 /// What an advert begins with: its version and its key (see the advert's layout).
 const KEY: std::ops::Range<usize> = 1..33;
@@ -15,8 +20,8 @@ const KEY: std::ops::Range<usize> = 1..33;
 /// The value cannot be an advert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnnotationError {
-    /// More than [`MAX_ANNOTATION`].
-    #[error("it has {0} characters, more than {MAX_ANNOTATION}")]
+    /// More than [`MAX_ANNOTATION`], or [`MAX_PEER_ANNOTATION`].
+    #[error("it has {0} characters, more than an advert there may have")]
     TooLong(usize),
     /// Not base64 without padding.
     #[error("it is not base64 as wice writes it")]
@@ -26,19 +31,29 @@ pub enum AnnotationError {
     TooShort,
 }
 
-/// The value for an encoded advert.
+/// The value for an encoded advert at a Node.
 pub fn encode(advert: &[u8]) -> Result<String, AnnotationError> {
+    encode_at(Source::Nodes, advert)
+}
+
+/// The value for an encoded advert at an object of this kind.
+pub fn encode_at(source: Source, advert: &[u8]) -> Result<String, AnnotationError> {
     let text = STANDARD_NO_PAD.encode(advert);
-    if text.len() > MAX_ANNOTATION {
+    if text.len() > longest_at(source) {
         return Err(AnnotationError::TooLong(text.len()));
     }
     Ok(text)
 }
 
-/// The advert in a value, and whose it says it is. That its key has signed it is the receiver's to check: most values that a
-/// node sees are ones that it has seen.
+/// The advert in a value of a Node; see [`decode_at`].
 pub fn decode(value: &str) -> Result<(PublicKey, Vec<u8>), AnnotationError> {
-    if value.len() > MAX_ANNOTATION {
+    decode_at(Source::Nodes, value)
+}
+
+/// The advert in a value of an object of this kind, and whose it says it is. That its key has signed it is the receiver's to
+/// check: most values that a node sees are ones that it has seen.
+pub fn decode_at(source: Source, value: &str) -> Result<(PublicKey, Vec<u8>), AnnotationError> {
+    if value.len() > longest_at(source) {
         return Err(AnnotationError::TooLong(value.len()));
     }
     let advert = STANDARD_NO_PAD
@@ -49,15 +64,27 @@ pub fn decode(value: &str) -> Result<(PublicKey, Vec<u8>), AnnotationError> {
     Ok((PublicKey(key), advert))
 }
 
+fn longest_at(source: Source) -> usize {
+    match source {
+        Source::Nodes => MAX_ANNOTATION,
+        Source::Peers => MAX_PEER_ANNOTATION,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use wice_signaling::protocol::{
-        Advert, Candidate, CandidateKind, MAX_CANDIDATES, NatBehavior, PrivateKey, Session,
+        AdminKey, Advert, Candidate, CandidateKind, Invite, MAX_CANDIDATES, NatBehavior,
+        PrivateKey, Session,
     };
 
     use super::*;
 
     fn longest() -> Vec<u8> {
+        longest_with(Vec::new())
+    }
+
+    fn longest_with(membership: Vec<u8>) -> Vec<u8> {
         let key = PrivateKey::from_bytes([1; 32]);
         let candidate = |number: u32| Candidate {
             kind: CandidateKind::Host,
@@ -72,7 +99,7 @@ mod tests {
             name: "n".repeat(63),
             nat: NatBehavior::default(),
             candidates: (0..MAX_CANDIDATES as u32).map(candidate).collect(),
-            membership: Vec::new(),
+            membership,
         };
         advert.encode_signed(&key, &[7; 64]).unwrap()
     }
@@ -85,6 +112,25 @@ mod tests {
         let (key, decoded) = decode(&text).unwrap();
         assert_eq!(decoded, advert);
         assert_eq!(key, Advert::decode_verified(&decoded).unwrap().key);
+    }
+
+    #[test]
+    fn with_a_membership_it_fits_at_a_peer() {
+        let admin = AdminKey::from_seed(&[1; 32]);
+        let routes: Vec<_> = (0..16u16)
+            .map(|n| format!("2001:db8:{n:x}::/48").parse().unwrap())
+            .collect();
+        let label = "l".repeat(63);
+        let invite = Invite::new(&admin, &[2; 32], u64::MAX, &label, &routes).unwrap();
+        let key = PrivateKey::from_bytes([1; 32]).public_key();
+        let member = invite.sign_member(&admin.network_id(), &key);
+        let advert = longest_with(member.encode());
+        assert!(matches!(encode(&advert), Err(AnnotationError::TooLong(_))));
+        let text = encode_at(Source::Peers, &advert).unwrap();
+        assert_eq!(decode_at(Source::Peers, &text), Ok((key, advert)));
+        assert!(decode(&text).is_err());
+        assert!(encode_at(Source::Peers, &[0; MAX_ADVERT_LEN]).is_ok());
+        assert!(encode_at(Source::Peers, &[0; MAX_ADVERT_LEN + 1]).is_err());
     }
 
     #[test]

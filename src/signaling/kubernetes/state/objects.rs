@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use wice_signaling::protocol::{IpPrefix, PublicKey};
 
 use super::Names;
-use super::annotation::decode;
+use super::annotation::decode_at;
 
-/// Objects that are kept, each of about 1.5 KiB: more than the 5,000 Nodes that Kubernetes is made for ("Considerations for
+/// Objects that are kept, a Node of about 1.5 KiB and a Peer of 3 KiB at most: more than the 5,000 Nodes that Kubernetes is made for ("Considerations for
 /// large clusters"). Past them the first come stay.
 pub const MAX_OBJECTS: usize = 8192;
 
@@ -152,7 +152,7 @@ impl Objects {
         if kept.advert.as_ref() != advert {
             kept.advert = advert.cloned();
             kept.facts.bad_advert = None;
-            match advert.map(|text| decode(text)) {
+            match advert.map(|text| decode_at(source, text)) {
                 Some(Ok((key, advert))) => {
                     kept.advert_key = Some(key);
                     self.changes.push_back(Change::Advert { key, advert });
