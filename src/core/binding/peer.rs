@@ -64,6 +64,8 @@ pub(super) struct Peer {
     failed: Option<SocketAddr>,
     /// Theirs as it was configured: what a detach goes back to.
     original: Option<SocketAddr>,
+    /// Nobody configured that: WireGuard found it, where there was none.
+    original_found: bool,
     /// Theirs as it was last: what is tried again.
     native: Option<SocketAddr>,
     rx_bytes: u64,
@@ -105,6 +107,7 @@ impl Peer {
             may_have_roamed: false,
             failed: None,
             original: theirs.or(remembered),
+            original_found: false,
             native: theirs.or(remembered),
             rx_bytes: sighting.rx_bytes,
             tx_bytes: sighting.tx_bytes,
@@ -162,6 +165,7 @@ impl Peer {
             self.given = self.endpoint;
         }
         self.path = path;
+        self.adopt();
         true
     }
 
@@ -197,6 +201,7 @@ impl Peer {
             self.given = None;
         }
         let before = std::mem::replace(&mut self.endpoint, sighting.endpoint);
+        self.adopt();
         let asked_since = self.looked;
         self.rx_bytes = sighting.rx_bytes;
         self.tx_bytes = sighting.tx_bytes;
@@ -223,6 +228,26 @@ impl Peer {
             self.unanswered.get_or_insert(asked_since);
         }
         false
+    }
+
+    /// Where a path leads is ours also where WireGuard has found it by itself: when the path is gone, as a relay's
+    /// address soon is, nobody is to wait for it, nor to go back there. What the owner configured stays theirs.
+    fn adopt(&mut self) {
+        let led = self.path.ready.filter(|ready| *ready != self.slot);
+        let Some(endpoint) = led.filter(|ready| self.endpoint == Some(*ready)) else {
+            return;
+        };
+        self.displaced = None;
+        if self.original_found && self.original == Some(endpoint) {
+            self.original = None;
+            self.original_found = false;
+        }
+        if self.original != Some(endpoint) {
+            self.given = Some(endpoint);
+            if self.native == Some(endpoint) {
+                self.native = self.original;
+            }
+        }
     }
 
     /// Where the endpoint should point instead, if it should.
@@ -310,6 +335,7 @@ impl Peer {
                 // What WireGuard finds by itself is not what somebody wants it to be.
                 if !came || self.original.is_none() {
                     self.original = Some(endpoint);
+                    self.original_found = came;
                 }
                 self.native = Some(endpoint);
             }
