@@ -46,6 +46,8 @@ pub(super) struct Peer {
     endpoint: Option<SocketAddr>,
     /// What we gave it last, where that is not the slot.
     given: Option<SocketAddr>,
+    /// What we gave it before that: WireGuard goes back there by what was still on its way.
+    given_before: Option<SocketAddr>,
     /// When it was given that last, and how long it is not given again once it has roamed to the slot.
     moved: Option<(Instant, Duration)>,
     /// Something has come since the endpoint is what it is.
@@ -98,6 +100,7 @@ impl Peer {
             path_since: now,
             endpoint: sighting.endpoint,
             given,
+            given_before: None,
             moved: None,
             heard: in_session,
             unanswered: asked.then_some(now),
@@ -161,8 +164,9 @@ impl Peer {
             self.moved = None;
         }
         // What the path had itself is ours to change when the path does.
-        if self.endpoint.is_some_and(|e| e != self.slot) && self.endpoint == self.path.ready {
-            self.given = self.endpoint;
+        let led = self.endpoint.filter(|e| *e != self.slot);
+        if let Some(endpoint) = led.filter(|e| self.path.ready == Some(*e)) {
+            self.note_given(endpoint);
         }
         self.path = path;
         self.adopt();
@@ -199,6 +203,7 @@ impl Peer {
         // What it was given is theirs again once it has left it for good.
         if sighting.endpoint == Some(self.slot) && self.path.ready != self.given {
             self.given = None;
+            self.given_before = None;
         }
         let before = std::mem::replace(&mut self.endpoint, sighting.endpoint);
         self.adopt();
@@ -243,7 +248,7 @@ impl Peer {
             self.original_found = false;
         }
         if self.original != Some(endpoint) {
-            self.given = Some(endpoint);
+            self.note_given(endpoint);
             if self.native == Some(endpoint) {
                 self.native = self.original;
             }
@@ -283,7 +288,14 @@ impl Peer {
     }
 
     fn is_ours(&self, endpoint: SocketAddr) -> bool {
-        endpoint == self.slot || Some(endpoint) == self.given || Some(endpoint) == self.path.ready
+        let before = self.given_before.filter(|e| self.original != Some(*e));
+        endpoint == self.slot || [self.given, before, self.path.ready].contains(&Some(endpoint))
+    }
+
+    fn note_given(&mut self, endpoint: SocketAddr) {
+        if self.given != Some(endpoint) {
+            self.given_before = self.given.replace(endpoint);
+        }
     }
 
     /// Whether it may be given `ours` now, which is another of ours than it has. A peer that still sends
@@ -385,7 +397,7 @@ impl Peer {
 
     fn give(&mut self, endpoint: SocketAddr, cause: Cause, now: Instant) -> (SocketAddr, Cause) {
         if endpoint != self.slot {
-            self.given = Some(endpoint);
+            self.note_given(endpoint);
         }
         // Once for each displacement, however often it has to be tried.
         let Some(displaced) = self.displaced.filter(|at| self.counted != Some(*at)) else {

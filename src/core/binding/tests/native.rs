@@ -208,3 +208,18 @@ fn a_configured_endpoint_that_the_path_leads_to_is_gone_back_to() {
     interface.ready(Some(slot()));
     assert_eq!(interface.binder.restore().0, [(KEY, direct())]);
 }
+
+/// The path has moved, and what the peer had sent to the old end was still on its way: nobody has reset anything.
+#[test]
+fn wireguard_that_goes_back_for_a_moment_was_not_reset() {
+    let mut interface = Interface::on_slot();
+    interface.ready(Some(elsewhere()));
+    interface.later(SECOND);
+    interface.ready(Some(direct()));
+    interface.later(SECOND);
+    interface.told.clear();
+    interface.roam(elsewhere());
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(direct()));
+    assert_eq!(interface.binder.resets(&KEY), 0);
+}
