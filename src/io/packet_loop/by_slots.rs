@@ -13,7 +13,7 @@ use crate::core::node::{
     Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
 };
 use crate::core::slots::{INITIATION_LEN, Message, Recipients, Sender, Slots, spans};
-use crate::core::timing::UNREACHABLE_INTERVAL;
+use crate::core::timing::TA_NODE;
 use crate::io::slots::SlotSocket;
 use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
 
@@ -21,8 +21,9 @@ use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffer
 /// message (WireGuard paper §5.4.6).
 const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 
-/// WireGuard is knocked at no more often: at this distance a peer asks that has heard of its port's end.
-const KNOCK_EVERY: Duration = UNREACHABLE_INTERVAL;
+/// WireGuard is knocked at no more often, however many checks come: well below the round trip that passes until a peer
+/// that hears of its port's end has asked whether it is so.
+const KNOCK_EVERY: Duration = TA_NODE;
 /// At WireGuard's own port nobody can drop one of two initiations that cross, so the other side's waits for
 /// so long: paths are ready on both sides within a round trip, and half of one more brings theirs here. For round trips up to 160 ms; beyond, WireGuard's own retry has to do.
 const YIELD: Duration = Duration::from_millis(250);
