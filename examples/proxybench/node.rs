@@ -10,6 +10,7 @@ use wice::core::node::{
     Admission, HostAddress, Node, NodeConfig, PeerId, PeerSnapshot, RelayServer,
 };
 use wice::core::slots::{SlotCounters, SlotStats};
+use wice::io::dial::Fwmark;
 use wice::io::packet_loop::{
     self, Command, Inbox, Notice, Parts, PlaneParts, PlaneView, SlotsView, View,
 };
@@ -72,6 +73,7 @@ impl AttachedNode {
             v4: Some(v4),
             v6: None,
             endpoint: Box::new(|_| None),
+            fwmark: Fwmark::default(),
             notices: sender,
             runtime,
         })?;

@@ -15,9 +15,6 @@ const KINDS: [NatKind; 2] = [NatKind::PortRestricted, NatKind::FullCone];
 const SILENT: Duration = Duration::from_secs(5);
 /// One of which a router, or this machine's kernel, says that it leads nowhere.
 const SAID: Duration = Duration::from_secs(1);
-/// The same where the kernel says it to WireGuard alone: the interface is looked at once a second, and silence
-/// probed after another.
-const SAID_TO_WIREGUARD: Duration = Duration::from_secs(4);
 /// Until a better path is found again after what was in its way is gone.
 const UPGRADE: Duration = Duration::from_secs(60);
 /// Lost packets that a failure names.
@@ -55,35 +52,45 @@ fn far(all: &WireGuards) -> Result<IpAddr> {
     Ok(address.context("no remote end")?.ip())
 }
 
-/// What is in the way of UDP between home-a and home-b's router, from `at`'s view: a router forwards, the node
-/// itself sends.
-struct Cut {
-    at: &'static str,
-    hook: &'static str,
-    verdict: &'static str,
+/// What is in the way of UDP between home-a and home-b's router.
+enum Cut {
+    /// A rule, from `at`'s view: a router forwards, the node itself sends.
+    Rule {
+        at: &'static str,
+        hook: &'static str,
+        verdict: &'static str,
+    },
+    /// home-a has no route there.
+    Route,
 }
 
 impl Cut {
     fn on(&self, all: &WireGuards, far: IpAddr) -> Result<()> {
-        let Self { hook, verdict, .. } = self;
-        self.nft(
-            all,
-            &format!(
-                "table ip cut {{ chain c {{ type filter hook {hook} priority -10; \
-                 meta l4proto udp ip daddr {far} {verdict}; meta l4proto udp ip saddr {far} drop; }}; }}"
+        match self {
+            Self::Rule { at, hook, verdict } => nft(
+                all,
+                at,
+                &format!(
+                    "table ip cut {{ chain c {{ type filter hook {hook} priority -10; \
+                     meta l4proto udp ip daddr {far} {verdict}; meta l4proto udp ip saddr {far} drop; }}; }}"
+                ),
             ),
-        )
+            Self::Route => all.ip("home-a", &format!("route add unreachable {far}")),
+        }
     }
 
-    fn off(&self, all: &WireGuards) -> Result<()> {
-        self.nft(all, "delete table ip cut")
+    fn off(&self, all: &WireGuards, far: IpAddr) -> Result<()> {
+        match self {
+            Self::Rule { at, .. } => nft(all, at, "delete table ip cut"),
+            Self::Route => all.ip("home-a", &format!("route delete unreachable {far}")),
+        }
     }
+}
 
-    fn nft(&self, all: &WireGuards, rules: &str) -> Result<()> {
-        let output = all.mesh.lab.command(self.at, "nft")?.arg(rules).output()?;
-        ensure!(output.status.success(), "{rules}: {output:?}");
-        Ok(())
-    }
+fn nft(all: &WireGuards, at: &str, rules: &str) -> Result<()> {
+    let output = all.mesh.lab.command(at, "nft")?.arg(rules).output()?;
+    ensure!(output.status.success(), "{rules}: {output:?}");
+    Ok(())
 }
 
 /// Waits until the path is of this kind, with endpoints that fit.
@@ -157,11 +164,7 @@ fn changes(direct: &str) -> Result<()> {
     let stream = stream(&all)?;
     // As a user's pair has it: with a standby.
     std::thread::sleep(3 * ARRIVED);
-    let said_here = match direct {
-        "proxy" => SAID,
-        _ => SAID_TO_WIREGUARD,
-    };
-    let cut = |at, hook, verdict| Cut { at, hook, verdict };
+    let cut = |at, hook, verdict| Cut::Rule { at, hook, verdict };
     let router = "home-a.router";
     let ways = [
         ("silently", cut(router, "forward", "drop"), SILENT),
@@ -171,11 +174,8 @@ fn changes(direct: &str) -> Result<()> {
             SAID,
         ),
         // Sending fails.
-        (
-            "the kernel says so",
-            cut("home-a", "output", "drop"),
-            said_here,
-        ),
+        ("the kernel says so", cut("home-a", "output", "drop"), SAID),
+        ("there is no route", Cut::Route, SAID),
     ];
     for (what, cut, limit) in ways {
         cut.on(&all, far)?;
@@ -189,7 +189,7 @@ fn changes(direct: &str) -> Result<()> {
 
         std::thread::sleep(ARRIVED);
         let open = (Instant::now(), no_room(&all)?);
-        cut.off(&all)?;
+        cut.off(&all, far)?;
         let took = wait_kind(&all, direct, "direct", UPGRADE)?;
         let sent = nothing_lost(&all, &stream, open)?;
         let said = format!("0 of {sent} packets lost");

@@ -13,10 +13,9 @@ const BOTH_WAYS: [(&str, &str); 2] = [("home-a", "home-b"), ("home-b", "home-a")
 const PINGS: Duration = Duration::from_millis(20);
 /// An answer is there after this, on a busy machine.
 const ANSWERED: Duration = Duration::from_secs(1);
-/// Without traffic when the port changes and only the other side has something to say. It hears of it by an
-/// advert, which so soon after the start waits for some seconds, and else finds out by its probes of the silent
-/// path.
-const MOVED: Duration = Duration::from_secs(6);
+/// Without traffic when the port changes and only the other side has something to say: its packets are refused, and
+/// the probes that follow are not answered from a port that WireGuard has left.
+const MOVED: Duration = Duration::from_secs(2);
 /// Every capability that there is, but for these two, is dropped.
 const CAPABILITIES: &str = "+net_admin,+net_raw";
 
@@ -142,6 +141,45 @@ fn symmetric_pairs_are_relayed_by_the_slot_of_whose_relay_it_is() -> Result<()> 
             ensure!(relayed == Some(native), "{node}: {native}, not {relayed:?}");
         }
     }
+    all.mesh.check_quiet(&[])
+}
+
+/// Detached and attached again: where WireGuard had gone along with the path, to an address of a relay that is no more,
+/// it is not waited for as for an endpoint of the owner's.
+#[test]
+fn a_relayed_pair_is_detached_and_attached_again() -> Result<()> {
+    const BACK: Duration = Duration::from_secs(2);
+    /// What is kept is written within a second.
+    const KEPT: Duration = Duration::from_secs(2);
+    let _alone = alone();
+    let mut table = Table::new("attached, shared port");
+    let nat = NatKind::Symmetric;
+    let mut all = two([nat; 2], CAPABILITIES)?;
+    all.first_pings("home-a", "home-b", Instant::now())?;
+    let want = Want::of(nat, nat);
+    all.mesh
+        .settle(&[("home-a", "home-b", want)], Instant::now())?;
+    std::thread::sleep(KEPT);
+    for node in NODES {
+        let output = all.mesh.lab.wice(node, &["detach"])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success() && text.contains("1 peer had none"),
+            "{node}: {output:?}"
+        );
+        all.mesh.forget(node);
+    }
+    let start = Instant::now();
+    for node in NODES {
+        all.attach_again_by(node, "auto")?;
+    }
+    let back = all.first_pings("home-a", "home-b", start)?;
+    table.row(
+        "relayed, detached and attached again",
+        "pings both ways",
+        back,
+    );
+    ensure!(back <= BACK, "{}", all.evidence("home-a", "home-b"));
     all.mesh.check_quiet(&[])
 }
 

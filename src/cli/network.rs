@@ -137,7 +137,7 @@ pub(super) fn invite(args: &InviteArgs) -> anyhow::Result<Health> {
     })?;
     print(&format!("{}\n", *text))?;
     eprintln!(
-        "invite {} into {}: new nodes may join for {}; on each: wice up TOKEN",
+        "invite {} into {}: new nodes may join for {}; on each: wice up TOKEN, or wice attach INTERFACE TOKEN for one that it has",
         &id[..8],
         network.record.name,
         duration(args.expires)

@@ -22,7 +22,7 @@ use super::state::{NodeState, ServerState, State};
 use super::{Settings, answers, metrics, observer, random, transition};
 use crate::core::node::{Admission, HostAddress, Node, NodeConfig, PeerSnapshot};
 use crate::core::overlay::Overlay;
-use crate::io::dial::SocketHook;
+use crate::io::dial::Fwmark;
 use crate::io::packet_loop::{self, Command, Inbox, InboxError, Notice, Parts, PlaneParts};
 use crate::io::udp::{UdpError, UdpSocket};
 use crate::signaling::{Event, Signaling};
@@ -50,8 +50,8 @@ pub(super) struct Prepared {
     pub(super) admission: Admission,
     /// Managed mode's inner addresses.
     pub(super) overlay: Option<Overlay>,
-    /// What control connections need to stay out of the tunnel.
-    pub(super) socket_hook: Option<SocketHook>,
+    /// What keeps our own packets out of the tunnel.
+    pub(super) fwmark: Fwmark,
     /// What reports are made of beside the core.
     pub(super) view: View,
 }
@@ -76,6 +76,7 @@ pub(super) struct Base {
     signaling: Signaling,
     servers: Servers,
     port_mapper: PortMapper,
+    fwmark: Fwmark,
     watch: Watch,
     settle: Option<Instant>,
     keep: tokio::time::Interval,
@@ -128,7 +129,7 @@ impl Base {
             index,
             admission,
             overlay,
-            socket_hook,
+            fwmark,
             view,
         } = prepared;
         let now = std::time::Instant::now();
@@ -161,7 +162,7 @@ impl Base {
             },
             now,
         );
-        let servers = Servers::new(&settings)?;
+        let servers = Servers::new(&settings, fwmark.clone())?;
         let (notices_sender, notices) = mpsc::channel(NOTICES);
         let (inbox, thread) = packet_loop::spawn(Parts {
             node,
@@ -170,10 +171,11 @@ impl Base {
             v4: Some(v4),
             v6,
             endpoint: servers.endpoints(),
+            fwmark: fwmark.clone(),
             notices: notices_sender,
             runtime: tokio::runtime::Handle::current(),
         })?;
-        let signaling = network.start(&settings, &key, socket_hook)?;
+        let signaling = network.start(&settings, &key, fwmark.hook())?;
         let attached = match &view {
             View::InProcess | View::Kernel(_) => None,
             View::Attached(_) => Some(state.folder()),
@@ -197,6 +199,7 @@ impl Base {
             Arc::clone(&shared),
             settings.interface.clone(),
             managed,
+            fwmark.clone(),
         );
         let mut tasks = vec![
             tokio::spawn(control::serve(control, Arc::clone(&answers))),
@@ -225,6 +228,7 @@ impl Base {
             signaling,
             servers,
             port_mapper,
+            fwmark,
             watch: Watch::start()?,
             settle: None,
             keep: tokio::time::interval(KEEP_EVERY),
@@ -294,6 +298,17 @@ impl Base {
         let nat = Advert::decode_verified(advert).map(|advert| advert.nat.mapping);
         if nat.is_ok_and(|nat| self.port_mapper.nat(nat)) {
             self.tell_port_mappings()?;
+        }
+        Ok(())
+    }
+
+    /// WireGuard's mark is this now, and so is that of all sockets. What is connected through the tunnel is connected
+    /// anew.
+    pub(super) fn follow_fwmark(&self, mark: u32) -> anyhow::Result<()> {
+        if self.fwmark.set(mark) {
+            tracing::debug!(event = "fwmark", mark);
+            self.inbox.send(Command::FwmarkChanged)?;
+            self.signaling.network_changed();
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::metrics::{CONTENT_TYPE, family, listen, sample};
 use super::network::Network;
 use super::state::State;
 use super::{SIGNAL, Settings, Signals, join, log_stopping, random};
+use crate::io::dial::Fwmark;
 use crate::signaling::kubernetes::state::{Bridge, Bridged, Counts, Names, News, Source};
 use crate::signaling::kubernetes::{Access, ClusterEnd, Happened, Told};
 use crate::signaling::{Event, Signaling};
@@ -87,7 +88,7 @@ pub async fn bridge(settings: Settings, config: BridgeConfig) -> anyhow::Result<
     );
     let mut running = Running {
         bridge: Bridge::new(bridged, config.names, random()?),
-        signaling: network.start(&settings, &key, None)?,
+        signaling: network.start(&settings, &key, Fwmark::default().hook())?,
         cluster,
         network,
         state,

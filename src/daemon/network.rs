@@ -133,7 +133,7 @@ impl Network {
         &mut self,
         settings: &Settings,
         key: &PrivateKey,
-        socket_hook: Option<SocketHook>,
+        socket_hook: SocketHook,
     ) -> anyhow::Result<Signaling> {
         match self {
             Self::Service(membership) => {
@@ -146,12 +146,14 @@ impl Network {
                     receipt: membership.receipt,
                     proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
                     ca_file: settings.ca_file.clone(),
-                    socket_hook,
+                    socket_hook: Some(socket_hook),
                 })))
             }
             #[cfg(feature = "kubernetes")]
             Self::Cluster { backend, .. } => match backend.take() {
-                Some(backend) => Ok(Signaling::start(backend.with_socket_hook(socket_hook))),
+                Some(backend) => Ok(Signaling::start(
+                    backend.with_socket_hook(Some(socket_hook)),
+                )),
                 None => anyhow::bail!("the Kubernetes backend was started before"),
             },
         }

@@ -14,6 +14,7 @@ use super::answers::{INSPECT_TIMEOUT, Shared};
 use crate::core::mtu::Outer;
 use crate::core::node::RelaySnapshot;
 use crate::core::turn::Failure;
+use crate::io::dial::Fwmark;
 use crate::io::packet_loop::{Command, Inbox};
 use crate::io::udp::UdpSocket;
 use crate::report::{PathMtu, lower_mtu};
@@ -41,7 +42,13 @@ enum Standing {
 }
 
 /// Looks until the packet loop has ended.
-pub(super) async fn observe(inbox: Inbox, shared: Arc<Shared>, interface: String, managed: bool) {
+pub(super) async fn observe(
+    inbox: Inbox,
+    shared: Arc<Shared>,
+    interface: String,
+    managed: bool,
+    fwmark: Fwmark,
+) {
     let mut ticker = tokio::time::interval(LOOK_EVERY);
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut relays = BTreeMap::new();
@@ -68,7 +75,8 @@ pub(super) async fn observe(inbox: Inbox, shared: Arc<Shared>, interface: String
             continue;
         };
         log_relays(&mut relays, &looked.relays);
-        let measured = tokio::task::spawn_blocking(move || measure(looked.outers)).await;
+        let mark = fwmark.get();
+        let measured = tokio::task::spawn_blocking(move || measure(looked.outers, mark)).await;
         let Ok(measured) = measured else { return };
         let present = shared.measured(measured);
         log_mtu(&mut warned, present, &interface, managed);
@@ -76,11 +84,11 @@ pub(super) async fn observe(inbox: Inbox, shared: Arc<Shared>, interface: String
 }
 
 /// Asks the kernel what it believes of each path.
-fn measure(outers: Vec<(PublicKey, Outer, u64)>) -> BTreeMap<PublicKey, PathMtu> {
+fn measure(outers: Vec<(PublicKey, Outer, u64)>, mark: u32) -> BTreeMap<PublicKey, PathMtu> {
     let mut known: BTreeMap<Outer, Option<u32>> = BTreeMap::new();
     let mut measured = BTreeMap::new();
     for (key, outer, too_large) in outers {
-        let mtu = *known.entry(outer).or_insert_with(|| path_mtu(&outer));
+        let mtu = *known.entry(outer).or_insert_with(|| path_mtu(&outer, mark));
         if let Some(path) = mtu {
             let inner = outer.largest_inner(path);
             measured.insert(
@@ -97,7 +105,7 @@ fn measure(outers: Vec<(PublicKey, Outer, u64)>) -> BTreeMap<PublicKey, PathMtu>
 }
 
 /// Of a socket of its own: it sends nothing, and takes the route that the path's packets take.
-fn path_mtu(outer: &Outer) -> Option<u32> {
+fn path_mtu(outer: &Outer, mark: u32) -> Option<u32> {
     let any: IpAddr = match outer.remote {
         SocketAddr::V4(_) => [0u8; 4].into(),
         SocketAddr::V6(_) => [0u8; 16].into(),
@@ -106,7 +114,8 @@ fn path_mtu(outer: &Outer) -> Option<u32> {
         Some((local, interface)) => (local, Some(interface)),
         None => (any, None),
     };
-    let socket = UdpSocket::connect(SocketAddr::new(local, 0), outer.remote, interface).ok()?;
+    let local = SocketAddr::new(local, 0);
+    let socket = UdpSocket::connect_marked(local, outer.remote, interface, mark).ok()?;
     socket.path_mtu().ok()
 }
 
@@ -180,7 +189,7 @@ mod tests {
             relayed: false,
         };
         let key = PublicKey([1; 32]);
-        let measured = measure(vec![(key, outer, 3)]);
+        let measured = measure(vec![(key, outer, 3)], 0);
         let path = measured[&key].path;
         // Linux: 64 KiB, more with jumbo segments; never less than an Ethernet's.
         assert!(path >= 1500, "{path}");
@@ -196,6 +205,6 @@ mod tests {
             from: Some(("::1".parse().unwrap(), u32::MAX)),
             ..outer
         };
-        assert!(measure(vec![(key, nowhere, 0)]).is_empty());
+        assert!(measure(vec![(key, nowhere, 0)], 0).is_empty());
     }
 }

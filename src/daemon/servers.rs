@@ -13,6 +13,7 @@ use super::state::ServerState;
 use super::{Settings, StaticRelay};
 use crate::core::node::{RelayServer, StunServer};
 use crate::core::turn::url::Host;
+use crate::io::dial::Fwmark;
 use crate::io::http_proxy::ProxyUrl;
 use crate::io::packet_loop::Endpoints;
 use crate::io::relay::{Endpoint, Tls, Trust};
@@ -37,6 +38,7 @@ pub(super) struct Servers {
     turn: Vec<StaticRelay>,
     proxy: Option<ProxyUrl>,
     tls: Option<Tls>,
+    fwmark: Fwmark,
     signal: Option<ServerAddress>,
     told: Vec<ServerAddress>,
     credentials: Option<(String, String)>,
@@ -46,7 +48,7 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn new(settings: &Settings) -> anyhow::Result<Self> {
+    pub(super) fn new(settings: &Settings, fwmark: Fwmark) -> anyhow::Result<Self> {
         let (updates, receiver) = mpsc::channel(1);
         let trust = match &settings.ca_file {
             Some(path) => Trust::CaFile(path.clone()),
@@ -65,6 +67,7 @@ impl Servers {
             turn: settings.turn.clone(),
             proxy: settings.proxy.as_deref().map(str::parse).transpose()?,
             tls,
+            fwmark,
             signal: None,
             told: Vec::new(),
             credentials: None,
@@ -76,7 +79,7 @@ impl Servers {
 
     /// How a relay over TCP or TLS is connected to.
     pub(super) fn endpoints(&self) -> Endpoints {
-        let (proxy, tls) = (self.proxy.clone(), self.tls.clone());
+        let (proxy, tls, fwmark) = (self.proxy.clone(), self.tls.clone(), self.fwmark.clone());
         Box::new(move |server| {
             let host = match server.name.parse() {
                 Ok(ip) => Host::Address(ip),
@@ -92,7 +95,7 @@ impl Servers {
                 port: server.address.port(),
                 tls,
                 proxy: proxy.clone(),
-                device: None,
+                mark: fwmark.clone(),
             })
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -32,10 +33,52 @@ pub fn bind_to_device(device: String) -> SocketHook {
     Arc::new(move |socket| socket.bind_device(Some(device.as_bytes())))
 }
 
-/// Marks a connection for policy routing (SO_MARK; needs CAP_NET_ADMIN).
-#[must_use]
-pub fn fwmark(mark: u32) -> SocketHook {
-    Arc::new(move |socket| SockRef::from(socket).set_mark(mark))
+/// The mark that WireGuard puts on its packets (SO_MARK, 0 for none; to set one needs CAP_NET_ADMIN). Where everything
+/// goes into the tunnel, policy routing keeps out of it what bears the mark: so must all that a path is made of. One
+/// for all sockets of a node; its owner may change it.
+#[derive(Clone, Debug)]
+pub struct Fwmark(Arc<watch::Sender<u32>>);
+
+impl Fwmark {
+    /// The mark.
+    #[must_use]
+    pub fn new(mark: u32) -> Self {
+        Self(Arc::new(watch::Sender::new(mark)))
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn get(&self) -> u32 {
+        *self.0.borrow()
+    }
+
+    /// Another one; whether it is another.
+    pub fn set(&self, mark: u32) -> bool {
+        self.0
+            .send_if_modified(|known| std::mem::replace(known, mark) != mark)
+    }
+
+    /// Tells when it is another, to who has a socket that is connected already.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u32> {
+        self.0.subscribe()
+    }
+
+    /// Marks connections before they are made.
+    #[must_use]
+    pub fn hook(&self) -> SocketHook {
+        let mark = self.clone();
+        Arc::new(move |socket| match mark.get() {
+            0 => Ok(()),
+            mark => SockRef::from(socket).set_mark(mark),
+        })
+    }
+}
+
+impl Default for Fwmark {
+    fn default() -> Self {
+        Self::new(0)
+    }
 }
 
 /// Why there is no connection.
@@ -51,7 +94,7 @@ pub enum DialError {
     },
     /// The socket could not be made or prepared.
     #[error(
-        "cannot prepare a connection to {remote}: {error}\n  does the interface exist that it is tied to?"
+        "cannot prepare a connection to {remote}: {error}\n  WireGuard's fwmark takes CAP_NET_ADMIN; are there open files left?"
     )]
     Socket {
         /// Address and port.
@@ -172,6 +215,22 @@ fn by_turns(addresses: impl Iterator<Item = SocketAddr>) -> VecDeque<SocketAddr>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_that_changes_is_told_to_whom_it_was_given() {
+        let mark = Fwmark::default();
+        let (given, mut changes) = (mark.clone(), mark.changes());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _entered = runtime.enter();
+        let socket = TcpSocket::new_v4().unwrap();
+        assert!(mark.hook()(&socket).is_ok(), "no mark takes no privileges");
+        assert!(!mark.set(0) && !changes.has_changed().unwrap());
+        assert!(mark.set(7) && changes.has_changed().unwrap());
+        assert_eq!((given.get(), *changes.borrow_and_update()), (7, 7));
+    }
 
     #[test]
     fn families_take_turns() {

@@ -9,5 +9,6 @@ mod mask;
 pub mod netlink;
 pub mod tun;
 pub mod uapi;
+mod watch;
 
 pub use wice_signaling::protocol::IpPrefix;

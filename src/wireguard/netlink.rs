@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
@@ -12,18 +11,16 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, Add
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{LinkUnspec, RouteMessageBuilder};
-use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::IpPrefix;
+pub use super::watch::Watch;
 
 /// Interfaces looked at; a node with more has containers, whose interfaces come last and are none
 /// of ours.
 const MAX_INTERFACES: usize = 4096;
 /// Addresses of one interface that are kept.
 const MAX_ADDRESSES: usize = 64;
-/// Messages read from the watch socket at once; their content does not matter.
-const WATCH_BUFFER: usize = 8192;
 
 /// Why the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -337,92 +334,6 @@ impl Netlink {
 impl Drop for Netlink {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Tells that links, addresses or routes changed; what they are now is to be asked for. So nothing
-/// is queued, and a burst that overruns the socket (ENOBUFS) is a change like any other.
-#[derive(Debug)]
-pub struct Watch {
-    socket: AsyncFd<OwnedFd>,
-}
-
-impl Watch {
-    /// Starts watching; needs a tokio runtime, but no privileges.
-    pub fn start() -> Result<Self, NetlinkError> {
-        let error = |source| NetlinkError::System {
-            what: "watch the interfaces".into(),
-            source,
-        };
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) };
-        if fd < 0 {
-            return Err(error(io::Error::last_os_error()));
-        }
-        // SAFETY: just opened, owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: sockaddr_nl is plain data for which all zero is valid.
-        let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
-        address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-        address.nl_groups = (libc::RTMGRP_LINK
-            | libc::RTMGRP_IPV4_IFADDR
-            | libc::RTMGRP_IPV6_IFADDR
-            | libc::RTMGRP_IPV4_ROUTE
-            | libc::RTMGRP_IPV6_ROUTE) as u32;
-        // SAFETY: an address that lives for the call, with its true length.
-        let result = unsafe {
-            libc::bind(
-                fd.as_raw_fd(),
-                std::ptr::from_ref(&address).cast(),
-                size_of::<libc::sockaddr_nl>() as libc::socklen_t,
-            )
-        };
-        if result != 0 {
-            return Err(error(io::Error::last_os_error()));
-        }
-        Ok(Self {
-            // SAFETY: an OwnedFd keeps the same descriptor open for as long as it lives.
-            socket: unsafe { AsyncFd::register(fd) }.map_err(|e| error(e.into()))?,
-        })
-    }
-
-    /// Waits until something has changed since the last call. Changes come in bursts: the caller waits
-    /// a little before it looks. May be cancelled: nothing is awaited once a change was taken.
-    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
-        let error = |source| NetlinkError::System {
-            what: "watch the interfaces".into(),
-            source,
-        };
-        loop {
-            let mut ready = self.socket.readable().await.map_err(error)?;
-            if drain(self.socket.get_ref()) {
-                return Ok(());
-            }
-            ready.clear_ready();
-        }
-    }
-}
-
-/// Empties the socket; returns whether anything was in it.
-fn drain(socket: &OwnedFd) -> bool {
-    let mut buffer = [0u8; WATCH_BUFFER];
-    let mut any = false;
-    loop {
-        // SAFETY: the buffer is writable for its length.
-        let read = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        let overrun = read < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS);
-        if read <= 0 && !overrun {
-            return any;
-        }
-        any = true;
     }
 }
 

@@ -15,6 +15,7 @@ use wice::core::turn::url::Host;
 use wice::core::turn::{
     Allocation, AllocationConfig, AllocationEvent, AllocationState, Credentials, Failure, Family,
 };
+use wice::io::dial::Fwmark;
 use wice::io::relay::{Endpoint, RelayConnection, RelayEvent, Tls, Trust};
 use wice_signaling::protocol::RelayTransport;
 
@@ -75,7 +76,7 @@ impl Link {
             port: address.port(),
             tls,
             proxy: proxy.map(|proxy| format!("http://{proxy}").parse().expect("a URL")),
-            device: None,
+            mark: Fwmark::default(),
         };
         let (sender, events) = mpsc::channel(64);
         Self::Stream {

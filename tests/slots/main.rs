@@ -13,6 +13,7 @@ mod node;
 mod spoof;
 #[path = "../common/transfer.rs"]
 mod transfer;
+mod unprivileged;
 #[path = "../common/wireguard_go.rs"]
 mod wireguard_go;
 
@@ -231,6 +232,15 @@ fn nobody_but_wireguard_may_send_through_a_slot() {
     });
     assert!(local.join().unwrap());
     refused(3);
+    // The same without privileges, and as root of a user namespace.
+    let SocketAddr::V4(v4) = target else {
+        unreachable!()
+    };
+    let unprivileged = a
+        .namespace
+        .spawn(move || [false, true].map(|as_root| unprivileged::run(v4, &spoof::data(), as_root)));
+    assert_eq!(unprivileged.join().unwrap(), [0, 0]);
+    refused(3 + 2 * unprivileged::SENDS.len() as u64);
     // A host of the LAN, where loopback addresses are routed and nothing filters: the control shows
     // that its packets come through, with the right source.
     let settings = a.namespace.spawn(|| {

@@ -172,11 +172,26 @@ impl UdpSocket {
         remote: SocketAddr,
         ifindex: Option<u32>,
     ) -> Result<Self, UdpError> {
+        Self::connect_marked(local, remote, ifindex, 0)
+    }
+
+    /// As [`Self::connect`], with a mark for policy routing, which chooses the route and with it the source.
+    pub fn connect_marked(
+        local: SocketAddr,
+        remote: SocketAddr,
+        ifindex: Option<u32>,
+        mark: u32,
+    ) -> Result<Self, UdpError> {
         let mut socket = Self::open(local, &UdpOptions::default())?;
         if let Some(ifindex) = ifindex {
             socket
                 .set_interface(ifindex)
                 .map_err(|e| classify(local, "bind to the interface", e))?;
+        }
+        if mark != 0 {
+            socket
+                .set_mark(mark)
+                .map_err(|e| classify(local, "mark the socket", e))?;
         }
         socket.bind_to(local)?;
         let raw = RawAddress::new(remote);
@@ -326,6 +341,11 @@ impl UdpSocket {
             ),
         };
         self.set(level, name, value)
+    }
+
+    /// Marks what is sent from now on for policy routing (SO_MARK, 0 for none). Needs CAP_NET_ADMIN.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.set(libc::SOL_SOCKET, libc::SO_MARK, mark.cast_signed())
     }
 
     fn configure(&mut self, options: &UdpOptions) -> io::Result<()> {

@@ -13,6 +13,7 @@ use crate::cli::random::random;
 use crate::core::stun::{TransactionId, encode_binding};
 use crate::core::turn::url::Host;
 use crate::core::turn::{Allocation, AllocationConfig, AllocationEvent, Credentials, Family};
+use crate::io::dial::Fwmark;
 use crate::io::http_proxy::{ProxyUrl, ProxyUrlError};
 use crate::io::relay::{Endpoint, RelayConnection, RelayEvent, Tls, Trust};
 use crate::report::{TransportCheck, milliseconds};
@@ -124,7 +125,7 @@ impl Link {
             port: server.port,
             tls,
             proxy: tools.proxy.clone(),
-            device: None,
+            mark: Fwmark::default(),
         };
         let (sender, mut events) = mpsc::channel(EVENTS);
         let connection = RelayConnection::open(0, endpoint, sender);

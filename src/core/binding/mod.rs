@@ -191,9 +191,9 @@ impl Binder {
         let Some(peer) = self.peers.get_mut(key) else {
             return;
         };
-        let given = peer.given();
+        let before = (peer.original(), peer.given());
         if peer.set_path(path, now) {
-            self.changed |= peer.given() != given;
+            self.changed |= (peer.original(), peer.given()) != before;
             self.decide(*key, now);
         }
     }

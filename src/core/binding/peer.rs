@@ -46,6 +46,8 @@ pub(super) struct Peer {
     endpoint: Option<SocketAddr>,
     /// What we gave it last, where that is not the slot.
     given: Option<SocketAddr>,
+    /// What we gave it before that: WireGuard goes back there by what was still on its way.
+    given_before: Option<SocketAddr>,
     /// When it was given that last, and how long it is not given again once it has roamed to the slot.
     moved: Option<(Instant, Duration)>,
     /// Something has come since the endpoint is what it is.
@@ -64,6 +66,8 @@ pub(super) struct Peer {
     failed: Option<SocketAddr>,
     /// Theirs as it was configured: what a detach goes back to.
     original: Option<SocketAddr>,
+    /// Nobody configured that: WireGuard found it, where there was none.
+    original_found: bool,
     /// Theirs as it was last: what is tried again.
     native: Option<SocketAddr>,
     rx_bytes: u64,
@@ -96,6 +100,7 @@ impl Peer {
             path_since: now,
             endpoint: sighting.endpoint,
             given,
+            given_before: None,
             moved: None,
             heard: in_session,
             unanswered: asked.then_some(now),
@@ -105,6 +110,7 @@ impl Peer {
             may_have_roamed: false,
             failed: None,
             original: theirs.or(remembered),
+            original_found: false,
             native: theirs.or(remembered),
             rx_bytes: sighting.rx_bytes,
             tx_bytes: sighting.tx_bytes,
@@ -158,10 +164,12 @@ impl Peer {
             self.moved = None;
         }
         // What the path had itself is ours to change when the path does.
-        if self.endpoint.is_some_and(|e| e != self.slot) && self.endpoint == self.path.ready {
-            self.given = self.endpoint;
+        let led = self.endpoint.filter(|e| *e != self.slot);
+        if let Some(endpoint) = led.filter(|e| self.path.ready == Some(*e)) {
+            self.note_given(endpoint);
         }
         self.path = path;
+        self.adopt();
         true
     }
 
@@ -195,8 +203,10 @@ impl Peer {
         // What it was given is theirs again once it has left it for good.
         if sighting.endpoint == Some(self.slot) && self.path.ready != self.given {
             self.given = None;
+            self.given_before = None;
         }
         let before = std::mem::replace(&mut self.endpoint, sighting.endpoint);
+        self.adopt();
         let asked_since = self.looked;
         self.rx_bytes = sighting.rx_bytes;
         self.tx_bytes = sighting.tx_bytes;
@@ -223,6 +233,26 @@ impl Peer {
             self.unanswered.get_or_insert(asked_since);
         }
         false
+    }
+
+    /// Where a path leads is ours also where WireGuard has found it by itself: when the path is gone, as a relay's
+    /// address soon is, nobody is to wait for it, nor to go back there. What the owner configured stays theirs.
+    fn adopt(&mut self) {
+        let led = self.path.ready.filter(|ready| *ready != self.slot);
+        let Some(endpoint) = led.filter(|ready| self.endpoint == Some(*ready)) else {
+            return;
+        };
+        self.displaced = None;
+        if self.original_found && self.original == Some(endpoint) {
+            self.original = None;
+            self.original_found = false;
+        }
+        if self.original != Some(endpoint) {
+            self.note_given(endpoint);
+            if self.native == Some(endpoint) {
+                self.native = self.original;
+            }
+        }
     }
 
     /// Where the endpoint should point instead, if it should.
@@ -258,7 +288,14 @@ impl Peer {
     }
 
     fn is_ours(&self, endpoint: SocketAddr) -> bool {
-        endpoint == self.slot || Some(endpoint) == self.given || Some(endpoint) == self.path.ready
+        let before = self.given_before.filter(|e| self.original != Some(*e));
+        endpoint == self.slot || [self.given, before, self.path.ready].contains(&Some(endpoint))
+    }
+
+    fn note_given(&mut self, endpoint: SocketAddr) {
+        if self.given != Some(endpoint) {
+            self.given_before = self.given.replace(endpoint);
+        }
     }
 
     /// Whether it may be given `ours` now, which is another of ours than it has. A peer that still sends
@@ -310,6 +347,7 @@ impl Peer {
                 // What WireGuard finds by itself is not what somebody wants it to be.
                 if !came || self.original.is_none() {
                     self.original = Some(endpoint);
+                    self.original_found = came;
                 }
                 self.native = Some(endpoint);
             }
@@ -359,7 +397,7 @@ impl Peer {
 
     fn give(&mut self, endpoint: SocketAddr, cause: Cause, now: Instant) -> (SocketAddr, Cause) {
         if endpoint != self.slot {
-            self.given = Some(endpoint);
+            self.note_given(endpoint);
         }
         // Once for each displacement, however often it has to be tried.
         let Some(displaced) = self.displaced.filter(|at| self.counted != Some(*at)) else {

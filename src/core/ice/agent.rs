@@ -206,6 +206,14 @@ impl Agent {
         }
     }
 
+    /// The selected pair is checked now rather than when its consent is due.
+    pub fn check_selected(&mut self, now: Instant) {
+        let selected = |pair: &&mut Pair| pair.used == Use::Selected && pair.is_valid();
+        for pair in self.pairs.values_mut().filter(selected) {
+            pair.next_check = Some(now);
+        }
+    }
+
     /// Data left on this pair.
     pub fn note_sent(&mut self, key: PairKey, now: Instant) {
         if let Some(pair) = self.pairs.get_mut(&key) {

@@ -351,19 +351,29 @@ impl Pair {
         self.note_history(true);
         self.last_answer = Some(now);
         self.confirmed = true;
-        self.unanswered_since = None;
-        self.quiet_since = None;
-        self.last_probe = None;
-        self.missed = 0;
-        if self.unreachable {
-            self.disbelieved = Some(now);
-        }
-        self.trust();
         self.conflicts = 0;
+        if !self.is_older_than_word(rtt, now) {
+            self.unanswered_since = None;
+            self.quiet_since = None;
+            self.last_probe = None;
+            self.missed = 0;
+            if self.unreachable {
+                self.disbelieved = Some(now);
+            }
+            self.trust();
+        }
         if let Some(sample) = rtt {
             // RFC 6298 §2: alpha = 1/8.
             self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         }
+    }
+
+    /// Whether an answer is to a check that went out before it was said that the pair leads nowhere: of that it says
+    /// nothing.
+    fn is_older_than_word(&self, rtt: Option<Duration>, now: Instant) -> bool {
+        let asked = rtt.and_then(|rtt| now.checked_sub(rtt));
+        let word = self.suspected.filter(|_| self.unreachable);
+        word.is_some_and(|word| asked.is_some_and(|asked| asked < word))
     }
 
     pub(super) fn forget_nomination(&mut self) {

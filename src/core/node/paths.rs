@@ -124,6 +124,38 @@ impl Node {
         }
     }
 
+    /// Routes or firewall of this machine have changed. What WireGuard sends from its own port may not get out any more,
+    /// and nobody but WireGuard would hear of it: the paths of such peers that have traffic are checked now. Gives where
+    /// the direct paths with traffic lead: whether there is a route is for the owner to ask, for what leaves by a given
+    /// interface is sent without one, and looked for on its link ([`Self::handle_path_error`]).
+    pub fn handle_local_change(&mut self, now: Instant) -> Vec<SocketAddr> {
+        self.now = now;
+        let busy = self
+            .peers
+            .values()
+            .filter(|peer| peer.path.has_traffic(now));
+        let direct = busy.filter_map(|peer| {
+            let path = peer.path.selected?;
+            let is_direct = self.bases.relay_of(path.key.base).is_none();
+            is_direct.then_some((peer.id, path.key))
+        });
+        // Checked within half a second; of more, silence tells.
+        let direct: Vec<(PeerId, PairKey)> = direct.take(EAGER_PEERS).collect();
+        for (id, _) in direct
+            .iter()
+            .filter(|(_, key)| self.bases.is_shared(key.base))
+        {
+            let slots = self.peers.get_mut(id).map(|peer| &mut peer.slots);
+            for slot in slots.into_iter().flatten() {
+                slot.agent.check_selected(now);
+            }
+        }
+        for (id, _) in &direct {
+            self.touch_peer(*id);
+        }
+        direct.into_iter().map(|(_, key)| key.remote).collect()
+    }
+
     /// Whether the peer's end of its path is its WireGuard's own port: what arrives there nobody sees before
     /// WireGuard does.
     pub fn ends_at_wireguard(&self, id: PeerId) -> bool {

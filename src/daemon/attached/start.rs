@@ -19,7 +19,7 @@ use crate::daemon::binding::{Binding, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, join, random};
-use crate::io::dial::fwmark;
+use crate::io::dial::Fwmark;
 use crate::io::packet_loop::{Notice, PlaneParts};
 use crate::io::slots::SlotSocket;
 use crate::wireguard::backend::{AnyBackend, Backend as _, Device};
@@ -148,8 +148,6 @@ impl Attached {
         })?;
         let view = Arc::default();
         let (kind, peers) = (backend.kind(), device.peers.len());
-        // What WireGuard marks stays out of the tunnel; so must what we connect to.
-        let socket_hook = (device.fwmark != 0).then(|| fwmark(device.fwmark));
         let prepared = Prepared {
             settings,
             state,
@@ -159,7 +157,8 @@ impl Attached {
             netlink,
             index,
             admission,
-            socket_hook,
+            // What WireGuard marks stays out of the tunnel; so must ours.
+            fwmark: Fwmark::new(device.fwmark),
             overlay: None,
             view: View::Attached(Arc::clone(&view)),
         };

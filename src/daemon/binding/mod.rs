@@ -7,6 +7,7 @@ mod counted;
 mod culprit;
 mod direct;
 mod held;
+mod local;
 mod overhear;
 mod port;
 mod watcher;
@@ -33,6 +34,7 @@ use crate::wireguard::netlink::Interface;
 use counted::Counted;
 use culprit::culprit;
 use direct::Sharing;
+use local::LocalChanges;
 use overhear::Overhearing;
 use port::is_bound;
 use watcher::{Report, Watcher};
@@ -80,6 +82,7 @@ pub(super) struct Happened(What);
 enum What {
     Report(Report),
     Picture(Picture),
+    LocalChange,
 }
 
 /// What the interface's side of it is: for whoever knows whose it is.
@@ -123,6 +126,7 @@ pub(super) struct Binding {
     port: Option<u16>,
     sharing: Sharing,
     overhearing: Overhearing,
+    local: LocalChanges,
     inbox: Inbox,
     counted: Counted,
     view: Arc<Mutex<InterfaceView>>,
@@ -152,6 +156,7 @@ impl Binding {
             port: None,
             sharing: Sharing::new(direct),
             overhearing: Overhearing::default(),
+            local: LocalChanges::start(),
             inbox: base.inbox.clone(),
             counted: Counted::default(),
             view,
@@ -169,6 +174,7 @@ impl Binding {
                 anyhow::anyhow!("the watch of the interface has ended: see the log above")
             })?),
             Some(picture) = self.pictures.1.recv() => What::Picture(picture),
+            () = self.local.due() => What::LocalChange,
         };
         Ok(Happened(what))
     }
@@ -198,6 +204,10 @@ impl Binding {
                     self.set_path(way.key, PathState { advert, ready });
                 }
                 Ok(Seen::Picture(picture))
+            }
+            What::LocalChange => {
+                base.pass_on(Command::LocalChange)?;
+                Ok(Seen::Nothing)
             }
         }
     }
@@ -261,6 +271,7 @@ impl Binding {
         self.with_view(|view| view.addresses = addresses.unwrap_or_default());
         // Up or down, gone or back: the next look is due now.
         self.watcher.look();
+        self.local.note(tokio::time::Instant::now());
         Ok(self.overhearing.follow(self.port, &base.netlink).await?)
     }
 
@@ -299,6 +310,7 @@ impl Binding {
         for counted in self.counted.look(&device) {
             base.pass_on(counted)?;
         }
+        base.follow_fwmark(device.fwmark)?;
         let now = Instant::now();
         self.overhearing.fetch(now);
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();

@@ -18,6 +18,7 @@ use crate::daemon::binding::{Binding, Direct, InterfaceView, Whose};
 use crate::daemon::network::Network;
 use crate::daemon::state::{NodeState, State};
 use crate::daemon::{Settings, interfaces, join, random};
+use crate::io::dial::Fwmark;
 use crate::io::packet_loop::{Command, InboxError, Notice, PlaneParts};
 use crate::wireguard::backend::{AnyBackend, Device};
 use crate::wireguard::inprocess::Tunnels;
@@ -81,7 +82,7 @@ impl Managed {
             netlink,
             index,
             overlay: Some(overlay),
-            socket_hook: None,
+            fwmark: Fwmark::default(),
             view,
         };
         let started = Self::go(prepared, interface, addresses).await;

@@ -13,6 +13,7 @@ use crate::core::node::{
     Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
 };
 use crate::core::slots::{INITIATION_LEN, Message, Recipients, Sender, Slots, spans};
+use crate::core::timing::TA_NODE;
 use crate::io::slots::SlotSocket;
 use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
 
@@ -20,6 +21,9 @@ use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffer
 /// message (WireGuard paper §5.4.6).
 const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 
+/// WireGuard is knocked at no more often, however many checks come: well below the round trip that passes until a peer
+/// that hears of its port's end has asked whether it is so.
+const KNOCK_EVERY: Duration = TA_NODE;
 /// At WireGuard's own port nobody can drop one of two initiations that cross, so the other side's waits for
 /// so long: paths are ready on both sides within a round trip, and half of one more brings theirs here. For round trips up to 160 ms; beyond, WireGuard's own retry has to do.
 const YIELD: Duration = Duration::from_millis(250);
@@ -37,6 +41,8 @@ pub(super) struct BySlots {
     /// Whose held initiations leave when.
     yielding: BTreeMap<PeerId, Instant>,
     failures: SendFailures,
+    /// When WireGuard was knocked at last.
+    knocked: Option<Instant>,
 }
 
 impl BySlots {
@@ -50,6 +56,7 @@ impl BySlots {
             natives: BTreeSet::new(),
             yielding: BTreeMap::new(),
             failures: SendFailures::new(),
+            knocked: None,
         }
     }
 
@@ -142,6 +149,21 @@ impl BySlots {
             }
         }
         closed
+    }
+
+    /// Whether WireGuard's port has been closed under us, asked at most every [`KNOCK_EVERY`]: a byte that is no message
+    /// of WireGuard's goes there, and where nobody listens the kernel says so within the call, as on loopback.
+    pub(super) fn knock(&mut self, now: Instant) -> Option<u16> {
+        let port = self.port?;
+        if self.knocked.is_some_and(|at| now < at + KNOCK_EVERY) {
+            return None;
+        }
+        self.knocked = Some(now);
+        let towards = SlotSocket::towards(port, Ipv4Addr::LOCALHOST);
+        self.socket
+            .coalescer(&self.failures)
+            .push(towards, None, &[0]);
+        self.take_errors()
     }
 
     /// What WireGuard has sent, on its way to the peers.

@@ -398,3 +398,19 @@ fn on_a_path_between_wireguards_one_side_lets_the_other_begin() {
     plane.handle_timeout(links, notes, *now);
     assert_eq!(plane.poll_timeout(), None);
 }
+
+#[test]
+fn whether_wireguard_still_listens_is_known_within_the_call_and_not_asked_too_often() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.plane.knock(rig.now), None, "it listens");
+    let mut buffer = [0; 8];
+    assert_eq!(rig.wireguard.recv(&mut buffer).unwrap(), 1, "no message");
+    let port = rig.plane.port;
+    // Closed, while the raw socket beside it goes on hearing what comes.
+    rig.wireguard = StdSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(rig.plane.knock(rig.now), None, "too soon");
+    let later = rig.now + KNOCK_EVERY;
+    assert_eq!(rig.plane.knock(later), port);
+    assert_eq!(rig.plane.port, None);
+    assert_eq!(rig.plane.knock(later + KNOCK_EVERY), None, "told once");
+}

@@ -86,6 +86,14 @@ impl PacketLoop {
                     by_slots.send_initiation(peer, &initiation, links, notes, now);
                 }
             }
+            Command::FwmarkChanged => self.links.mark(),
+            Command::LocalChange => {
+                for remote in self.node.handle_local_change(now) {
+                    if !self.links.has_route(remote) {
+                        self.node.handle_path_error(remote, now);
+                    }
+                }
+            }
             Command::Inspect(look) => look(&self.view(now)),
             Command::Stop => self.stopped = true,
         }
@@ -248,7 +256,9 @@ impl PacketLoop {
             SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
             SocketAddr::V6(_) => ([0u16; 8], 0).into(),
         };
-        let socket = UdpSocket::connect(local, server, None).map_err(|e| e.to_string())?;
+        let mark = self.links.fwmark.get();
+        let socket = UdpSocket::connect_marked(local, server, None, mark);
+        let socket = socket.map_err(|e| e.to_string())?;
         let token = TOKEN_RELAYS + u64::from(relay.0);
         self.watch(socket.as_fd(), token)
             .map_err(|e| e.to_string())?;

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use socket2::{Domain, Socket, Type};
+
 use super::oversize::Oversize;
 use crate::core::node::{HostSocket, RelayId, Route, SharedPorts};
 use crate::core::turn::channel_data_header;
+use crate::io::dial::Fwmark;
 use crate::io::relay::RelayConnection;
 use crate::io::shared_port::SharedPort;
 use crate::io::udp::{
@@ -40,6 +43,8 @@ pub(super) struct Links {
     /// Each is one lost packet or more; the sockets count them.
     pub(super) failures: SendFailures,
     pub(super) oversize: Oversize,
+    /// What every socket is marked with.
+    pub(super) fwmark: Fwmark,
 }
 
 impl Links {
@@ -52,7 +57,17 @@ impl Links {
             relays: BTreeMap::new(),
             failures: SendFailures::new(),
             oversize: Oversize::default(),
+            fwmark: Fwmark::default(),
         }
+    }
+
+    /// Whether this machine has a route there, by whichever interface.
+    pub(super) fn has_route(&self, remote: SocketAddr) -> bool {
+        let socket = Socket::new(Domain::for_address(remote), Type::DGRAM.cloexec(), None);
+        // Out of descriptors nothing can be said.
+        let Ok(socket) = socket else { return true };
+        let mark = self.fwmark.get();
+        (mark != 0 && socket.set_mark(mark).is_err()) || socket.connect(&remote.into()).is_ok()
     }
 
     /// Sends one datagram.
@@ -67,6 +82,31 @@ impl Links {
         }
     }
 
+    /// Marks all sockets as it is wanted now. One that cannot be stays as it is: its packets may go into the tunnel.
+    pub(super) fn mark(&self) {
+        let mark = self.fwmark.get();
+        let relays = self.relays.values().filter_map(|link| match link {
+            RelayLink::Udp(socket) => Some(socket),
+            RelayLink::Stream(_) | RelayLink::Closing { .. } => None,
+        });
+        let sockets = self.v4.iter().chain(&self.v6).chain(relays);
+        let shared = self.wireguard_v4.iter().chain(&self.wireguard_v6);
+        let marked = sockets.map(|socket| socket.set_mark(mark));
+        for error in marked
+            .chain(shared.map(|port| port.set_mark(mark)))
+            .filter_map(Result::err)
+        {
+            tracing::warn!(event = "not-marked", mark, %error, "CAP_NET_ADMIN is missing");
+        }
+    }
+
+    /// The same for sockets that have just been made: without a mark nothing is asked of the kernel.
+    pub(super) fn mark_new(&self) {
+        if self.fwmark.get() != 0 {
+            self.mark();
+        }
+    }
+
     /// Takes what shares WireGuard's port from now on.
     pub(super) fn share(&mut self, ports: Vec<SharedPort>) -> SharedPorts {
         (self.wireguard_v4, self.wireguard_v6) = (None, None);
@@ -76,6 +116,7 @@ impl Links {
                 Family::V6 => self.wireguard_v6 = Some(port),
             }
         }
+        self.mark_new();
         SharedPorts {
             v4: self.wireguard_v4.as_ref().map(SharedPort::port),
             v6: self.wireguard_v6.as_ref().map(SharedPort::port),

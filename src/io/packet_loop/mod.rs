@@ -24,6 +24,7 @@ use wice_signaling::protocol::{IpPrefix, Presence, PublicKey, RevocationList};
 use crate::core::node::{HostAddress, Node, RelayServer, StunServer, WireGuardPacket};
 use crate::core::overlay::{Overlay, Owned};
 use crate::core::slots::INITIATION_LEN;
+use crate::io::dial::Fwmark;
 use crate::io::relay::{Endpoint, RelayEvent};
 use crate::io::shared_port::SharedPort;
 use crate::io::slots::SlotSocket;
@@ -102,6 +103,11 @@ pub enum Command {
         /// What has come from it, if anything.
         received: Option<WireGuardPacket>,
     },
+    /// The mark of all sockets has changed: those that are there take the new one.
+    FwmarkChanged,
+    /// Routes or firewall of this machine have changed: what leaves from WireGuard's own port may not get out any
+    /// more, and WireGuard alone would hear of it.
+    LocalChange,
     /// Attached mode: a handshake that WireGuard began at an endpoint which is dead, for the path.
     Initiation(PublicKey, Box<[u8; INITIATION_LEN]>),
     /// A relay connection of the runtime's has something to tell.
@@ -178,6 +184,8 @@ pub struct Parts {
     pub v6: Option<UdpSocket>,
     /// Where to connect for a relay over TCP or TLS.
     pub endpoint: Endpoints,
+    /// What every socket is marked with.
+    pub fwmark: Fwmark,
     /// Who is told.
     pub notices: mpsc::Sender<Notice>,
     /// The runtime that serves relay connections over TCP and TLS.
@@ -246,7 +254,10 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
         node: parts.node,
         overlay: parts.overlay,
         plane,
-        links: Links::new(parts.v4, parts.v6),
+        links: Links {
+            fwmark: parts.fwmark,
+            ..Links::new(parts.v4, parts.v6)
+        },
         notes: Notes::default(),
         endpoint: parts.endpoint,
         notices: parts.notices,
@@ -257,6 +268,7 @@ pub fn spawn(parts: Parts) -> io::Result<(Inbox, std::thread::JoinHandle<()>)> {
         notices_dropped: 0,
         stopped: false,
     };
+    packet_loop.links.mark_new();
     packet_loop.watch(packet_loop.outlet.waker(), TOKEN_INBOX)?;
     match &packet_loop.plane {
         Plane::InProcess(in_process) => packet_loop.watch(in_process.tun.as_fd(), TOKEN_TUN)?,

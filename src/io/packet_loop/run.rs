@@ -243,6 +243,11 @@ impl PacketLoop {
                 return;
             };
             let slots = shared.receive(buffers).unwrap_or(0);
+            // The raw socket hears what comes to a port that WireGuard has left, too; an answer would say that it can
+            // still be met there.
+            if slots > 0 && self.is_wireguard_gone(now) {
+                return;
+            }
             for run in buffers.arrivals() {
                 let Some(local) = run.local else { continue };
                 let arrival = Arrival::Host {
@@ -258,6 +263,23 @@ impl PacketLoop {
             if slots < SLOTS {
                 return;
             }
+        }
+    }
+
+    fn is_wireguard_gone(&mut self, now: Instant) -> bool {
+        let Plane::BySlots(by_slots) = &mut self.plane else {
+            return false;
+        };
+        let closed = by_slots.knock(now);
+        self.end_port(closed, now);
+        closed.is_some()
+    }
+
+    /// Nobody listens at this port of WireGuard's any more.
+    fn end_port(&mut self, closed: Option<u16>, now: Instant) {
+        if let Some(port) = closed {
+            self.share(Vec::new(), now);
+            self.notify(Notice::PortClosed(port));
         }
     }
 
@@ -278,13 +300,11 @@ impl PacketLoop {
             TOKEN_V4 => links.v4.as_ref(),
             TOKEN_V6 => links.v6.as_ref(),
             TOKEN_SLOTS => {
-                if let Plane::BySlots(by_slots) = plane
-                    && let Some(port) = by_slots.take_errors()
-                {
-                    self.share(Vec::new(), now);
-                    self.notify(Notice::PortClosed(port));
-                }
-                return;
+                let closed = match plane {
+                    Plane::BySlots(by_slots) => by_slots.take_errors(),
+                    Plane::InProcess(_) => None,
+                };
+                return self.end_port(closed, now);
             }
             token @ (TOKEN_WIREGUARD_V4 | TOKEN_WIREGUARD_V6) => {
                 while let Some(error) = self.wireguard_port(token).and_then(SharedPort::next_error)

@@ -13,19 +13,22 @@ pub use open::CONNECT_TIMEOUT;
 pub use queue::{MAX_AGE, MAX_QUEUE_BYTES, QueueCounters};
 pub use tls::{Tls, Trust, TrustError};
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::core::turn::url::Host;
-use crate::io::dial::DialError;
+use crate::io::dial::{DialError, Fwmark};
 use crate::io::http_proxy::{ProxyError, ProxyUrl};
 use queue::FrameQueue;
 
@@ -45,9 +48,8 @@ pub struct Endpoint {
     pub tls: Option<Tls>,
     /// The HTTP proxy on the way, if any.
     pub proxy: Option<ProxyUrl>,
-    /// The network interface that the connection stays on (SO_BINDTODEVICE; before Linux 5.7 it needs
-    /// CAP_NET_RAW), so that it never runs through the tunnel that it carries.
-    pub device: Option<String>,
+    /// What keeps the connection out of the tunnel that it carries.
+    pub mark: Fwmark,
 }
 
 /// What happened on one connection.
@@ -160,6 +162,7 @@ async fn connect(
     queue: &FrameQueue,
     events: &mpsc::Sender<(u64, RelayEvent)>,
 ) -> Result<CloseReason, CloseReason> {
+    let marks = endpoint.mark.changes();
     let dialled = tokio::select! {
         dialled = timeout(CONNECT_TIMEOUT, open::open(endpoint)) => dialled,
         () = queue.closed() => return Ok(CloseReason::Asked),
@@ -170,10 +173,27 @@ async fn connect(
     if events.send((id, connected)).await.is_err() {
         return Ok(CloseReason::Asked);
     }
-    Ok(match connection.stream {
-        open::Stream::Plain(stream) => exchange(id, stream, queue, events).await,
-        open::Stream::Tls(stream) => exchange(id, *stream, queue, events).await,
-    })
+    let exchanged = async {
+        match connection.stream {
+            open::Stream::Plain(stream) => exchange(id, stream, queue, events).await,
+            open::Stream::Tls(stream) => exchange(id, *stream, queue, events).await,
+        }
+    };
+    tokio::select! {
+        reason = exchanged => Ok(reason),
+        never = follow(marks, connection.socket) => match never {},
+    }
+}
+
+/// Keeps the connection out of the tunnel also when that comes later.
+async fn follow(mut marks: watch::Receiver<u32>, socket: OwnedFd) -> Infallible {
+    while marks.changed().await.is_ok() {
+        let mark = *marks.borrow_and_update();
+        if let Err(error) = SockRef::from(&socket).set_mark(mark) {
+            tracing::debug!(event = "not-marked", mark, %error);
+        }
+    }
+    std::future::pending().await
 }
 
 /// Reads and writes at the same time until either ends.

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::io::dial::Fwmark;
 use crate::io::roots::RootsError;
 
 /// Longer than anything on loopback takes.
@@ -23,7 +24,7 @@ fn endpoint(address: SocketAddr) -> Endpoint {
         port: address.port(),
         tls: None,
         proxy: None,
-        device: None,
+        mark: Fwmark::default(),
     }
 }
 
@@ -188,16 +189,6 @@ async fn a_relay_that_goes_is_reported() {
 }
 
 #[tokio::test]
-async fn a_connection_stays_on_its_interface() {
-    let mut on_loopback = endpoint(echo_server().await);
-    on_loopback.device = Some("lo".to_owned());
-    let (connection, mut events) = open(on_loopback);
-    connected(&mut events).await;
-    connection.send(vec![1; 8], false);
-    assert_eq!(data(&mut events, 8).await, [1; 8]);
-}
-
-#[tokio::test]
 async fn what_prevents_a_connection_has_a_name() {
     let (listener, address) = listener().await;
     drop(listener);
@@ -213,14 +204,6 @@ async fn what_prevents_a_connection_has_a_name() {
     let reason = closed(&mut events).await;
     assert!(
         matches!(reason, CloseReason::Dial(DialError::Resolve { .. })),
-        "{reason}"
-    );
-    let mut no_such_device = endpoint(address);
-    no_such_device.device = Some("wice-none".to_owned());
-    let (_connection, mut events) = open(no_such_device);
-    let reason = closed(&mut events).await;
-    assert!(
-        matches!(reason, CloseReason::Dial(DialError::Socket { .. })),
         "{reason}"
     );
 }

@@ -121,6 +121,13 @@ impl SharedPort {
         self.port
     }
 
+    /// Marks what is sent from now on, as WireGuard marks its own packets (SO_MARK, 0 for none). Needs CAP_NET_ADMIN.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        let mark = mark.cast_signed();
+        raw::set(self.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark)?;
+        self.routes.set_mark(mark)
+    }
+
     /// What it has seen. What the filter dropped was not seen.
     pub fn counters(&self) -> Counters {
         self.counters.get()

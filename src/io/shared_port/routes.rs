@@ -17,6 +17,10 @@ impl Routes {
         Ok(Self(Socket::new(domain, Type::DGRAM.cloexec(), None)?))
     }
 
+    pub(super) fn set_mark(&self, mark: libc::c_int) -> io::Result<()> {
+        raw::set(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MARK, mark)
+    }
+
     /// The source of an IPv4 datagram that leaves by the interface `ifindex`; by any for 0. Kernels
     /// before 6.2 answer for any.
     pub(super) fn source(&self, remote: SocketAddr, ifindex: u32) -> io::Result<IpAddr> {

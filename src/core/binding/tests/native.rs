@@ -158,3 +158,68 @@ fn a_native_endpoint_without_a_session_gives_way_to_the_slot() {
     );
     assert_eq!(interface.binder.resets(&KEY), 0);
 }
+
+/// WireGuard has gone by itself where the path leads, to a relay's address say, before or after the path was told:
+/// that is dead once the daemon has ended, and nobody's wish.
+#[test]
+fn where_wireguard_went_along_with_the_path_is_ours_after_a_restart_too() {
+    for told_before in [true, false] {
+        let mut before = Interface::new(None);
+        before.path(true);
+        before.handshake();
+        before.later(SECOND);
+        if told_before {
+            before.deaf = true;
+            before.ready(Some(direct()));
+            before.deaf = false;
+        }
+        before.roam(direct());
+        before.ready(Some(direct()));
+        before.later(SECOND);
+        assert_eq!(before.peer.endpoint, Some(direct()), "{told_before}");
+        let (originals, given) = (before.binder.originals(), before.binder.given());
+        assert_eq!(originals, BTreeMap::new(), "{told_before}");
+        assert_eq!(given, BTreeMap::from([(KEY, direct())]), "{told_before}");
+        assert_eq!(before.binder.resets(&KEY), 0);
+
+        let mut again = Interface::new(None);
+        again.binder = Binder::new(slot_of, originals, given);
+        again.peer = Sighting {
+            handshake_age: Some(SECOND),
+            ..before.peer
+        };
+        again.now = before.now;
+        again.look();
+        assert_eq!(again.binder.restore(), (Vec::new(), vec![KEY]));
+        again.ready(Some(elsewhere()));
+        assert_eq!(again.peer.endpoint, Some(elsewhere()), "without patience");
+    }
+}
+
+/// What the owner configured stays theirs, also where the path leads there.
+#[test]
+fn a_configured_endpoint_that_the_path_leads_to_is_gone_back_to() {
+    let mut interface = Interface::new(Some(direct()));
+    interface.handshake();
+    interface.later(SECOND);
+    interface.ready(Some(direct()));
+    interface.later(SECOND);
+    assert_eq!(interface.binder.given(), BTreeMap::new());
+    interface.ready(Some(slot()));
+    assert_eq!(interface.binder.restore().0, [(KEY, direct())]);
+}
+
+/// The path has moved, and what the peer had sent to the old end was still on its way: nobody has reset anything.
+#[test]
+fn wireguard_that_goes_back_for_a_moment_was_not_reset() {
+    let mut interface = Interface::on_slot();
+    interface.ready(Some(elsewhere()));
+    interface.later(SECOND);
+    interface.ready(Some(direct()));
+    interface.later(SECOND);
+    interface.told.clear();
+    interface.roam(elsewhere());
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(direct()));
+    assert_eq!(interface.binder.resets(&KEY), 0);
+}

@@ -338,3 +338,20 @@ fn a_path_that_the_network_calls_dead_has_a_second_to_answer() {
     let took = net.run_until(secs(3), |net| !net.only(0).is_valid());
     assert!(took < secs(1), "{took:?}");
 }
+
+/// What was asked before says nothing of a word that has come since, though its answer comes after.
+#[test]
+fn an_answer_to_a_check_of_before_does_not_belie_the_network() {
+    let mut net = Net::connected();
+    net.run(secs(10));
+    let rtt = net.only(0).rtt().unwrap();
+    let answered = net.only(0).checks().1;
+    net.agents[0].check_selected(net.now);
+    net.run(rtt * 3 / 4);
+    net.cut();
+    net.agents[0].suspect(Witness::Network, None, net.now);
+    net.run(rtt / 2);
+    assert!(net.only(0).checks().1 > answered, "it was on its way");
+    let took = net.run_until(secs(3), |net| !net.only(0).is_valid());
+    assert!(took < secs(1), "{took:?}");
+}
