@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::daemon::connect;
-use super::{Control, block_on, print, print_json};
+use super::{Control, Usage, block_on, print, print_json};
 use crate::daemon::control::{MAX_PINGS, Reply, Request};
 use crate::report::{Health, PingEvent, SCHEMA, Status, Style, Why};
 
@@ -158,7 +158,7 @@ async fn wanted(control: &Control, typed: Option<&String>) -> anyhow::Result<Str
         Some(peer) => Ok(peer.clone()),
         None => {
             let status = ask_status(control).await?;
-            let only = status.only().map_err(anyhow::Error::msg)?;
+            let only = status.only().map_err(Usage)?;
             Ok(only.key.clone())
         }
     }
