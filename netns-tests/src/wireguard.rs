@@ -323,9 +323,14 @@ impl WireGuards {
             process: None,
         });
         interface.process = process;
-        let key = interface.key.clone();
-        self.set_key(node, &key)?;
-        self.wg(node, &["set", WG, "listen-port", &PORT.to_string()])?;
+        // Both at once: gotatun 0.10.2 that gets another key or port while it runs may take the end of its own tasks for
+        // an error of its device, and ends ("channel closed").
+        let (key, port) = (
+            STANDARD.encode(interface.key.expose_secret()),
+            PORT.to_string(),
+        );
+        let both = ["set", WG, "listen-port", &port, "private-key", "/dev/stdin"];
+        self.wg_with(node, &both, &key)?;
         self.ip(
             node,
             &format!("address add {}/24 dev {WG}", self.address(node)?),

@@ -94,7 +94,7 @@ pub enum DialError {
     },
     /// The socket could not be made or prepared.
     #[error(
-        "cannot prepare a connection to {remote}: {error}\n  WireGuard's fwmark takes CAP_NET_ADMIN; are there open files left?"
+        "cannot prepare a connection to {remote}: {error}\n  does the interface exist that it is tied to? WireGuard's fwmark takes CAP_NET_ADMIN"
     )]
     Socket {
         /// Address and port.

@@ -62,6 +62,8 @@ pub(super) struct Peer {
     retried: Option<SocketAddr>,
     /// It came together with something from the peer: WireGuard may have roamed.
     may_have_roamed: bool,
+    /// And that was half a handshake: WireGuard has roamed, and nobody else has done it.
+    half_heard: bool,
     /// Theirs that carried nothing.
     failed: Option<SocketAddr>,
     /// Theirs as it was configured: what a detach goes back to.
@@ -108,6 +110,7 @@ impl Peer {
             counted: None,
             retried: None,
             may_have_roamed: false,
+            half_heard: false,
             failed: None,
             original: theirs.or(remembered),
             original_found: false,
@@ -215,6 +218,7 @@ impl Peer {
         if anew || before != sighting.endpoint {
             self.heard = false;
             self.unanswered = asked.then_some(asked_since);
+            self.half_heard = came && !in_session;
             let was_ours = before.is_some_and(|endpoint| self.is_ours(endpoint));
             self.note_change(sighting.endpoint, was_ours, came, now);
             return false;
@@ -400,7 +404,8 @@ impl Peer {
             self.note_given(endpoint);
         }
         // Once for each displacement, however often it has to be tried.
-        let Some(displaced) = self.displaced.filter(|at| self.counted != Some(*at)) else {
+        let uncounted = |at: &Instant| self.counted != Some(*at) && !self.half_heard;
+        let Some(displaced) = self.displaced.filter(uncounted) else {
             return (endpoint, cause);
         };
         self.counted = Some(displaced);

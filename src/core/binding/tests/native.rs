@@ -223,3 +223,22 @@ fn wireguard_that_goes_back_for_a_moment_was_not_reset() {
     assert_eq!(interface.peer.endpoint, Some(direct()));
     assert_eq!(interface.binder.resets(&KEY), 0);
 }
+
+/// Half a handshake took WireGuard to an address where the other half gets nowhere: the slot again, and nobody's fault.
+#[test]
+fn half_a_handshake_that_stays_one_was_no_reset() {
+    let mut interface = Interface::new(None);
+    interface.path(true);
+    interface.send(INITIATION);
+    interface.later(SECOND);
+    interface.peer.endpoint = Some(elsewhere());
+    interface.peer.rx_bytes += INITIATION;
+    interface.send(92);
+    interface.look();
+    interface.told.clear();
+    interface.send(INITIATION);
+    interface.later(SECOND);
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    assert_eq!(interface.binder.resets(&KEY), 0);
+}
