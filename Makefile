@@ -52,7 +52,7 @@ uml: setup-uml ## kernel WireGuard: the same on a user-mode Linux, which is buil
 
 image: setup-image ## what the Dockerfile puts into the image, built static and run without a container engine; x86-64, and arm64 checked
 	./manifests/check-image
-	# rustc alone: nothing is linked, and the C of ring needs any compiler for the processor.
+	@# Nothing is linked: ring's C is content with any compiler for the processor.
 	CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc $(CARGO) check --locked --bin wice --target aarch64-unknown-linux-musl --target-dir target/image
 
 kube: setup-kube ## the Kubernetes backend and manifests against a real API server, which is built from Go modules once
@@ -134,7 +134,7 @@ IMAGE_TOOLS := musl-gcc aarch64-linux-gnu-gcc readelf
 
 setup-image:
 	$(call ensure,$(IMAGE_TOOLS),musl-tools gcc-aarch64-linux-gnu libc6-dev-arm64-cross binutils)
-	rustup target add --quiet $$(uname -m)-unknown-linux-musl aarch64-unknown-linux-musl
+	rustup --quiet target add $$(uname -m)-unknown-linux-musl aarch64-unknown-linux-musl
 
 setup-kube: setup-test
 	$(call ensure,go,golang-go)

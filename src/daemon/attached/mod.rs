@@ -96,15 +96,16 @@ pub(super) async fn run(settings: Settings, meet: Meet) -> anyhow::Result<()> {
                     missing = Some(text.clone());
                 }
                 let waiting = Waiting::start(&settings, &text)?;
-                let go_on = tokio::select! {
-                    () = tokio::time::sleep(LOOK_EVERY) => true,
-                    () = waiting.asked_to_stop() => false,
-                    _ = signals.stop() => false,
+                let end = tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => None,
+                    () = waiting.asked_to_stop() => Some(ASKED),
+                    _ = signals.stop() => Some(SIGNAL),
                 };
                 waiting.end().await;
-                if go_on {
+                let Some(reason) = end else {
                     continue;
-                }
+                };
+                log_stopping(reason);
                 return Ok(());
             }
             Err(error) => return Err(error),

@@ -147,13 +147,18 @@ impl KubeMesh {
 
     /// Starts `wice agent` on a node.
     pub fn start_wice(&mut self, node: &str) -> Result<()> {
-        let daemon = self.agent(node)?;
+        self.start_wice_with(node, "")
+    }
+
+    /// The same with more lines of configuration.
+    pub fn start_wice_with(&mut self, node: &str, lines: &str) -> Result<()> {
+        let daemon = self.agent(node, lines)?;
         self.daemons.insert(node.to_owned(), daemon);
         Ok(())
     }
 
     /// `wice agent` as its pod runs it: with a token bound to the Node, and no kubeconfig.
-    pub fn agent(&self, node: &str) -> Result<Process> {
+    pub fn agent(&self, node: &str, lines: &str) -> Result<Process> {
         let token = self.cluster.token(node)?;
         let token = self.cluster.file(&format!("token-{node}"), &token)?;
         let until = SystemTime::now().duration_since(UNIX_EPOCH)? + TURN_FOR;
@@ -164,7 +169,7 @@ impl KubeMesh {
         let password = self.cluster.file(&format!("turn-{node}"), &password)?;
         let stun = self.lab.stun_servers();
         let config = format!(
-            "stun = [\"stun:{}\", \"stun:{}\"]\n[[turn]]\nurl = \"turn:{TURN}:3478\"\nusername = \"{username}\"\npassword_file = \"{}\"\n",
+            "{lines}stun = [\"stun:{}\", \"stun:{}\"]\n[[turn]]\nurl = \"turn:{TURN}:3478\"\nusername = \"{username}\"\npassword_file = \"{}\"\n",
             stun.primary,
             stun.second,
             password.display()

@@ -253,3 +253,45 @@ fn a_cluster_without_prometheus_takes_the_readmes_first_line() {
     cluster.kubectl(&["delete", "crd", kind]).unwrap();
     cluster.install("kilo-kubeadm").unwrap();
 }
+
+/// The lines of the README that begin with this one, to the end of its block.
+fn readme(begin: &str) -> String {
+    let text = include_str!("../../../README.md");
+    let lines = text.lines().skip_while(|line| line.trim() != begin);
+    let block = lines.map_while(|line| line.strip_prefix("    "));
+    block.flat_map(|line| [line, "\n"]).collect()
+}
+
+#[test]
+fn the_readmes_own_overlay_is_what_it_says() {
+    let block = readme("namespace: wice");
+    let folder = format!("{}/own-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
+    std::fs::create_dir_all(&folder).unwrap();
+    let ours = std::fs::canonicalize(overlay_folder("kilo-kubeadm")).unwrap();
+    let depth = std::fs::canonicalize(&folder).unwrap().components().count() - 1;
+    let relative = format!(
+        "{}{}",
+        "../".repeat(depth),
+        ours.strip_prefix("/").unwrap().display()
+    );
+    let own = block.replace(
+        "../wice/manifests/kubernetes/overlays/kilo-kubeadm",
+        &relative,
+    );
+    assert_ne!(own, block);
+    std::fs::write(format!("{folder}/kustomization.yaml"), own).unwrap();
+    std::fs::write(format!("{folder}/wice.toml"), "stun = []\n").unwrap();
+    let cluster = Cluster::start().unwrap();
+    cluster.kubectl(&["apply", "-k", &folder]).unwrap();
+    let get = |what: &str| {
+        cluster
+            .kubectl(&["get", "-n", NAMESPACE, what, "-o", "json"])
+            .unwrap()
+    };
+    let agent = get("daemonset");
+    assert!(agent.contains("registry.example/wice:0.1.0"), "{agent}");
+    assert!(get("configmap").contains(r#""wice.toml": "stun = []\n""#));
+    // PASSWORD.
+    assert!(get("secret").contains("UEFTU1dPUkQ="));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

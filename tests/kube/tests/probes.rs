@@ -69,7 +69,7 @@ fn the_agents_probes_tell_what_a_restart_would_mend_and_nothing_else() {
     assert!(told.contains("waits for kilo0"), "{told}");
 
     // A second one on the same node is not let in.
-    let mut second = mesh.agent(NODE).unwrap();
+    let mut second = mesh.agent(NODE, "").unwrap();
     let ended = second.wait(SOON).expect("it ends");
     assert_eq!(ended.code(), Some(2), "{}", second.output());
     assert!(
