@@ -177,7 +177,10 @@ impl Running {
                 }
             }
             Event::Revocations(list) => self.bridge.handle_revocations(list, now),
-            Event::NotCarried { key, why, .. } => self.bridge.handle_not_carried(&key, why),
+            Event::NotCarried { key, kind, why } => {
+                self.signaling.carry_no_more(key, kind);
+                self.bridge.handle_not_carried(&key, why, now);
+            }
             Event::Receipt(receipt) => self.network.keep_receipt(&self.state, receipt)?,
             // It has no paths, and what it carries is not gone because its node is.
             Event::Presence { .. } | Event::Servers(_) => {}

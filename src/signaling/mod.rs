@@ -152,6 +152,13 @@ impl Signaling {
         });
     }
 
+    /// Carries this no more: what the service has not taken is asked again when it is carried anew.
+    pub fn carry_no_more(&self, key: PublicKey, kind: RecordKind) {
+        self.outbox.send_modify(|outbox| {
+            outbox.carried.remove(&(key, kind));
+        });
+    }
+
     /// Carries nothing from now on. What the service has, it keeps.
     pub fn carry_nothing(&self) {
         self.outbox.send_modify(|outbox| outbox.carried.clear());

@@ -427,6 +427,7 @@ async fn push_records(
             sent.records.insert(*kind, sealed.clone());
         }
     }
+    sent.carried.retain(|of, _| wanted.carried.contains_key(of));
     for ((key, kind), sealed) in wanted.carried.iter().filter(|_| carries) {
         if sent.carried.get(&(*key, *kind)) != Some(sealed) {
             let frame = ClientFrame::Carry {

@@ -7,6 +7,8 @@ use wice_signaling::protocol::{CarryRefusal, Presence, RecordKind, RevocationLis
 
 use super::lab::{self, Lab};
 
+/// Until a client has seen that its outbox has changed.
+const TAKEN_UP: Duration = Duration::from_millis(200);
 const KIND: RecordKind = RecordKind::Advert;
 
 #[tokio::test]
@@ -86,6 +88,11 @@ async fn what_is_not_carried_is_said_and_carried_again_after_a_reconnect() {
             kind: KIND,
             why,
         };
+        lab::until(&mut bridge, |event| *event == told).await;
+        // The same again is no change, unless it was given up in between.
+        bridge.carry_no_more(key, KIND);
+        tokio::time::sleep(TAKEN_UP).await;
+        bridge.carry(key, KIND, vec![7; 60]);
         lab::until(&mut bridge, |event| *event == told).await;
     }
     server.stop().await;

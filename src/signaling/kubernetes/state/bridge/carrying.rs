@@ -13,12 +13,25 @@ use crate::signaling::kubernetes::state::{ObjectName, Source};
 const CARRY_BURST: u32 = 12;
 const CARRY_EVERY: Duration = Duration::from_millis(1_100);
 
+/// What may have passed by then is tried once more: a service gives up a silent connection after 60 s, that of a bridge before
+/// this one too, which had another key if it had lost its state folder.
+const TRY_AGAIN: Duration = Duration::from_secs(90);
+
 impl Bridge {
     /// The service has not taken what was carried for this key.
-    pub fn handle_not_carried(&mut self, key: &PublicKey, why: CarryRefusal) {
-        if let Some(standing) = self.nodes.get_mut(key)
-            && standing.refused.replace(why) != Some(why)
-        {
+    pub fn handle_not_carried(&mut self, key: &PublicKey, why: CarryRefusal, now: Instant) {
+        let Some(standing) = self.nodes.get_mut(key) else {
+            return;
+        };
+        let may_pass = match why {
+            CarryRefusal::Taken | CarryRefusal::Full => true,
+            CarryRefusal::Proven | CarryRefusal::TooMuch | CarryRefusal::Revoked => false,
+        };
+        if may_pass && !standing.tried_again {
+            standing.tried_again = true;
+            standing.again = Some(now + TRY_AGAIN);
+        }
+        if standing.refused.replace(why) != Some(why) {
             let node = standing.node.clone();
             self.news.push_back(News::NotCarried { node, why });
         }
@@ -29,6 +42,12 @@ impl Bridge {
         let due = self.carry_due()?;
         if now < due {
             return None;
+        }
+        for standing in self.nodes.values_mut() {
+            if standing.again.take_if(|again| *again <= now).is_some() {
+                standing.carried = false;
+                standing.refused = None;
+            }
         }
         let Some(key) = self.next_to_carry() else {
             let carrying = self.counts().carried;
@@ -118,6 +137,8 @@ impl Bridge {
                     record,
                     sealed: None,
                     carried: false,
+                    again: None,
+                    tried_again: false,
                     // Who speaks for itself does so whatever it says; for the rest it may have been the size.
                     refused: refused.filter(|why| *why == CarryRefusal::Proven),
                 };

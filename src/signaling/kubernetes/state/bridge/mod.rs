@@ -122,6 +122,9 @@ struct Standing {
     /// On this connection.
     carried: bool,
     refused: Option<CarryRefusal>,
+    /// When it is tried once more.
+    again: Option<Instant>,
+    tried_again: bool,
 }
 
 /// A Peer object.
@@ -232,6 +235,8 @@ impl Bridge {
         for standing in self.nodes.values_mut() {
             standing.carried = false;
             standing.refused = None;
+            standing.again = None;
+            standing.tried_again = false;
         }
     }
 
@@ -350,7 +355,10 @@ impl Bridge {
         let carry = self
             .carry_due()
             .filter(|_| self.next_to_carry().is_some() || !told);
-        write.chain(carry).min()
+        let again = self.nodes.values().filter_map(|standing| standing.again);
+        let again = self.carry_due().zip(again.min());
+        let again = again.map(|(due, again)| due.max(again));
+        write.chain(carry).chain(again).min()
     }
 
     /// What its operator should know next.

@@ -460,7 +460,7 @@ fn who_is_not_carried_is_said_once_and_not_asked_again_before_a_change() {
     world.news();
     for _ in 0..2 {
         let why = CarryRefusal::TooMuch;
-        world.bridge.handle_not_carried(&key(1), why);
+        world.bridge.handle_not_carried(&key(1), why, world.now);
     }
     let told = |why| News::NotCarried {
         node: "a".into(),
@@ -474,9 +474,33 @@ fn who_is_not_carried_is_said_once_and_not_asked_again_before_a_change() {
     // An owner that is there by itself is so whatever its Node says.
     world
         .bridge
-        .handle_not_carried(&key(1), CarryRefusal::Proven);
+        .handle_not_carried(&key(1), CarryRefusal::Proven, world.now);
     world.node_of("a", 1, 3);
     assert_eq!(world.bridge.counts().carried, 0);
+}
+
+/// A bridge before this one, whose connection the service has not given up yet.
+#[test]
+fn what_may_pass_is_tried_once_more() {
+    let mut world = World::ready();
+    world.node_of("a", 1, 1);
+    world.now += LOOK_FIRST;
+    for _ in 0..2 {
+        assert!(world.bridge.poll_carry(world.now).is_some());
+        let why = CarryRefusal::Taken;
+        world.bridge.handle_not_carried(&key(1), why, world.now);
+        assert_eq!(world.bridge.poll_carry(world.now), None);
+        let Some(again) = world.bridge.poll_timeout() else {
+            break;
+        };
+        assert!(again > world.now + Duration::from_secs(60));
+        world.now = again;
+    }
+    assert_eq!(world.bridge.poll_timeout(), None, "and not for ever");
+    assert_eq!(world.carried(), []);
+    world.bridge.handle_disconnected();
+    world.bridge.handle_connected(true, world.now);
+    assert_eq!(world.carried().len(), 1);
 }
 
 #[test]
