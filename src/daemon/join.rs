@@ -11,7 +11,7 @@ use super::state::{NetworkState, State, StateError};
 pub enum JoinError {
     /// Neither a token nor a network from before.
     #[error(
-        "this node has not joined a network yet\n  give it a token once: wice up TOKEN, or wice attach INTERFACE TOKEN (made by `wice invite` on the machine with the network's admin key)"
+        "this node has not joined a network yet\n  give it a token once: wice up TOKEN, wice attach INTERFACE TOKEN or wice bridge TOKEN (made by `wice invite` on the machine with the network's admin key)"
     )]
     NoToken,
     /// The token is for another network than the node is in.
