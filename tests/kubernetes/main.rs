@@ -179,6 +179,19 @@ async fn after_410_gone_what_was_missed_comes_and_who_is_gone_goes() {
 }
 
 #[tokio::test]
+async fn a_watch_that_broke_and_is_taken_up_again_is_told_though_nothing_has_changed() {
+    let api = Api::start("again", "36").await;
+    api.annotate("a", &[(KEY, Some(&key(1).to_string()))]);
+    let (mut a, _view) = start(&api, "a", MeshAgent::Wns);
+    until_connected(&mut a).await;
+    // What is no refusal for good the client would ask again by itself, and say nothing.
+    api.refuse(Some((403, "for now")));
+    until(&mut a, |event| matches!(event, Event::Disconnected { .. })).await;
+    api.refuse(None);
+    until_connected(&mut a).await;
+}
+
+#[tokio::test]
 async fn an_altered_annotation_is_put_right() {
     let api = Api::start("altered", "36").await;
     api.annotate("a", &[(KEY, Some(&key(1).to_string()))]);

@@ -146,6 +146,8 @@ impl Watched {
             return None;
         }
         let reason = reason_of(error);
+        // With a list: a watch that is only taken up again says nothing by itself, so nobody would know that it is.
+        self.stream = stream_of(self.source, &self.client, self.streaming);
         let retry_in = self.wait();
         Some(Told::Lost {
             reason,

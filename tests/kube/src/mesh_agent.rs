@@ -213,8 +213,14 @@ impl Agent {
             self.ip(&["route", "replace", &remote.network, "dev", INTERFACE])?;
             // The trap: what is sent to the private address of the other enters the tunnel.
             let at = endpoint.map(|endpoint| endpoint.ip());
-            if let Some(ip) = remote.internal_ip.filter(|ip| Some(*ip) != at) {
-                self.ip(&["route", "replace", &format!("{ip}/32"), "dev", INTERFACE])?;
+            if let Some(ip) = remote.internal_ip {
+                let route = format!("{ip}/32");
+                if Some(ip) == at {
+                    // WireGuard's own packets would enter it again, without end. There may be none.
+                    let _ = self.ip(&["route", "del", &route, "dev", INTERFACE]);
+                } else {
+                    self.ip(&["route", "replace", &route, "dev", INTERFACE])?;
+                }
             }
         }
         if device == wanted {

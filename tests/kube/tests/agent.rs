@@ -13,6 +13,8 @@ const LONGEST_CUT: Duration = Duration::from_secs(5);
 const LONGEST_CUT_OF_SESSIONS: Duration = Duration::from_secs(11);
 /// A path that broke would be silent for 3.5 s before anybody could tell: what is shorter is the machine's other work.
 const NO_PATH_BROKE: Duration = Duration::from_secs(2);
+/// The longest pause between two tries, and one that began before the API was back.
+const API_FOUND: Duration = Duration::from_secs(90);
 /// How long nothing may happen; minutes by hand: `WICE_KUBE_QUIET_S=600`.
 const QUIET: Duration = Duration::from_secs(45);
 /// How long the API is away; longer by hand: `WICE_KUBE_API_AWAY_S=600`.
@@ -147,12 +149,26 @@ fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result
     let away = by_hand("WICE_KUBE_API_AWAY_S", API_AWAY);
     std::thread::sleep(away);
     signal(pid, libc::SIGCONT);
+    let back = Instant::now();
     std::thread::sleep(Duration::from_secs(3));
     watch.check(
         &mesh,
         &format!("the API {cluster} away for {} s", away.as_secs()),
         NO_PATH_BROKE,
     )?;
+    for node in FIRST {
+        wice_kube_tests::wait_until("the API is found again", API_FOUND, || {
+            let status = mesh.lab.wice(node, &["status"]);
+            status.is_ok_and(|status| {
+                !String::from_utf8_lossy(&status.stdout).contains("not connected")
+            })
+        })?;
+    }
+    println!(
+        "{:<44} {:>6.2} s  until all have found the API again",
+        "",
+        back.elapsed().as_secs_f64()
+    );
 
     // A node that joins is told endpoints that others have discovered: none of them may lead nowhere there.
     let began = Instant::now();

@@ -9,12 +9,13 @@ use rand_core::{RngCore as _, SeedableRng as _};
 /// Nodes): the first try comes somewhere in this time.
 const RELIST_SPREAD: Duration = Duration::from_secs(10);
 
-/// From the second failure on: a wait that doubles from the first to the last, and up to half of it as jitter.
+/// From the second failure on: a wait that doubles from the first to the last, and up to half of it as jitter. So an API that was
+/// away is asked again within 30 s, as by Kubernetes' own clients (client-go's reflector).
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-const LAST_RETRY: Duration = Duration::from_secs(60);
+const LAST_RETRY: Duration = Duration::from_secs(20);
 
 /// Doublings after which [`LAST_RETRY`] is reached.
-const MAX_DOUBLINGS: u32 = 5;
+const MAX_DOUBLINGS: u32 = 4;
 
 /// The waits of one watch.
 #[derive(Debug)]
