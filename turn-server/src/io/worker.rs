@@ -21,6 +21,7 @@ use super::notices;
 use super::peers::Peers;
 use super::streams::Streams;
 use super::token::Token;
+use crate::codec::{CHANNEL_HEADER_LEN, is_channel_data};
 use crate::server::{
     ClientAddr, Command, Config, ConnectionId, Forward, Framing, Handover, IcmpError, Now,
     OpenError, Prefix, RelayId, RelayKind, Server, Transport,
@@ -232,9 +233,7 @@ impl Worker {
                     local: SocketAddr::new(local, port),
                     link,
                 };
-                for frame in arrival.bytes.chunks(arrival.segment_size) {
-                    batch.extend(self.server.handle_client(&client, frame, now));
-                }
+                route_run(&mut self.server, &client, arrival, now, &mut batch);
             }
             self.sockets
                 .dispatch(&mut batch, &mut self.streams, &mut self.failures);
@@ -409,7 +408,42 @@ impl Worker {
     }
 }
 
-/// All payloads of one arrival have one way, but an indication each its own transaction id.
+/// Where the frames of a run of one client's go. Those with one header, of one length, have one way, but an indication each its
+/// own transaction id.
+fn route_run<'p>(
+    server: &mut Server,
+    client: &ClientAddr,
+    run: Arrival<'p>,
+    now: Now,
+    batch: &mut Vec<Routed<'p>>,
+) {
+    let mut frames = run.bytes.chunks(run.segment_size).peekable();
+    while let Some(frame) = frames.next() {
+        let Some((forward, payload)) = server.handle_client(client, frame, now) else {
+            continue;
+        };
+        batch.push((forward, payload));
+        let framing = match forward {
+            Forward::Client(to) => Some(to.framing),
+            Forward::Peer { .. } => None,
+        };
+        if !is_channel_data(frame) || matches!(framing, Some(Framing::Indication { .. })) {
+            continue;
+        }
+        let (first, header) = (batch.len(), &frame[..CHANNEL_HEADER_LEN]);
+        let alike = |next: &&[u8]| next.len() == frame.len() && next.starts_with(header);
+        while let Some(next) = frames.next_if(alike) {
+            batch.push((forward, &next[CHANNEL_HEADER_LEN..][..payload.len()]));
+        }
+        let packets = batch.len() - first;
+        if packets > 0 {
+            let sent = server.handle_alike(client, frame, packets, now.instant);
+            batch.truncate(first + sent);
+        }
+    }
+}
+
+/// Where the payloads of a run of one peer's go: those of one length have one way, but an indication each its own transaction id.
 fn route_arrival<'p>(
     server: &mut Server,
     relay: RelayId,
@@ -417,27 +451,25 @@ fn route_arrival<'p>(
     now: Instant,
     batch: &mut Vec<Routed<'p>>,
 ) {
-    let mut chunks = arrival.bytes.chunks(arrival.segment_size);
-    while let Some(payload) = chunks.next() {
-        let Some(to) = server.handle_peer(relay, arrival.remote, (1, payload.len()), now) else {
+    let mut payloads = arrival.bytes.chunks(arrival.segment_size).peekable();
+    while let Some(payload) = payloads.next() {
+        let Some((to, _)) = server.handle_peer(relay, arrival.remote, (1, payload.len()), now)
+        else {
             continue;
         };
         batch.push((Forward::Client(to), payload));
-        if let Framing::Channel(_) = to.framing {
-            let rest = arrival.bytes.len() - payload.len();
-            let (count, bytes) = (rest.div_ceil(arrival.segment_size), rest);
-            if count > 0
-                && server
-                    .handle_peer(relay, arrival.remote, (count, bytes), now)
-                    .is_some()
-            {
-                batch.extend(
-                    chunks
-                        .by_ref()
-                        .map(|payload| (Forward::Client(to), payload)),
-                );
-            }
-            return;
+        if let Framing::Indication { .. } = to.framing {
+            continue;
+        }
+        let first = batch.len();
+        while let Some(next) = payloads.next_if(|next| next.len() == payload.len()) {
+            batch.push((Forward::Client(to), next));
+        }
+        let packets = batch.len() - first;
+        if packets > 0 {
+            let all = (packets, payload.len());
+            let more = server.handle_peer(relay, arrival.remote, all, now);
+            batch.truncate(first + more.map_or(0, |(_, sent)| sent));
         }
     }
 }

@@ -27,14 +27,38 @@ impl Server {
             self.counters.malformed += 1;
             return None;
         };
+        let (forward, _) = self.forward_on_channel(client, &data, 1, now)?;
+        Some((forward, data.payload))
+    }
+
+    /// `packets` more frames of ChannelData with the header of `frame`, which was sent on just now, in the same run of datagrams:
+    /// how many of them go where it went. Their user's rate may not have room for all.
+    pub fn handle_alike(
+        &mut self,
+        client: &ClientAddr,
+        frame: &[u8],
+        packets: usize,
+        now: Instant,
+    ) -> usize {
+        let data = ChannelData::parse(frame);
+        let sent = data.and_then(|data| self.forward_on_channel(client, &data, packets, now));
+        sent.map_or(0, |(_, packets)| packets)
+    }
+
+    fn forward_on_channel(
+        &mut self,
+        client: &ClientAddr,
+        data: &ChannelData<'_>,
+        packets: usize,
+        now: Instant,
+    ) -> Option<(Forward, usize)> {
         let id = self.sender(client);
         let channel = id.and_then(|id| Some((id, self.get(id)?.peer_of(data.number, now)?)));
         let Some((id, peer)) = channel else {
-            self.counters.unpermitted_up += 1;
+            self.counters.unpermitted_up += packets as u64;
             return None;
         };
-        let forward = self.forward(id, peer, data.payload.len(), false, now)?;
-        Some((forward, data.payload))
+        self.forward(id, peer, (packets, data.payload.len()), false, now)
     }
 
     pub(super) fn handle_send<'a>(
@@ -67,22 +91,23 @@ impl Server {
             return None;
         };
         let dont_fragment = message.has(attribute::DONT_FRAGMENT);
-        let forward = self.forward(id, peer, payload.len(), dont_fragment, now)?;
+        let (forward, _) = self.forward(id, peer, (1, payload.len()), dont_fragment, now)?;
         Some((forward, payload))
     }
 
-    /// Payloads of one peer at a relay socket: `packets` of them, `bytes` together. Says how each goes to the client.
+    /// Payloads of one peer at a relay socket: `packets` of them, of `len` bytes each. Says how each goes to the client, and how
+    /// many of them: the user's rate may not have room for all.
     pub fn handle_peer(
         &mut self,
         relay: RelayId,
         from: SocketAddr,
-        (packets, bytes): (usize, usize),
+        (packets, len): (usize, usize),
         now: Instant,
-    ) -> Option<ToClient> {
+    ) -> Option<(ToClient, usize)> {
         let slot = self.relay(relay)?;
         let id = slot.allocation;
         let peer = PeerAddr(self.as_clients_see(slot.local, slot.external, from));
-        self.deliver(id, peer, packets, bytes, now)
+        self.deliver(id, peer, (packets, len), now)
     }
 
     /// An ICMP error at a relay socket: the client is told (RFC 8656 §11.5, §11.6).
@@ -110,64 +135,68 @@ impl Server {
         self.commands.push_back(Command::Send { client, message });
     }
 
+    /// `packets` of `len` bytes each, to one peer: where, and how many of them.
     fn forward(
         &mut self,
         id: AllocationId,
         peer: PeerAddr,
-        bytes: usize,
+        (packets, len): (usize, usize),
         dont_fragment: bool,
         now: Instant,
-    ) -> Option<Forward> {
+    ) -> Option<(Forward, usize)> {
         let allocation = self.get(id)?;
         let relayed = allocation.relayed(Family::of(peer.0.ip()))?;
         let rate = self.config.quotas.user_bytes_per_second;
-        if !allocation.grant.pay(bytes, rate, now) {
-            self.counters.over_rate += 1;
+        let paid = allocation.grant.pay(packets, len, rate, now);
+        self.counters.over_rate += (packets - paid) as u64;
+        if paid == 0 {
             return None;
         }
         let external = PeerAddr(self.relay(relayed.relay)?.external.0);
         let other = (peer.0.ip() == external.0.ip())
             .then(|| self.by_address.get(&RelayAddr(peer.0)))
             .flatten();
-        let forward = match other {
+        let (forward, sent) = match other {
             Some(other) => {
                 let other = self.relay(*other)?.allocation;
-                let to = self.deliver(other, external, 1, bytes, now)?;
-                Forward::Client(to)
+                let (to, sent) = self.deliver(other, external, (paid, len), now)?;
+                (Forward::Client(to), sent)
             }
-            None => Forward::Peer {
-                relay: relayed.relay,
-                to: self.as_bound(peer.0),
-                dont_fragment,
-            },
+            None => {
+                let forward = Forward::Peer {
+                    relay: relayed.relay,
+                    to: self.as_bound(peer.0),
+                    dont_fragment,
+                };
+                (forward, paid)
+            }
         };
-        self.counters.packets_up += 1;
-        self.counters.bytes_up += bytes as u64;
-        Some(forward)
+        self.counters.packets_up += sent as u64;
+        self.counters.bytes_up += (sent * len) as u64;
+        Some((forward, sent))
     }
 
     fn deliver(
         &mut self,
         id: AllocationId,
         peer: PeerAddr,
-        packets: usize,
-        bytes: usize,
+        (packets, len): (usize, usize),
         now: Instant,
-    ) -> Option<ToClient> {
+    ) -> Option<(ToClient, usize)> {
         let allocation = self.get(id)?;
         if !allocation.is_permitted(peer.0.ip(), now) {
             self.counters.unpermitted_down += packets as u64;
             return None;
         }
         let rate = self.config.quotas.user_bytes_per_second;
-        if !allocation.grant.pay(bytes, rate, now) {
-            self.counters.over_rate += packets as u64;
+        let paid = allocation.grant.pay(packets, len, rate, now);
+        let (client, channel) = (allocation.client, allocation.channel_of(peer, now));
+        self.counters.over_rate += (packets - paid) as u64;
+        if paid == 0 {
             return None;
         }
-        let client = allocation.client;
-        let channel = allocation.channel_of(peer, now);
-        self.counters.packets_down += packets as u64;
-        self.counters.bytes_down += bytes as u64;
+        self.counters.packets_down += paid as u64;
+        self.counters.bytes_down += (paid * len) as u64;
         let framing = match channel {
             Some(number) => Framing::Channel(number),
             None => Framing::Indication {
@@ -175,7 +204,7 @@ impl Server {
                 peer,
             },
         };
-        Some(ToClient { client, framing })
+        Some((ToClient { client, framing }, paid))
     }
 
     /// A relayed address of ours arrives as what it is bound to; clients know it by the other name.

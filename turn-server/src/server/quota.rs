@@ -152,22 +152,27 @@ impl Grant {
         Ok(())
     }
 
-    /// Counts bytes; false when the user is past its rate, and the packet is to be dropped.
-    pub fn pay(&self, bytes: usize, rate: u64, now: Instant) -> bool {
+    /// Counts `packets` of `len` bytes each; returns how many of them the user's rate has room for, the others are to be dropped.
+    pub fn pay(&self, packets: usize, len: usize, rate: u64, now: Instant) -> usize {
         if rate == 0 {
-            return true;
+            return packets;
         }
         let now = nanos(now.saturating_duration_since(self.ledger.start));
-        let cost = (bytes as u64).saturating_mul(1_000_000_000) / rate;
+        let cost = (len as u64).saturating_mul(1_000_000_000) / rate;
         let latest = now.saturating_add(nanos(BURST));
-        let paid = |until: u64| {
-            let next = until.max(now).saturating_add(cost);
-            (next <= latest).then_some(next)
+        let mut paid = 0;
+        let pay = |until: u64| {
+            let from = until.max(now);
+            let room = latest.saturating_sub(from).checked_div(cost);
+            paid = room.map_or(packets as u64, |room| room.min(packets as u64));
+            (paid > 0).then(|| from.saturating_add(cost * paid))
         };
-        self.meter
+        // It fails where nothing is paid, and `paid` says so.
+        let _ = self
+            .meter
             .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, paid)
-            .is_ok()
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay);
+        paid as usize
     }
 }
 
@@ -259,7 +264,7 @@ mod tests {
             (0..1000)
                 .filter(|n| {
                     let grant = if n % 2 == 0 { &one } else { &two };
-                    grant.pay(1000, rate, start + from)
+                    grant.pay(1, 1000, rate, start + from) == 1
                 })
                 .count()
         };
@@ -271,6 +276,7 @@ mod tests {
         );
         assert_eq!(sent(Duration::from_secs(60)), 100, "no more is saved up");
         let other = ledger.enter(&QUOTAS, "bob", source).unwrap();
-        assert!(other.pay(1000, rate, start + Duration::from_secs(60)));
+        let later = start + Duration::from_secs(60);
+        assert_eq!(other.pay(1, 1000, rate, later), 1);
     }
 }

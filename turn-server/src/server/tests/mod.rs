@@ -331,6 +331,7 @@ impl World {
         let (relay, from) = (*relay, from.parse().unwrap());
         self.server
             .handle_peer(relay, from, (1, 100), self.now.instant)
+            .map(|(to, _)| to)
     }
 }
 

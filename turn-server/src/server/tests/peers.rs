@@ -1,6 +1,7 @@
 //! Permissions, channels and payloads both ways.
 
 use super::*;
+use crate::codec::channel_header;
 
 fn world_with_alice() -> (World, Client, SocketAddr) {
     let mut world = World::new();
@@ -313,6 +314,24 @@ fn a_user_over_its_rate_loses_packets() {
         .count();
     assert_eq!(passed, 10, "a tenth of a second");
     assert_eq!(world.server.counters().over_rate, 40);
+}
+
+#[test]
+fn of_a_run_as_much_passes_as_the_rate_has_room_for() {
+    let mut config = config();
+    config.quotas.user_bytes_per_second = 10_000;
+    let mut world = World::with(config);
+    let mut alice = world.client(1);
+    world.allocate(&mut alice);
+    world.bind(&mut alice, 0x4000, "8.8.8.8:1");
+    let header = channel_header(0x4000, 100).unwrap();
+    let frame = [&header[..], &[0; 100]].concat();
+    let now = world.now.instant;
+    let sent = world.server.handle_alike(&alice.addr, &frame, 40, now);
+    assert_eq!(sent, 10, "a tenth of a second");
+    let counters = world.server.counters();
+    assert_eq!((counters.packets_up, counters.bytes_up), (10, 1000));
+    assert_eq!(counters.over_rate, 30);
 }
 
 #[test]
