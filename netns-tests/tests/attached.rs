@@ -321,7 +321,15 @@ fn a_thousand_peers_at_rest() -> Result<()> {
     const WATCHED: Duration = Duration::from_secs(20);
     /// Of a release (`make peers`); thrice that with debug assertions.
     const MOST_CPU: f64 = if cfg!(debug_assertions) { 0.06 } else { 0.02 };
+    /// In user-mode Linux, where a system call costs many times what it does elsewhere: 5 to 8 % were seen.
+    const MOST_CPU_EMULATED: f64 = 0.2;
     const MOST_KIB: u64 = 60 << 10;
+    let emulated = std::env::var_os("WICE_UML_JOB").is_some();
+    let most_cpu = if emulated {
+        MOST_CPU_EMULATED
+    } else {
+        MOST_CPU
+    };
     let _alone = alone();
     let mut table = Table::new("1,000 peers on one interface");
     let nat = NatKind::PortRestricted;
@@ -363,7 +371,7 @@ fn a_thousand_peers_at_rest() -> Result<()> {
     table.row("at rest", said, noticed);
     ensure!(noticed <= OUTAGE, "noticed after {}", seconds(noticed));
     ensure!(
-        share <= MOST_CPU && resident <= MOST_KIB,
+        share <= most_cpu && resident <= MOST_KIB,
         "{share} of a core, {resident} KiB"
     );
     Ok(())
