@@ -13,7 +13,7 @@ const TOLD: Duration = Duration::from_secs(70);
 const CONFIGURED: Duration = Duration::from_secs(30);
 
 const NODES: [(&str, NatKind); 3] = [
-    ("home-a", NatKind::Public),
+    ("home-a", NatKind::PortRestricted),
     ("home-b", NatKind::PortRestricted),
     ("home-c", NatKind::PortRestricted),
 ];
