@@ -33,6 +33,8 @@ enum Link {
 
 pub(crate) struct Client {
     link: Link,
+    /// The socket that it moved away from, until the server knows: another client could get its port.
+    left: Option<Link>,
     pub(crate) local: SocketAddr,
     partial: Vec<u8>,
     payloads: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -195,7 +197,10 @@ impl Client {
 
     /// From another address from now on: with what it knows, without having told anybody.
     pub(crate) fn move_away(&mut self, transport: Transport, server: SocketAddr) {
-        (self.link, self.local) = Self::open(transport, server);
+        let (link, local) = Self::open(transport, server);
+        let old = std::mem::replace(&mut self.link, link);
+        self.left = matches!(old, Link::Udp(_)).then_some(old);
+        self.local = local;
         self.partial.clear();
     }
 
@@ -218,6 +223,7 @@ impl Client {
             writer.add(attribute::LIFETIME, &600u32.to_be_bytes());
             writer.add(attribute::MOBILITY_TICKET, ticket);
         })?;
+        self.left = None;
         let message = Message::parse(&answer).unwrap();
         Ok(message.get(attribute::MOBILITY_TICKET).unwrap().to_vec())
     }
@@ -228,6 +234,7 @@ impl Client {
         let (link, local) = Self::open(transport, server);
         Self {
             link,
+            left: None,
             local,
             partial: Vec::new(),
             payloads: VecDeque::new(),
