@@ -118,17 +118,23 @@ fn direct_paths_are_native_and_outlive_the_daemons() -> Result<()> {
     Ok(())
 }
 
-/// Where no direct path is possible the relay carries everything. Whose relay it is goes by its slot; the
-/// other's WireGuard may send to the relayed address itself.
-#[test]
-fn symmetric_pairs_are_relayed_by_the_slot_of_whose_relay_it_is() -> Result<()> {
-    let _alone = alone();
+/// Two homes that only a relay joins, and it does.
+fn two_relayed() -> Result<WireGuards> {
     let nat = NatKind::Symmetric;
     let mut all = two([nat; 2], CAPABILITIES)?;
     all.first_pings("home-a", "home-b", Instant::now())?;
     let want = Want::of(nat, nat);
     all.mesh
         .settle(&[("home-a", "home-b", want)], Instant::now())?;
+    Ok(all)
+}
+
+/// Where no direct path is possible the relay carries everything. Whose relay it is goes by its slot; the
+/// other's WireGuard may send to the relayed address itself.
+#[test]
+fn symmetric_pairs_are_relayed_by_the_slot_of_whose_relay_it_is() -> Result<()> {
+    let _alone = alone();
+    let all = two_relayed()?;
     for (node, peer) in BOTH_WAYS {
         let status = all.mesh.peer(node, peer)?.context("no such peer")?;
         let (local, remote) = (status.path.local, status.path.remote);
@@ -153,12 +159,7 @@ fn a_relayed_pair_is_detached_and_attached_again() -> Result<()> {
     const KEPT: Duration = Duration::from_secs(2);
     let _alone = alone();
     let mut table = Table::new("attached, shared port");
-    let nat = NatKind::Symmetric;
-    let mut all = two([nat; 2], CAPABILITIES)?;
-    all.first_pings("home-a", "home-b", Instant::now())?;
-    let want = Want::of(nat, nat);
-    all.mesh
-        .settle(&[("home-a", "home-b", want)], Instant::now())?;
+    let mut all = two_relayed()?;
     std::thread::sleep(KEPT);
     for node in NODES {
         let output = all.mesh.lab.wice(node, &["detach"])?;
