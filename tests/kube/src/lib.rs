@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 pub use annotator::Annotator;
 pub use cluster::{Cluster, NAMESPACE, Place, Server, overlay_folder};
 pub use mesh::KubeMesh;
-pub use mesh_agent::{INTERFACE, MeshAgents};
+pub use mesh_agent::{INTERFACE, Local, MeshAgents};
 pub use rendered::{find, kustomized, parse};
 
 /// How often a condition is looked at.

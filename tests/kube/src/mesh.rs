@@ -4,7 +4,6 @@ mod outside;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +15,7 @@ use wice::lab::{Lab, LabConfig, NatKind, PeerStatus, Pings, Process, TURN, TURN_
 use wice_netns_tests::Want;
 use wice_netns_tests::interface::{Implementation, Interface};
 
-use crate::mesh_agent::{INTERFACE, MeshAgents, PORT};
+use crate::mesh_agent::{INTERFACE, Local, MeshAgents, PORT};
 use crate::{Cluster, Place, wait_until, wice_binary};
 
 /// Round trip between any two, as in one country.
@@ -38,7 +37,7 @@ pub struct KubeMesh {
     pub agents: MeshAgents,
     interfaces: BTreeMap<String, Interface>,
     /// The control plane.
-    pub cluster: Arc<Cluster>,
+    pub cluster: Cluster,
     kinds: BTreeMap<String, (NatKind, u8)>,
     /// The internet.
     pub lab: Lab,
@@ -76,9 +75,9 @@ impl KubeMesh {
         Ok(Self {
             bridge: None,
             daemons: BTreeMap::new(),
-            agents: MeshAgents::new(),
+            agents: MeshAgents::default(),
             interfaces: BTreeMap::new(),
-            cluster: Arc::new(cluster),
+            cluster,
             kinds,
             lab,
         })
@@ -112,37 +111,44 @@ impl KubeMesh {
         Ok(())
     }
 
-    /// What `kg` writes to its own Node.
-    pub fn register(&self, node: &str, key: &str) -> Result<()> {
-        let (kind, number) = self.kinds.get(node).context("no such home")?;
-        let ip = self
-            .lab
-            .node(node)?
-            .addresses()
-            .iter()
-            .find(|ip| ip.is_ipv4())
-            .context("no IPv4")?
-            .to_string();
-        let (endpoint, internal) = (format!("{ip}:{PORT}"), format!("{ip}/24"));
+    /// Makes a Node as `kg` has told it once.
+    fn register(&self, node: &str, key: &str) -> Result<()> {
+        let (_, number) = self.kinds.get(node).context("no such home")?;
+        let local = self.local(node)?;
+        let endpoint = local.endpoint.to_string();
+        let internal = local.internal_ip.map(|ip| format!("{ip}/24"));
         let wireguard_ip = format!("10.4.0.{number}/16");
         let mut annotations = vec![
             ("kilo.squat.ai/key", key),
             ("kilo.squat.ai/endpoint", &endpoint),
             ("kilo.squat.ai/wireguard-ip", &wireguard_ip),
         ];
-        // Public nodes have none: force-internal-ip is "-".
-        if !kind.is_public() {
-            annotations.push(("kilo.squat.ai/internal-ip", &internal));
-        }
+        annotations.extend(
+            internal
+                .iter()
+                .map(|ip| ("kilo.squat.ai/internal-ip", ip.as_str())),
+        );
         self.cluster
             .node(node, &format!("10.42.{number}.0/24"), &annotations)
     }
 
+    /// What `kg` finds out about a node. Public ones have no internal address: `force-internal-ip` is "-".
+    fn local(&self, node: &str) -> Result<Local> {
+        let (kind, _) = self.kinds.get(node).context("no such home")?;
+        let addresses = self.lab.node(node)?.addresses();
+        let ip = addresses.iter().find(|ip| ip.is_ipv4());
+        let ip = *ip.context("no IPv4")?;
+        Ok(Local {
+            endpoint: (ip, PORT).into(),
+            internal_ip: Some(ip).filter(|_| !kind.is_public()),
+        })
+    }
+
     /// Starts what stands in for `kg`.
     pub fn start_mesh_agent(&mut self, node: &str) -> Result<()> {
-        let ns = self.lab.node(node)?.ns().clone();
-        self.agents.start(&self.cluster, &ns, node);
-        Ok(())
+        let local = self.local(node)?;
+        let (api, ns) = (self.lab.node(API_MACHINE)?.ns(), self.lab.node(node)?.ns());
+        self.agents.start(&self.cluster, api, ns, node, local)
     }
 
     /// Starts `wice agent` on a node.
@@ -215,13 +221,13 @@ impl KubeMesh {
         }
     }
 
-    /// Gives a node another key, as a `kg` that lost its own does.
+    /// Gives a node another key and starts its `kg` again, as one that lost its own does.
     pub fn rotate(&mut self, node: &str) -> Result<()> {
         let interface = self.interfaces.get(node).context("no such node")?;
         let key = self.cluster.file("rotated", &interface.wg(&["genkey"])?)?;
         interface.wg(&["set", INTERFACE, "private-key", &key.to_string_lossy()])?;
-        let public = interface.wg(&["show", INTERFACE, "public-key"])?;
-        self.register(node, public.trim())
+        self.agents.kill(node);
+        self.start_mesh_agent(node)
     }
 
     /// The interface of a node.

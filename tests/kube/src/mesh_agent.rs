@@ -1,20 +1,31 @@
-//! What Kilo's `kg` does to a node's WireGuard interface and annotations, as far as wice meets it: `kg` itself cannot be had as a
-//! dependency (README). It writes by the same rules: whose endpoint wins, when it replaces all peers, what it publishes.
+//! What Kilo's `kg` does to a node's WireGuard interface, routes and annotations: `kg` itself cannot be had as a dependency (README).
+//! It goes by the same events, timers and rules (Kilo's `pkg/mesh/mesh.go`), one node in one thread.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
+mod device;
+mod objects;
+mod topology;
+
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Node as NodeObject;
+use kube::api::{
+    Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, WatchEvent, WatchParams,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 use wice::lab::NetNs;
+use wice::signaling::kubernetes::Access;
 
 use crate::Cluster;
+use device::Machine;
+use topology::{Node, Outside, Topology};
 
 /// Kilo's interface.
 pub const INTERFACE: &str = "kilo0";
@@ -22,85 +33,111 @@ pub const INTERFACE: &str = "kilo0";
 pub(crate) const PORT: u16 = 51820;
 /// `--resync-period=10s`.
 const RESYNC: Duration = Duration::from_secs(10);
-/// `kg` publishes what it has discovered so often.
+/// How often it tells that it lives, and what it has discovered.
 const CHECK_IN: Duration = Duration::from_secs(30);
-/// How often the threads look whether they shall end.
-const POLL: Duration = Duration::from_millis(50);
+/// A watch that has ended begins again after this.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+/// A write that hangs is given up, as a connection is that nobody answers on.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-const PREFIX: &str = "kilo.squat.ai";
+/// What a `kg` finds out about its machine.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// Where it thinks that others reach it.
+    pub endpoint: SocketAddr,
+    /// Its address in its own network; none with `force-internal-ip: -`.
+    pub internal_ip: Option<IpAddr>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// SIGKILL: all stays.
+    Killed,
+    /// SIGTERM with `--clean-up`, the default: its annotations and routes go.
+    Terminated,
+}
 
 struct Running {
     replaced: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
+    end: oneshot::Sender<Ending>,
     thread: JoinHandle<()>,
 }
 
 /// One a node; all end when this is dropped.
+#[derive(Default)]
 pub struct MeshAgents {
     running: BTreeMap<String, Running>,
     errors: Arc<Mutex<Vec<String>>>,
 }
 
 impl MeshAgents {
-    /// None yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            running: BTreeMap::new(),
-            errors: Arc::default(),
-        }
-    }
-
-    /// Starts that of a Node, whose interface is there, and writes the interface for the first time.
-    pub fn start(&mut self, cluster: &Arc<Cluster>, ns: &NetNs, node: &str) {
-        let (cluster, ns, name) = (Arc::clone(cluster), ns.clone(), node.to_owned());
-        let (replaced, stop) = (
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicBool::new(false)),
-        );
-        let (count, end, errors) = (
-            Arc::clone(&replaced),
-            Arc::clone(&stop),
-            Arc::clone(&self.errors),
-        );
+    /// Starts that of a Node in namespace `ns`, whose interface is there. It reaches the API from the namespace `api`.
+    pub fn start(
+        &mut self,
+        cluster: &Cluster,
+        api: &NetNs,
+        ns: &NetNs,
+        node: &str,
+        local: Local,
+    ) -> Result<()> {
+        let access = Access {
+            server: Some(cluster.url()),
+            ca_file: Some(cluster.ca_file()),
+            token_file: Some(cluster.admin_token()?),
+            ..Access::default()
+        };
+        let (end, ended) = oneshot::channel();
+        let replaced = Arc::new(AtomicUsize::new(0));
+        let (count, errors) = (Arc::clone(&replaced), Arc::clone(&self.errors));
+        let (api, machine) = (api.clone(), Machine::new(ns.clone()));
+        let name = node.to_owned();
         let thread = std::thread::spawn(move || {
-            let agent = Agent { cluster, ns, name };
-            let (mut resync, mut check_in) = (Instant::now(), Instant::now() + CHECK_IN);
-            while !end.load(Ordering::Relaxed) {
-                if Instant::now() >= resync {
-                    resync = Instant::now() + RESYNC;
-                    match agent.resync() {
-                        Ok(wrote) => drop(count.fetch_add(usize::from(wrote), Ordering::Relaxed)),
-                        Err(error) => note(&errors, &agent.name, &error),
-                    }
-                }
-                if Instant::now() >= check_in {
-                    check_in = Instant::now() + CHECK_IN;
-                    if let Err(error) = agent.check_in() {
-                        note(&errors, &agent.name, &error);
-                    }
-                }
-                std::thread::sleep(POLL);
+            let told = errors.clone();
+            let run = || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
+                runtime.block_on(async {
+                    let client = access.client().await?;
+                    let agent = Agent {
+                        nodes: Api::all_with(
+                            client.clone(),
+                            &ApiResource::erase::<NodeObject>(&()),
+                        ),
+                        key: machine.public_key()?,
+                        machine,
+                        name: name.clone(),
+                        local,
+                        known: Topology::default(),
+                        wireguard_ip: String::new(),
+                        replaced: count,
+                        errors,
+                    };
+                    agent.run(client, ended).await
+                })
+            };
+            let result: Result<()> = api.run(run).map_err(Into::into).and_then(|result| result);
+            if let Err(error) = result {
+                note(&told, &name, &error);
             }
         });
-        self.running.insert(
-            node.to_owned(),
-            Running {
-                replaced,
-                stop,
-                thread,
-            },
-        );
+        let running = Running {
+            replaced,
+            end,
+            thread,
+        };
+        self.running.insert(node.to_owned(), running);
+        Ok(())
     }
 
-    /// Ends that of a Node. As with `kg --clean-up=false`, nothing else changes.
-    pub fn stop(&mut self, node: &str) {
-        if let Some(running) = self.running.remove(node) {
-            running.stop.store(true, Ordering::Relaxed);
-            if running.thread.join().is_err() {
-                note(&self.errors, node, &anyhow::anyhow!("it panicked"));
-            }
-        }
+    /// Ends that of a Node at once; nothing else changes.
+    pub fn kill(&mut self, node: &str) {
+        self.end(node, Ending::Killed);
+    }
+
+    /// Ends it as a DaemonSet's update does: it takes away what it has written.
+    pub fn terminate(&mut self, node: &str) {
+        self.end(node, Ending::Terminated);
     }
 
     /// How often that of a Node has replaced all peers, which ends their sessions.
@@ -119,281 +156,212 @@ impl MeshAgents {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
-}
 
-impl Default for MeshAgents {
-    fn default() -> Self {
-        Self::new()
+    fn end(&mut self, node: &str, ending: Ending) {
+        let Some(running) = self.running.remove(node) else {
+            return;
+        };
+        // One that has ended by itself has said why.
+        let _ = running.end.send(ending);
+        if running.thread.join().is_err() {
+            note(&self.errors, node, &anyhow::anyhow!("it panicked"));
+        }
     }
 }
 
 impl Drop for MeshAgents {
     fn drop(&mut self) {
-        for running in self.running.values() {
-            running.stop.store(true, Ordering::Relaxed);
-        }
         for node in self.running.keys().cloned().collect::<Vec<_>>() {
-            self.stop(&node);
+            self.kill(&node);
         }
     }
 }
 
 fn note(errors: &Mutex<Vec<String>>, node: &str, error: &anyhow::Error) {
-    let text = format!("{error:#}");
-    if !text.contains("refused") && !text.contains("EOF") && !text.contains("timeout") {
-        errors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(format!("{node}: {text}"));
-    }
+    errors
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(format!("{node}: {error:#}"));
+}
+
+enum Event {
+    Node(String, Option<Node>),
+    Peer(String, Option<Outside>),
 }
 
 struct Agent {
-    cluster: Arc<Cluster>,
-    ns: NetNs,
+    nodes: Api<DynamicObject>,
     name: String,
-}
-
-/// A peer as the interface has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Peer {
-    endpoint: Option<SocketAddr>,
-    allowed: BTreeSet<String>,
-    keepalive: u16,
-}
-
-/// Of a Node, what others need.
-struct Remote {
     key: String,
-    endpoint: Option<SocketAddr>,
-    keepalive: u16,
-    internal_ip: Option<IpAddr>,
-    allowed: BTreeSet<String>,
-    /// Its pods, or of a Peer its first allowed IP.
-    network: String,
-    /// It is a machine outside of the cluster.
-    is_peer: bool,
-    discovered: BTreeMap<String, SocketAddr>,
+    local: Local,
+    machine: Machine,
+    known: Topology,
+    /// As it was last configured, which is what is told.
+    wireguard_ip: String,
+    replaced: Arc<AtomicUsize>,
+    errors: Arc<Mutex<Vec<String>>>,
 }
 
 impl Agent {
-    /// `applyTopology`: true if all peers were replaced.
-    fn resync(&self) -> Result<bool> {
-        let nodes = self.nodes()?;
-        let own = nodes.get(&self.name).context("the own Node is not ready")?;
-        let (key, device, handshakes) = self.device()?;
-        let mut wanted = BTreeMap::new();
-        for (name, remote) in nodes.iter().filter(|(name, _)| **name != self.name) {
-            let present = device
-                .get(&remote.key)
-                .and_then(|peer: &Peer| peer.endpoint);
-            let known = handshakes.contains(&remote.key);
-            // `updateEndpoint`: only of nodes with keepalive may an endpoint differ from the annotation.
-            let endpoint = if remote.keepalive == 0 {
-                remote.endpoint
-            } else if let Some(present) = present.filter(|_| known) {
-                Some(present)
-            } else {
-                let mut others = nodes.iter().filter(|(other, _)| *other != name);
-                let discovered =
-                    others.find_map(|(_, other)| other.discovered.get(&remote.key).copied());
-                discovered.or(remote.endpoint)
-            };
-            let keepalive = if remote.is_peer {
-                remote.keepalive
-            } else {
-                own.keepalive
-            };
-            let peer = Peer {
-                endpoint,
-                allowed: remote.allowed.clone(),
-                keepalive,
-            };
-            wanted.insert(remote.key.clone(), peer);
-            self.ip(&["route", "replace", &remote.network, "dev", INTERFACE])?;
-            // The trap: what is sent to the private address of the other enters the tunnel.
-            let at = endpoint.map(|endpoint| endpoint.ip());
-            if let Some(ip) = remote.internal_ip {
-                let route = format!("{ip}/32");
-                if Some(ip) == at {
-                    // WireGuard's own packets would enter it again, without end. There may be none.
-                    let _ = self.ip(&["route", "del", &route, "dev", INTERFACE]);
-                } else {
-                    self.ip(&["route", "replace", &route, "dev", INTERFACE])?;
-                }
-            }
-        }
-        if device == wanted {
-            return Ok(false);
-        }
-        let mut text = format!("[Interface]\nPrivateKey = {key}\nListenPort = {PORT}\n");
-        for (key, peer) in &wanted {
-            let allowed: Vec<&str> = peer.allowed.iter().map(String::as_str).collect();
-            text += &format!(
-                "[Peer]\nPublicKey = {key}\nAllowedIPs = {}\n",
-                allowed.join(", ")
-            );
-            text += &format!("PersistentKeepalive = {}\n", peer.keepalive);
-            if let Some(endpoint) = peer.endpoint {
-                text += &format!("Endpoint = {endpoint}\n");
-            }
-        }
-        self.wg_with(&["setconf", INTERFACE, "/dev/stdin"], &text)?;
-        Ok(true)
-    }
-
-    /// `handleLocal`'s check-in: endpoints that WireGuard has shaken hands with are told to the others.
-    fn check_in(&self) -> Result<()> {
-        let (_, device, handshakes) = self.device()?;
-        let discovered: serde_json::Map<String, Value> = device
-            .iter()
-            .filter(|(key, _)| handshakes.contains(*key))
-            .filter_map(|(key, peer)| {
-                let endpoint = peer.endpoint?;
-                let value = serde_json::json!({"IP": endpoint.ip().to_string(), "Port": endpoint.port(), "Zone": ""});
-                Some((key.clone(), value))
-            })
-            .collect();
-        let text = Value::Object(discovered).to_string();
-        self.cluster
-            .annotate(&self.name, &format!("{PREFIX}/discovered-endpoints"), &text)
-    }
-
-    /// Nodes that are in the mesh.
-    fn nodes(&self) -> Result<BTreeMap<String, Remote>> {
-        let text = self
-            .cluster
-            .kubectl(&["get", "nodes", "-o", "json", "--request-timeout=5s"])?;
-        let list: Value = serde_json::from_str(&text)?;
-        let items = list["items"].as_array().context("no list")?;
-        let nodes = items.iter().filter_map(|node| {
-            Some((node["metadata"]["name"].as_str()?.to_owned(), remote(node)?))
-        });
-        Ok(nodes.chain(self.peers()?).collect())
-    }
-
-    /// Peers, each by a name that no Node has.
-    fn peers(&self) -> Result<Vec<(String, Remote)>> {
-        let text = self.cluster.kubectl(&[
-            "get",
-            "peers.kilo.squat.ai",
-            "-o",
-            "json",
-            "--request-timeout=5s",
-        ])?;
-        let list: Value = serde_json::from_str(&text)?;
-        let items = list["items"].as_array().context("no list")?;
-        let of = |peer: &Value| {
-            let (name, spec) = (peer["metadata"]["name"].as_str()?, &peer["spec"]);
-            let allowed = spec["allowedIPs"].as_array()?.iter();
-            let allowed: BTreeSet<String> = allowed
-                .filter_map(|ip| Some(ip.as_str()?.to_owned()))
-                .collect();
-            let remote = Remote {
-                key: spec["publicKey"].as_str()?.to_owned(),
-                endpoint: None,
-                keepalive: u16::try_from(spec["persistentKeepalive"].as_u64()?).ok()?,
-                internal_ip: None,
-                network: allowed.first()?.clone(),
-                allowed,
-                is_peer: true,
-                discovered: BTreeMap::new(),
-            };
-            Some((format!("peer/{name}"), remote))
+    async fn run(
+        mut self,
+        client: kube::Client,
+        mut ended: oneshot::Receiver<Ending>,
+    ) -> Result<()> {
+        // As unbuffered as that of kg: one event at a time, each with all that follows from it.
+        let (events, mut told) = mpsc::channel(1);
+        let peers = GroupVersionKind::gvk("kilo.squat.ai", "v1alpha1", "Peer");
+        let peers = ApiResource::from_gvk_with_plural(&peers, "peers");
+        let node_event =
+            |name, object: Option<&DynamicObject>| Event::Node(name, object.map(objects::node));
+        let peer_event = |name, object: Option<&DynamicObject>| {
+            Event::Peer(name, object.and_then(objects::outside))
         };
-        Ok(items.iter().filter_map(of).collect())
-    }
-
-    /// Private key, peers, and who has shaken hands.
-    fn device(&self) -> Result<(String, BTreeMap<String, Peer>, BTreeSet<String>)> {
-        let text = self.wg_with(&["show", INTERFACE, "dump"], "")?;
-        let mut lines = text.lines();
-        let key = lines
-            .next()
-            .and_then(|line| line.split('\t').next())
-            .context("no interface")?;
-        let mut peers = BTreeMap::new();
-        let mut handshakes = BTreeSet::new();
-        for line in lines {
-            let fields: Vec<&str> = line.split('\t').collect();
-            let [key, _, endpoint, allowed, handshake, _, _, keepalive] = fields[..] else {
-                continue;
+        tokio::spawn(watch(self.nodes.clone(), events.clone(), node_event));
+        tokio::spawn(watch(Api::all_with(client, &peers), events, peer_event));
+        let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
+        let mut check_in = interval_at(Instant::now() + CHECK_IN, CHECK_IN);
+        loop {
+            let done = tokio::select! {
+                event = told.recv() => match event {
+                    Some(Event::Node(name, node)) => self.node_changed(name, node).await,
+                    Some(Event::Peer(name, peer)) => self.peer_changed(name, peer),
+                    None => anyhow::bail!("nothing is watched any more"),
+                },
+                _ = resync.tick() => self.apply(),
+                _ = check_in.tick() => self.check_in().await,
+                ending = &mut ended => return match ending {
+                    Ok(Ending::Terminated) => self.clean_up().await,
+                    Ok(Ending::Killed) | Err(_) => Ok(()),
+                },
             };
-            if handshake != "0" {
-                handshakes.insert(key.to_owned());
+            if let Err(error) = done {
+                note(&self.errors, &self.name, &error);
             }
-            let peer = Peer {
-                endpoint: endpoint.parse().ok(),
-                allowed: allowed.split(',').map(str::to_owned).collect(),
-                keepalive: keepalive.parse().unwrap_or(0),
-            };
-            peers.insert(key.to_owned(), peer);
         }
-        Ok((key.to_owned(), peers, handshakes))
     }
 
-    fn ip(&self, arguments: &[&str]) -> Result<()> {
-        crate::output(self.ns.command("ip").args(arguments)).map(drop)
+    /// `syncNodes`.
+    async fn node_changed(&mut self, name: String, node: Option<Node>) -> Result<()> {
+        let Some(node) = node else {
+            self.known.nodes.remove(&name);
+            return self.apply();
+        };
+        if name == self.name {
+            return self.own_changed(node).await;
+        }
+        let known = self.known.nodes.insert(name, node.clone());
+        if known.is_some_and(|known| known.equals(&node, now())) {
+            return Ok(());
+        }
+        self.apply()
     }
 
-    fn wg_with(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let mut command = self.ns.command("wg");
-        command
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().context("wg is not installed")?;
-        child
-            .stdin
-            .take()
-            .context("no input")?
-            .write_all(input.as_bytes())?;
-        let output = child.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "wg {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?)
+    /// `syncPeers`.
+    fn peer_changed(&mut self, name: String, peer: Option<Outside>) -> Result<()> {
+        let known = match peer.clone() {
+            Some(peer) => self.known.outside.insert(name, peer),
+            None => self.known.outside.remove(&name),
+        };
+        if known == peer { Ok(()) } else { self.apply() }
+    }
+
+    /// `handleLocal`: what its own Node tells is made what it shall tell.
+    async fn own_changed(&mut self, mut told: Node) -> Result<()> {
+        told.endpoint = told.endpoint.or(Some(self.local.endpoint));
+        told.internal_ip = told.internal_ip.or(self.local.internal_ip);
+        let local = Node {
+            key: self.key.clone(),
+            last_seen: now(),
+            wireguard_ip: self.wireguard_ip.clone(),
+            ..told.clone()
+        };
+        if !told.equals(&local, now()) && !self.write(&objects::written(&local)).await? {
+            return Ok(());
+        }
+        let known = self.known.nodes.get(&self.name);
+        if known.is_some_and(|known| known.equals(&local, now())) {
+            return Ok(());
+        }
+        self.known.nodes.insert(self.name.clone(), local);
+        self.apply()
+    }
+
+    /// `checkIn`.
+    async fn check_in(&mut self) -> Result<()> {
+        let Some(own) = self.known.nodes.get(&self.name) else {
+            return Ok(());
+        };
+        let (last_seen, wireguard_ip) = (now(), self.wireguard_ip.clone());
+        let own = Node {
+            last_seen,
+            wireguard_ip,
+            ..own.clone()
+        };
+        if self.write(&objects::written(&own)).await? {
+            self.known.nodes.insert(self.name.clone(), own);
+        }
+        Ok(())
+    }
+
+    /// `applyTopology`.
+    fn apply(&mut self) -> Result<()> {
+        let device = self.machine.read()?;
+        let Some(wanted) = self.known.wanted(&self.name, &device, now()) else {
+            return Ok(());
+        };
+        self.wireguard_ip.clone_from(&wanted.address);
+        if self.machine.apply(&device, wanted)? {
+            self.replaced.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn clean_up(&mut self) -> Result<()> {
+        self.machine.clean_up()?;
+        self.write(&objects::removed()).await.map(drop)
+    }
+
+    /// False where the API is away.
+    async fn write(&self, patch: &serde_json::Value) -> Result<bool> {
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let write = self.nodes.patch(&self.name, &parameters, &patch);
+        match timeout(WRITE_TIMEOUT, write).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(error @ kube::Error::Api(_))) => Err(error).context("its own Node"),
+            Ok(Err(_)) | Err(_) => Ok(false),
+        }
     }
 }
 
-/// `None` where a Node is not ready to be a peer.
-fn remote(node: &Value) -> Option<Remote> {
-    let annotations = &node["metadata"]["annotations"];
-    let annotation = |name: &str| annotations[format!("{PREFIX}/{name}")].as_str();
-    let key = annotation("key")?.to_owned();
-    let wireguard_ip = annotation("wireguard-ip")?.split('/').next()?.to_owned();
-    let pod_cidr = node["spec"]["podCIDR"].as_str()?.to_owned();
-    let internal_ip =
-        annotation("internal-ip").and_then(|text| text.split('/').next()?.parse().ok());
-    let mut allowed = BTreeSet::from([format!("{wireguard_ip}/32"), pod_cidr.clone()]);
-    allowed.extend(internal_ip.map(|ip: IpAddr| format!("{ip}/32")));
-    let discovered = annotation("discovered-endpoints")
-        .and_then(|text| serde_json::from_str::<Value>(text).ok());
-    let discovered = discovered
-        .as_ref()
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
-    let discovered = discovered.filter_map(|(key, at)| {
-        let ip = at["IP"].as_str()?.parse().ok()?;
-        Some((
-            key.clone(),
-            SocketAddr::new(ip, u16::try_from(at["Port"].as_u64()?).ok()?),
-        ))
-    });
-    Some(Remote {
-        endpoint: Some(annotation("endpoint")?.parse().ok()?),
-        keepalive: annotation("persistent-keepalive")
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(0),
-        internal_ip,
-        allowed,
-        network: pod_cidr,
-        is_peer: false,
-        discovered: discovered.collect(),
-        key,
-    })
+/// Tells everything that is there, and what changes, for ever.
+async fn watch<E>(objects: Api<DynamicObject>, events: mpsc::Sender<Event>, event: E)
+where
+    E: Fn(String, Option<&DynamicObject>) -> Event,
+{
+    loop {
+        if let Ok(stream) = objects.watch(&WatchParams::default(), "0").await {
+            let mut stream = std::pin::pin!(stream);
+            while let Some(Ok(change)) = stream.next().await {
+                let name = |object: &DynamicObject| object.metadata.name.clone();
+                let told = match &change {
+                    WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                        name(object).map(|name| event(name, Some(object)))
+                    }
+                    WatchEvent::Deleted(object) => name(object).map(|name| event(name, None)),
+                    WatchEvent::Bookmark(_) | WatchEvent::Error(_) => None,
+                };
+                let Some(told) = told else { continue };
+                if events.send(told).await.is_err() {
+                    return;
+                }
+            }
+        }
+        sleep(WATCH_AGAIN).await;
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }

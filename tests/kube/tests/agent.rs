@@ -15,6 +15,10 @@ const LONGEST_CUT_OF_SESSIONS: Duration = Duration::from_secs(11);
 const NO_PATH_BROKE: Duration = Duration::from_secs(2);
 /// The longest pause between two tries, and one that began before the API was back.
 const API_FOUND: Duration = Duration::from_secs(90);
+/// `kg` counts a node out whose last check-in is older.
+const KG_FORGETS: Duration = Duration::from_secs(60);
+/// Until what happened to sessions has shown: WireGuard gives a handshake 5 s, twice.
+const SESSIONS_ARE_BACK: Duration = Duration::from_secs(12);
 /// How long nothing may happen; minutes by hand: `WICE_KUBE_QUIET_S=600`.
 const QUIET: Duration = Duration::from_secs(45);
 /// How long the API is away; longer by hand: `WICE_KUBE_API_AWAY_S=600`.
@@ -49,11 +53,16 @@ impl Watch {
         })
     }
 
-    /// The longest silence of any pair since the last look.
-    fn longest(&mut self) -> (String, Duration) {
+    /// The longest silence of any pair but these since the last look.
+    fn longest(&mut self, but: &[(&str, &str)]) -> (String, Duration) {
+        let names = but
+            .iter()
+            .flat_map(|(a, b)| [format!("{a} to {b}"), format!("{b} to {a}")]);
+        let but: Vec<String> = names.collect();
         let gaps = self
             .pings
             .iter()
+            .filter(|(name, _)| !but.contains(name))
             .map(|(name, pings)| (name.clone(), pings.longest_gap(self.since)));
         let longest = gaps.max_by_key(|(_, gap)| *gap).unwrap_or_default();
         self.since = Instant::now();
@@ -62,7 +71,18 @@ impl Watch {
 
     /// Tells the longest silence, which must not be longer than this.
     fn check(&mut self, mesh: &KubeMesh, what: &str, most: Duration) -> Result<()> {
-        let (pair, gap) = self.longest();
+        self.check_but(mesh, what, most, &[])
+    }
+
+    /// The same of all pairs but these.
+    fn check_but(
+        &mut self,
+        mesh: &KubeMesh,
+        what: &str,
+        most: Duration,
+        but: &[(&str, &str)],
+    ) -> Result<()> {
+        let (pair, gap) = self.longest(but);
         println!("{what:<44} {:>6.2} s  {pair}", gap.as_secs_f64());
         ensure!(
             gap <= most,
@@ -111,7 +131,7 @@ fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result
     let mut watch = Watch::start(&mesh, &FIRST)?;
     // What kg does in its first minute is to settle on the endpoints that it finds.
     std::thread::sleep(Duration::from_secs(12));
-    watch.longest();
+    watch.longest(&[]);
     let replaced = FIRST.map(|node| mesh.agents.replaced(node));
     std::thread::sleep(by_hand("WICE_KUBE_QUIET_S", QUIET));
     watch.check(
@@ -131,44 +151,32 @@ fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result
     std::thread::sleep(Duration::from_secs(8));
     watch.check(&mesh, "wice killed and started a second later", LONGEST_CUT)?;
 
-    mesh.agents.stop("home-b");
+    mesh.agents.kill("home-b");
     mesh.start_mesh_agent("home-b")?;
-    std::thread::sleep(Duration::from_secs(8));
-    watch.check(&mesh, "the mesh agent restarted", LONGEST_CUT)?;
+    std::thread::sleep(SESSIONS_ARE_BACK);
+    watch.check(
+        &mesh,
+        "kg killed and started again",
+        LONGEST_CUT_OF_SESSIONS,
+    )?;
 
-    mesh.agents.stop("home-c");
+    mesh.agents.terminate("home-b");
+    mesh.start_mesh_agent("home-b")?;
+    std::thread::sleep(SESSIONS_ARE_BACK);
+    watch.check(
+        &mesh,
+        "kg updated: what it told goes and comes",
+        LONGEST_CUT_OF_SESSIONS,
+    )?;
+
+    mesh.agents.kill("home-c");
     mesh.kill_wice("home-c");
     mesh.start_mesh_agent("home-c")?;
     mesh.start_wice("home-c")?;
-    std::thread::sleep(Duration::from_secs(8));
-    watch.check(&mesh, "both restarted", LONGEST_CUT)?;
+    std::thread::sleep(SESSIONS_ARE_BACK);
+    watch.check(&mesh, "both restarted", LONGEST_CUT_OF_SESSIONS)?;
 
-    let cluster = mesh.cluster.address();
-    let pid = mesh.cluster.processes().last().context("no API server")?;
-    signal(pid, libc::SIGSTOP);
-    let away = by_hand("WICE_KUBE_API_AWAY_S", API_AWAY);
-    std::thread::sleep(away);
-    signal(pid, libc::SIGCONT);
-    let back = Instant::now();
-    std::thread::sleep(Duration::from_secs(3));
-    watch.check(
-        &mesh,
-        &format!("the API {cluster} away for {} s", away.as_secs()),
-        NO_PATH_BROKE,
-    )?;
-    for node in FIRST {
-        wice_kube_tests::wait_until("the API is found again", API_FOUND, || {
-            let status = mesh.lab.wice(node, &["status"]);
-            status.is_ok_and(|status| {
-                !String::from_utf8_lossy(&status.stdout).contains("not connected")
-            })
-        })?;
-    }
-    println!(
-        "{:<44} {:>6.2} s  until all have found the API again",
-        "",
-        back.elapsed().as_secs_f64()
-    );
+    api_away(&mesh, &mut watch)?;
 
     // A node that joins is told endpoints that others have discovered: none of them may lead nowhere there.
     let began = Instant::now();
@@ -205,6 +213,73 @@ fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result
     let table = mesh.interface("home-b")?.wg(&["show", INTERFACE])?;
     println!("{table}");
     Ok(())
+}
+
+/// The API answers nobody. Whom `kg` leaves on the interfaces keeps the path; whom it drops, which it does once it has not heard of a
+/// node for a minute, is back when the API is.
+fn api_away(mesh: &KubeMesh, watch: &mut Watch) -> Result<()> {
+    let cluster = mesh.cluster.address();
+    let pid = mesh.cluster.processes().last().context("no API server")?;
+    signal(pid, libc::SIGSTOP);
+    let away = by_hand("WICE_KUBE_API_AWAY_S", API_AWAY);
+    std::thread::sleep(away);
+    let dropped = dropped(mesh);
+    signal(pid, libc::SIGCONT);
+    let back = Instant::now();
+    let dropped = dropped?;
+    ensure!(
+        dropped.is_empty() || away > KG_FORGETS,
+        "a path of kg's was lost: {dropped:?}"
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    let what = format!("the API {cluster} away for {} s", away.as_secs());
+    let most = if away > KG_FORGETS {
+        LONGEST_CUT_OF_SESSIONS
+    } else {
+        NO_PATH_BROKE
+    };
+    watch.check_but(mesh, &what, most, &dropped)?;
+    for node in FIRST {
+        wice_kube_tests::wait_until("the API is found again", API_FOUND, || {
+            let status = mesh.lab.wice(node, &["status"]);
+            status.is_ok_and(|status| {
+                !String::from_utf8_lossy(&status.stdout).contains("not connected")
+            })
+        })?;
+    }
+    println!(
+        "{:<44} {:>6.2} s  until all have found the API again",
+        "",
+        back.elapsed().as_secs_f64()
+    );
+    for (first, second) in &dropped {
+        mesh.wait_pods(first, second)?;
+        println!(
+            "{:<44} {:>6.2} s  until {first} and {second}, whom kg had parted, were back",
+            "",
+            back.elapsed().as_secs_f64()
+        );
+    }
+    watch.longest(&[]);
+    Ok(())
+}
+
+/// Pairs of which one has not the other on its interface any more.
+fn dropped(mesh: &KubeMesh) -> Result<Vec<(&'static str, &'static str)>> {
+    let mut pairs = Vec::new();
+    for (index, first) in FIRST.iter().enumerate() {
+        for second in &FIRST[index + 1..] {
+            let lacks = |node: &str, other: &str| -> Result<bool> {
+                let key = mesh.interface(other)?.public_key().to_string();
+                let peers = mesh.interface(node)?.wg(&["show", INTERFACE, "peers"])?;
+                Ok(!peers.contains(&key))
+            };
+            if lacks(first, second)? || lacks(second, first)? {
+                pairs.push((*first, *second));
+            }
+        }
+    }
+    Ok(pairs)
 }
 
 fn signal(pid: u32, signal: i32) {
