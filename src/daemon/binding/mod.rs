@@ -376,7 +376,7 @@ impl Binding {
                 } => {
                     self.log_cause(&key, endpoint, cause);
                     self.watcher.set(key, endpoint);
-                    self.repeat_initiation(&key, cause);
+                    self.repeat_initiation(&key, endpoint, cause);
                 }
                 Event::Left { key, endpoint } => {
                     tracing::info!(event = "endpoint-left", peer = %key, %endpoint, "it works");
@@ -385,11 +385,12 @@ impl Binding {
         }
     }
 
-    /// A handshake that was begun at an endpoint which is dead goes by the path, without waiting for
-    /// WireGuard to repeat it.
-    fn repeat_initiation(&mut self, key: &PublicKey, cause: Cause) {
+    /// A handshake that was begun at an endpoint which is dead, or came to nothing so that the slot takes its place, goes by the
+    /// path, without waiting for WireGuard to repeat it.
+    fn repeat_initiation(&mut self, key: &PublicKey, endpoint: SocketAddr, cause: Cause) {
         match cause {
             Cause::Failed | Cause::Reset { .. } => {}
+            Cause::Moved if endpoint == slot_endpoint(key) => {}
             Cause::Unset | Cause::Moved | Cause::Retry => return,
         }
         let Some(initiation) = self.overhearing.take(key, Instant::now()) else {

@@ -293,6 +293,7 @@ impl Worker {
         }
         self.next_sweep = now + IDLE_LIMIT / 4;
         self.peers.sweep(now);
+        self.kept.sweep(now);
         for client in self.streams.old(now) {
             let known = self.server.has_allocation(&client);
             if !known && !self.server.is_data_connection(&client) {

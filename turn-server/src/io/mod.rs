@@ -6,6 +6,7 @@ mod connections;
 mod dispatch;
 mod http;
 mod joined;
+mod kept;
 mod listen;
 mod mailbox;
 mod metrics;

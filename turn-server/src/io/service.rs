@@ -82,9 +82,10 @@ impl Service {
             listeners: settings.listen.clone(),
             metrics: None,
         };
-        let mut workers = Vec::new();
+        let (mut workers, kept) = (Vec::new(), Arc::default());
         for shard in 0..settings.threads {
-            let worker = service.worker(shard as u8, &config, &shared, tls.clone(), now)?;
+            let mut worker = service.worker(shard as u8, &config, &shared, tls.clone(), now)?;
+            worker.kept = Arc::clone(&kept);
             workers.push(worker);
         }
         if let Some(address) = settings.metrics {
@@ -205,6 +206,7 @@ impl Service {
             server,
             epoll,
             inbox,
+            kept: Arc::default(),
             mailboxes: Vec::new(),
             sockets,
             ports: udp.iter().map(SocketAddr::port).collect(),

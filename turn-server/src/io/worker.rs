@@ -15,6 +15,7 @@ use wice_udp::{
 
 use super::dispatch::{Routed, Sockets};
 use super::joined::THROTTLE_STEP;
+use super::kept::KeptPorts;
 use super::mailbox::{Inbox, Letter, Mailbox};
 use super::metrics::{Figures, Published};
 use super::notices;
@@ -55,6 +56,8 @@ pub(super) struct Worker {
     pub(super) server: Server,
     pub(super) epoll: OwnedFd,
     pub(super) inbox: Inbox,
+    /// Of all threads.
+    pub(super) kept: Arc<KeptPorts>,
     /// Of all threads, by their numbers.
     pub(super) mailboxes: Vec<Mailbox>,
     pub(super) sockets: Sockets,
@@ -306,13 +309,19 @@ impl Worker {
                         }
                     }
                 },
-                Command::OpenRelay { relay, kind, local } => {
+                Command::OpenRelay {
+                    relay,
+                    kind,
+                    local,
+                    keeps_next,
+                } => {
                     let opened = match kind {
-                        RelayKind::Udp => self.open_relay(relay, local),
+                        RelayKind::Udp => self.open_relay(relay, local, keeps_next, now),
                         RelayKind::Tcp => self.open_tcp_relay(relay, local),
                     };
                     self.server.handle_relay_opened(relay, opened, now);
                 }
+                Command::ReleasePort { local } => drop(self.kept.take(&local)),
                 Command::CloseRelay { relay } => {
                     self.sockets.take_relay(relay);
                     self.sockets.tcp_relays.remove(&relay);
@@ -333,21 +342,21 @@ impl Worker {
         self.send_failures += self.failures.drain().count() as u64;
     }
 
-    fn open_relay(&mut self, relay: RelayId, local: SocketAddr) -> Result<(), OpenError> {
-        let options = UdpOptions {
-            reuse_port: false,
-            fragment: true,
-            packet_info: false,
-            receive_buffer: RELAY_BUFFER_BYTES,
-            send_buffer: RELAY_BUFFER_BYTES,
+    fn open_relay(
+        &mut self,
+        relay: RelayId,
+        local: SocketAddr,
+        keeps_next: bool,
+        now: Instant,
+    ) -> Result<(), OpenError> {
+        let socket = match self.kept.take(&local) {
+            Some(socket) => socket,
+            None => bind_relay(local)?,
         };
-        let socket = UdpSocket::bind_with(local, &options).map_err(|error| match error {
-            UdpError::PortInUse(_) => OpenError::PortInUse,
-            UdpError::NoSuchAddress(_) | UdpError::NoPermission(_) | UdpError::System { .. } => {
-                tracing::warn!(event = "turn-relay-not-opened", %error);
-                OpenError::Unable
-            }
-        })?;
+        if keeps_next {
+            let next = SocketAddr::new(local.ip(), local.port() + 1);
+            self.kept.keep(next, bind_relay(next)?, now);
+        }
         self.add(&socket, Token::Relay(relay.0), EventFlags::IN)
             .map_err(|_| OpenError::Unable)?;
         self.sockets.set_relay(relay, socket);
@@ -406,6 +415,23 @@ impl Worker {
             flags,
         )?)
     }
+}
+
+fn bind_relay(local: SocketAddr) -> Result<UdpSocket, OpenError> {
+    let options = UdpOptions {
+        reuse_port: false,
+        fragment: true,
+        packet_info: false,
+        receive_buffer: RELAY_BUFFER_BYTES,
+        send_buffer: RELAY_BUFFER_BYTES,
+    };
+    UdpSocket::bind_with(local, &options).map_err(|error| match error {
+        UdpError::PortInUse(_) => OpenError::PortInUse,
+        UdpError::NoSuchAddress(_) | UdpError::NoPermission(_) | UdpError::System { .. } => {
+            tracing::warn!(event = "turn-relay-not-opened", %error);
+            OpenError::Unable
+        }
+    })
 }
 
 /// Where the frames of a run of one client's go. Those with one header, of one length, have one way, but an indication each its

@@ -296,11 +296,13 @@ impl Server {
         }
         opening.attempts += 1;
         opening.current = Some(family);
+        let keeps_next = opening.wish == PortWish::EvenAndNext;
         self.openings.insert(id, opening);
         self.commands.push_back(Command::OpenRelay {
             relay: id,
             kind,
             local,
+            keeps_next,
         });
     }
 
@@ -368,13 +370,22 @@ impl Server {
             return Ok(());
         };
         let (ports, next) = (slot.ports.clone(), slot.local.port() + 1);
+        let kept = SocketAddr::new(slot.local.ip(), next);
         let external = slot.external.0.ip();
         let username = allocation.username.clone();
         let account = account_of(&self.config.credentials, &username);
         let source = source_of(opening.reply.client.remote);
         let quotas = &self.config.quotas;
         let entered = self.shared.ledger.enter(quotas, account, source);
-        let grant = entered.inspect_err(|_| ports.release(next))?;
+        let grant = match entered {
+            Ok(grant) => grant,
+            Err(exceeded) => {
+                self.commands
+                    .push_back(Command::ReleasePort { local: kept });
+                ports.release(next);
+                return Err(exceeded);
+            }
+        };
         let held = Reservation::new(&username, external, (&ports, next), grant, now);
         let mut token = Token::default();
         self.rng.fill_bytes(&mut token);

@@ -53,7 +53,7 @@ pub use prefix::{Prefix, PrefixError};
 pub use quota::{Exceeded, Grant, Ledger, Quotas};
 use refusal::Notices;
 pub use refusal::{Notice, Refusal};
-pub use reservation::Reservations;
+pub use reservation::{RESERVATION_LIFETIME, Reservations};
 use tcp::PeerConnection;
 pub use tcp::{Direction, thread_of};
 pub(crate) use types::source_of;

@@ -9,7 +9,7 @@ use super::ports::Ports;
 use super::quota::Grant;
 
 /// How long a port is held (RFC 8656 §7.2 recommends 30 s).
-pub(super) const RESERVATION_LIFETIME: Duration = Duration::from_secs(30);
+pub const RESERVATION_LIFETIME: Duration = Duration::from_secs(30);
 
 /// An 8-byte token.
 pub(super) type Token = [u8; 8];

@@ -81,6 +81,14 @@ pub enum Command {
         kind: RelayKind,
         /// What to bind; the port is never 0.
         local: SocketAddr,
+        /// Whether the next port is bound as well, and kept [`super::RESERVATION_LIFETIME`] long for the thread that opens it: both
+        /// or none (RFC 8656 §7.2).
+        keeps_next: bool,
+    },
+    /// Let go of a port that was bound to be kept: nobody will come for it.
+    ReleasePort {
+        /// Which.
+        local: SocketAddr,
     },
     /// Close a relay socket. Its name may be given again.
     CloseRelay {

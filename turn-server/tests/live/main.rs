@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{Client, PASSWORD, REALM, USER};
-use wice_turn::codec::attribute;
+use wice_turn::codec::{Message, Writer, attribute, method};
 use wice_turn::io::{Listen, Service, Settings};
 use wice_turn::server::Transport;
 
@@ -150,6 +150,38 @@ fn runs_pass_whole_and_in_order_both_ways() {
         let mut got: Vec<Vec<u8>> = (0..30).map(|_| client.payload().1).collect();
         got.sort();
         assert_eq!(got, payloads, "round {round}");
+    }
+}
+
+#[test]
+fn a_reserved_port_is_bound_before_its_client_comes_for_it() {
+    // On an address of its own, where no other test takes ports.
+    let world = World::new(|settings| settings.relay_ips[0] = "127.0.0.7".parse().unwrap());
+    // Whichever threads the two come to.
+    for _ in 0..8 {
+        let mut first = world.client(Transport::Udp);
+        let pair = |writer: &mut Writer| {
+            writer.add(attribute::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            writer.add(attribute::EVEN_PORT, &[0x80]);
+        };
+        let answer = first.ask(method::ALLOCATE, pair).unwrap();
+        let answer = Message::parse(&answer).unwrap();
+        let relayed = answer.get(attribute::XOR_RELAYED_ADDRESS).unwrap();
+        let mut next = answer.xor_address(relayed).unwrap();
+        next.set_port(next.port() + 1);
+        let taken = UdpSocket::bind(next).unwrap_err();
+        assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+
+        let mut second = world.client(Transport::Udp);
+        let token = answer.get(attribute::RESERVATION_TOKEN).unwrap();
+        let token = (attribute::RESERVATION_TOKEN, token.to_vec());
+        assert_eq!(second.allocate(&[token]), next);
+        let peer = echo(next.ip());
+        second.permit(peer);
+        echoes(&mut second, |c, payload| c.send_to(peer, payload), peer);
+        second.refresh(0);
+        first.refresh(0);
+        UdpSocket::bind(next).unwrap();
     }
 }
 

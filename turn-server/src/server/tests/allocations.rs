@@ -194,6 +194,8 @@ fn an_even_port_holds_the_next_for_its_user_alone() {
         &response.get(attribute::RESERVATION_TOKEN).unwrap(),
     );
     assert_eq!(world.ports(), 2);
+    let kept: Vec<u16> = world.kept.iter().map(SocketAddr::port).collect();
+    assert_eq!(kept, [rtp.port() + 1], "bound before anybody comes for it");
 
     let mut bob = world.client(2);
     (bob.username, bob.password) = ("bob".into(), "builder".into());
@@ -207,6 +209,7 @@ fn an_even_port_holds_the_next_for_its_user_alone() {
     let response = world.ask(&mut second, method::ALLOCATE, &[udp(), token.clone()]);
     assert_eq!(response.code, 0);
     assert_eq!(response.relayed().port(), rtp.port() + 1);
+    assert!(world.kept.is_empty());
     let mut third = world.client(4);
     assert_eq!(
         world
@@ -284,7 +287,7 @@ fn quotas_are_named_and_come_back() {
     // A reservation counts, and what it does not get is not held.
     let response = world.ask(&mut clients[1], method::ALLOCATE, &[udp(), even(0x80)]);
     assert_eq!(response.code, 486);
-    assert_eq!(world.ports(), 1);
+    assert_eq!((world.ports(), world.kept.len()), (1, 0));
     world.allocate(&mut clients[1]);
     assert_eq!(
         world.ask(&mut clients[2], method::ALLOCATE, &[udp()]).code,

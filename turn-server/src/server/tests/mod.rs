@@ -10,7 +10,7 @@ mod notices;
 mod peers;
 mod tcp;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ pub(super) struct World {
     pub(super) handed: Vec<(u8, Handover)>,
     /// Ports that other programs have.
     pub(super) busy: Vec<u16>,
+    /// Bound, and no relay's yet.
+    pub(super) kept: BTreeSet<SocketAddr>,
     next: u64,
 }
 
@@ -167,6 +169,7 @@ impl World {
             closed: Vec::new(),
             handed: Vec::new(),
             busy: Vec::new(),
+            kept: BTreeSet::new(),
             next: 1,
         }
     }
@@ -189,10 +192,19 @@ impl World {
         while let Some(command) = self.server.poll_command() {
             match command {
                 Command::Send { client, message } => self.sent.push((client, message)),
-                Command::OpenRelay { relay, local, .. } => {
-                    let result = if self.busy.contains(&local.port()) {
+                Command::OpenRelay {
+                    relay,
+                    local,
+                    keeps_next,
+                    ..
+                } => {
+                    let next = SocketAddr::new(local.ip(), local.port() + 1);
+                    let busy = |at: SocketAddr| self.busy.contains(&at.port());
+                    let result = if busy(local) || keeps_next && busy(next) {
                         Err(OpenError::PortInUse)
                     } else {
+                        self.kept.remove(&local);
+                        self.kept.extend(keeps_next.then_some(next));
                         assert!(
                             self.relays.insert(relay, local).is_none(),
                             "{relay:?} twice"
@@ -202,6 +214,7 @@ impl World {
                     self.server
                         .handle_relay_opened(relay, result, self.now.instant);
                 }
+                Command::ReleasePort { local } => assert!(self.kept.remove(&local), "{local}"),
                 Command::ConnectPeer { connection, to, .. } => self.connects.push((connection, to)),
                 Command::Join { connection, client } => self.joined.push((connection, client)),
                 Command::ClosePeer { connection } => self.closed.push(connection),
