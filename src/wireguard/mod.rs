@@ -9,6 +9,7 @@ mod mask;
 pub mod netlink;
 pub mod tun;
 pub mod uapi;
+mod underlay;
 mod watch;
 
 pub use wice_signaling::protocol::IpPrefix;

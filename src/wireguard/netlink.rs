@@ -10,7 +10,7 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkUnspec, RouteMessageBuilder};
 use tokio::task::JoinHandle;
 
 use super::IpPrefix;
@@ -184,11 +184,10 @@ impl Netlink {
 
     /// Where the default routes lead, by the lowest metric.
     pub async fn default_routes(&self) -> Result<DefaultRoutes, NetlinkError> {
-        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let index = |route: Option<RouteMessage>| route.as_ref().and_then(output);
         Ok(DefaultRoutes {
-            v4: self.default_route(v4).await?,
-            v6: self.default_route(v6).await?,
+            v4: index(self.default_route(&IpVersion::V4).await?),
+            v6: index(self.default_route(&IpVersion::V6).await?),
         })
     }
 
@@ -306,10 +305,15 @@ impl Netlink {
         Ok(is_there)
     }
 
-    async fn default_route(&self, request: RouteMessage) -> Result<Option<u32>, NetlinkError> {
+    /// That of a family, by the lowest metric.
+    pub(super) async fn default_route(
+        &self,
+        version: &IpVersion,
+    ) -> Result<Option<RouteMessage>, NetlinkError> {
+        let request = all_routes(version);
         let family = request.header.address_family;
         let mut routes = self.handle.route().get(request).execute();
-        let mut best: Option<(u32, u32)> = None;
+        let mut best: Option<(u32, RouteMessage)> = None;
         while let Some(route) = routes
             .try_next()
             .await
@@ -319,15 +323,23 @@ impl Netlink {
                 && route.header.destination_prefix_length == 0
                 && route.header.table == RouteHeader::RT_TABLE_MAIN
                 && route.header.kind == RouteType::Unicast;
-            let Some(index) = output(&route).filter(|_| ours) else {
+            if !ours || output(&route).is_none() {
                 continue;
-            };
+            }
             let metric = metric(&route);
-            if best.is_none_or(|(lowest, _)| metric < lowest) {
-                best = Some((metric, index));
+            if best.as_ref().is_none_or(|(lowest, _)| metric < *lowest) {
+                best = Some((metric, route));
             }
         }
-        Ok(best.map(|(_, index)| index))
+        Ok(best.map(|(_, route)| route))
+    }
+}
+
+/// What asks for a family's routes.
+pub(super) fn all_routes(version: &IpVersion) -> RouteMessage {
+    match version {
+        IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
     }
 }
 

@@ -10,6 +10,7 @@ use super::start::{AttachError, state_folder};
 use crate::daemon::binding::{binder, sighting};
 use crate::daemon::state::State;
 use crate::wireguard::backend::{AnyBackend, Backend as _, BackendError};
+use crate::wireguard::netlink::Netlink;
 
 /// What was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Detached {
     pub without: Vec<PublicKey>,
 }
 
-/// Gives the peers of `interface` the endpoints back that they had. No daemon may run on it.
+/// Gives the peers of `interface` the endpoints back that they had, and takes away the rules that were made for it. No daemon may run on it.
 pub async fn detach(state_dir: &Path, interface: &str) -> anyhow::Result<Detached> {
     let path = state_folder(state_dir, interface);
     if !path.is_dir() {
@@ -46,5 +47,8 @@ pub async fn detach(state_dir: &Path, interface: &str) -> anyhow::Result<Detache
             Err(error) => return Err(error.into()),
         }
     }
+    let netlink = Netlink::connect()?;
+    let index = netlink.index(interface).await.ok();
+    netlink.release_underlay(index).await?;
     Ok(done)
 }

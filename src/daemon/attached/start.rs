@@ -115,18 +115,19 @@ impl Attached {
         let key = private_key(&settings, &device)?;
         let state = State::open(&state_folder(&settings.state_dir, &interface))?;
         let name = key.public_key().to_string();
-        let (network, admission, guide) = match meet {
+        let (network, admission, guide, whose) = match meet {
             Meet::Token => {
                 let token = settings.token.as_ref();
                 let joined = join::membership_of_interface(&state, token, &key, &interface)?;
                 let admission = Admission::AddedIn(joined.network);
                 let network = Network::Service(Box::new(joined));
-                (network, admission, Guide::none())
+                (network, admission, Guide::none(), Whose::Another)
             }
             #[cfg(feature = "kubernetes")]
             Meet::Cluster(config) => {
                 let (network, news) = crate::daemon::agent::meet(config)?;
-                (network, Admission::Added, Guide::new(news))
+                let guide = Guide::new(news);
+                (network, Admission::Added, guide, Whose::MeshAgent)
             }
         };
         // Another key is another node: its sessions begin anew.
@@ -174,7 +175,7 @@ impl Attached {
             peers,
         );
         let direct = base.settings.direct;
-        let mut binding = Binding::start(interface, Whose::Another, backend, &base, direct, view);
+        let mut binding = Binding::start(interface, whose, backend, &base, direct, view);
         binding.hold(guide.guidance().held.clone());
         binding.handle_interfaces(&interfaces, &base).await?;
         let attached = Self {

@@ -10,6 +10,7 @@ mod held;
 mod local;
 mod overhear;
 mod port;
+mod underlay;
 mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,13 +31,14 @@ use crate::io::packet_loop::{Command, Inbox, InboxError};
 use crate::report::{PeerInputs, Stranger};
 use crate::wireguard::backend::{AnyBackend, BackendError, Device, DevicePeer};
 use crate::wireguard::inprocess::PeerStats;
-use crate::wireguard::netlink::Interface;
+use crate::wireguard::netlink::{Interface, Netlink};
 use counted::Counted;
 use culprit::culprit;
 use direct::Sharing;
 use local::LocalChanges;
 use overhear::Overhearing;
 use port::is_bound;
+use underlay::Underlay;
 use watcher::{Report, Watcher};
 
 pub use direct::Direct;
@@ -112,6 +114,9 @@ pub(super) enum Whose {
     Wice,
     /// Another program's, which may set endpoints as well.
     Another,
+    /// A mesh agent's, which also routes addresses of nodes into it.
+    #[cfg_attr(not(feature = "kubernetes"), allow(dead_code))]
+    MeshAgent,
 }
 
 /// The tie between paths and one interface.
@@ -126,6 +131,9 @@ pub(super) struct Binding {
     port: Option<u16>,
     sharing: Sharing,
     overhearing: Overhearing,
+    /// The kernel's number of the interface, while it is there.
+    index: Option<u32>,
+    underlay: Underlay,
     local: LocalChanges,
     inbox: Inbox,
     counted: Counted,
@@ -156,6 +164,8 @@ impl Binding {
             port: None,
             sharing: Sharing::new(direct),
             overhearing: Overhearing::default(),
+            index: None,
+            underlay: Underlay::default(),
             local: LocalChanges::start(),
             inbox: base.inbox.clone(),
             counted: Counted::default(),
@@ -267,12 +277,21 @@ impl Binding {
         base: &Base,
     ) -> anyhow::Result<()> {
         let own = interfaces.iter().find(|i| i.name == self.interface);
+        self.index = own.map(|own| own.index);
         let addresses = own.map(|own| own.addresses.iter().map(|a| a.ip).collect());
         self.with_view(|view| view.addresses = addresses.unwrap_or_default());
         // Up or down, gone or back: the next look is due now.
         self.watcher.look();
         self.local.note(tokio::time::Instant::now());
-        Ok(self.overhearing.follow(self.port, &base.netlink).await?)
+        self.follow_port(&base.netlink).await
+    }
+
+    async fn follow_port(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
+        match self.whose {
+            Whose::MeshAgent => self.underlay.follow(self.index, self.port, netlink).await,
+            Whose::Wice | Whose::Another => {}
+        }
+        Ok(self.overhearing.follow(self.port, netlink).await?)
     }
 
     /// From now on these peers' endpoints are left alone.
@@ -448,7 +467,7 @@ impl Binding {
             };
             base.inbox.send(Command::WireGuardPort(port, shared))?;
             tracing::debug!(event = "wireguard-port", port);
-            self.overhearing.follow(port, &base.netlink).await?;
+            self.follow_port(&base.netlink).await?;
         }
         Ok(())
     }
@@ -492,7 +511,7 @@ impl Binding {
             native_works,
             endpoint_resets: match self.whose {
                 Whose::Wice => 0,
-                Whose::Another => self.binder.resets(&peer.key),
+                Whose::Another | Whose::MeshAgent => self.binder.resets(&peer.key),
             },
             ..PeerInputs::default()
         }

@@ -1,0 +1,37 @@
+//! A mesh agent's interface: WireGuard's packets are kept out of it.
+
+use crate::wireguard::netlink::{DefaultRoutes, Netlink};
+
+/// What is kept out of what.
+#[derive(Debug, Default)]
+pub(super) struct Underlay {
+    /// The interface, the port and the default routes that it was last tried for.
+    tried: Option<(u32, u16, DefaultRoutes)>,
+}
+
+impl Underlay {
+    /// To be called when the interface, WireGuard's port or the routes may have changed.
+    pub(super) async fn follow(
+        &mut self,
+        index: Option<u32>,
+        port: Option<u16>,
+        netlink: &Netlink,
+    ) {
+        let Some((index, port)) = index.zip(port) else {
+            return;
+        };
+        // What cannot be asked for is tried with what is there.
+        let routes = netlink.default_routes().await.unwrap_or_default();
+        if self.tried == Some((index, port, routes)) {
+            return;
+        }
+        self.tried = Some((index, port, routes));
+        match netlink.keep_underlay(index, port).await {
+            Ok(()) => tracing::debug!(event = "underlay-kept", index, port),
+            Err(error) => {
+                let hint = "where the mesh agent routes a node's address into the mesh that is also its endpoint, WireGuard may talk to itself";
+                tracing::warn!(event = "underlay-not-kept", reason = %error, hint);
+            }
+        }
+    }
+}
