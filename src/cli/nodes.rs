@@ -137,9 +137,21 @@ async fn records(signaling: &mut Signaling, network: &Network) -> anyhow::Result
     Ok(nodes)
 }
 
-/// `None` for who has published no advert, or is no member.
+/// `None` for who has published no advert, or is no member. One that claims no membership is of a cluster.
 fn node(network: &Network, key: &PublicKey, found: Found) -> Option<NetworkNode> {
     let (advert, last_seen) = found.advert.filter(|(advert, _)| advert.key == *key)?;
+    if advert.membership.is_empty() {
+        return Some(NetworkNode {
+            name: advert.name,
+            key: key.to_string(),
+            addresses: Vec::new(),
+            last_seen_s: last_seen.as_secs(),
+            routes: Vec::new(),
+            invite: String::new(),
+            label: String::new(),
+            carried: true,
+        });
+    }
     let membership =
         Membership::decode_verified(&advert.membership, &network.admin.network_id(), key).ok()?;
     let invite = membership.invite();
@@ -154,5 +166,6 @@ fn node(network: &Network, key: &PublicKey, found: Found) -> Option<NetworkNode>
         routes: found.routes,
         invite: invite.id.to_string(),
         label: invite.label.clone(),
+        carried: false,
     })
 }

@@ -316,14 +316,16 @@ impl Lab {
         Ok(command)
     }
 
-    fn admin(&self, arguments: &[&str]) -> Result<String, LabError> {
+    /// What `wice` prints for the admin of the networks.
+    pub fn admin(&self, arguments: &[&str]) -> Result<String, LabError> {
         let machine: &Node = self.node(ADMIN)?;
         let ns: &NetNs = machine.ns();
         let mut command = ns.command(self.binary()?);
         command
             .args(arguments)
             .arg("--state-dir")
-            .arg(machine.state_dir());
+            .arg(machine.state_dir())
+            .env("WICE_CA_FILE", self.authority());
         let program = format!("wice {}", arguments.join(" "));
         let output = command.output().doing(|| format!("running {program}"))?;
         if output.status.success() {

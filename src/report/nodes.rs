@@ -39,6 +39,9 @@ pub struct NetworkNode {
     pub invite: String,
     /// That invite's label.
     pub label: String,
+    /// It is a node of a cluster, and a bridge carries its advert: no invite, and no address in the overlay.
+    #[serde(default)]
+    pub carried: bool,
 }
 
 impl NetworkNodes {
@@ -58,12 +61,16 @@ impl NetworkNodes {
             };
             let overlay = node.addresses.first().map(ToString::to_string);
             let id = node.invite.get(..SHORT_ID).unwrap_or(&node.invite);
+            let by = match node.carried {
+                true => "carried by a bridge".to_owned(),
+                false => format!("{id} {}", node.label).trim_end().to_owned(),
+            };
             table.row(vec![
                 (node.name.clone(), None),
                 (node.key.clone(), None),
                 (overlay.unwrap_or_default(), None),
                 (seen, paint),
-                (format!("{id} {}", node.label).trim_end().to_owned(), None),
+                (by, None),
             ]);
         }
         table.render(style)

@@ -335,16 +335,28 @@ fn nodes_of_a_network() {
         routes: Vec::new(),
         invite: "9f".repeat(32),
         label: label.into(),
+        carried: false,
+    };
+    let of_cluster = NetworkNode {
+        addresses: Vec::new(),
+        invite: String::new(),
+        carried: true,
+        ..node("node-1", 0, "")
     };
     let mut list = NetworkNodes {
         schema: SCHEMA,
         network: "lab".into(),
-        nodes: vec![node("lab-a", 0, ""), node("lab-long", 62, "rack-7")],
+        nodes: vec![
+            node("lab-a", 0, ""),
+            node("lab-long", 62, "rack-7"),
+            of_cluster,
+        ],
     };
     let expected = "\
 NODE      KEY                                           OVERLAY     SEEN       INVITE
 lab-a     AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=  100.91.8.3  now        9f9f9f9f
 lab-long  AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=  100.91.8.3  1m 2s ago  9f9f9f9f rack-7
+node-1    AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=              now        carried by a bridge
 ";
     assert_eq!(list.text(Style::PLAIN), expected);
     list.nodes.clear();

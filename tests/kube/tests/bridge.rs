@@ -72,6 +72,12 @@ fn a_peer_outside_reaches_pods_and_they_it() -> Result<()> {
     for words in ["event=carrying nodes=2", "event=peer-written peer=lab-box"] {
         ensure!(log.contains(words), "{words} is missing: {log}");
     }
+    let nodes = mesh.lab.admin(&["network", "nodes"])?;
+    println!("\n{nodes}");
+    for node in NODES {
+        let is_told = |line: &str| line.starts_with(node) && line.ends_with("carried by a bridge");
+        ensure!(nodes.lines().any(is_told), "{node} is not listed: {nodes}");
+    }
     // What was heard is enough: without a bridge nothing ends.
     mesh.kill_bridge();
     let since = Instant::now();

@@ -109,10 +109,14 @@ fn a_private_address_that_is_routed_into_the_mesh_is_no_way_for_wireguard() {
     }
 
     // An uninstall leaves nothing behind.
-    assert!(ip(&node, "rule").unwrap().contains(&PORT.to_string()));
+    let rules = || ["-4 rule", "-6 rule"].map(|rules| ip(&node, rules).unwrap());
+    for there in rules() {
+        assert_eq!(there.matches(&PORT.to_string()).count(), 3, "{there}");
+    }
     mesh.lab.wice("home-a", &["detach", INTERFACE]).unwrap();
-    let rules = ip(&node, "rule").unwrap();
-    assert!(!rules.contains(&PORT.to_string()), "{rules}");
+    for there in rules() {
+        assert!(!there.contains(&PORT.to_string()), "{there}");
+    }
     let through = way(&node, &private.to_string()).unwrap();
     assert!(through.contains(INTERFACE), "{through}");
 }
