@@ -10,6 +10,7 @@ use super::up::{resolve, run_daemon};
 use super::{block_on, log, print};
 use crate::config::{DEFAULT_RUN_DIR, Mode, Overrides};
 use crate::daemon::control::{self, Probe};
+use crate::daemon::is_detached;
 use crate::report::Health;
 use crate::signaling::kubernetes::KubernetesConfig;
 use crate::signaling::kubernetes::state::{MeshAgent, Names};
@@ -51,9 +52,13 @@ pub(super) struct AgentArgs {
     #[arg(long, value_name = "SECONDS", env = "WICE_SET_KEEPALIVE", default_value_t = KEEPALIVE)]
     set_keepalive: u16,
     /// Ask the agent that runs with these flags, and end: live, whether its own threads answer; ready, whether the API has answered
-    /// it as well, once since it began. While it waits for the interface it is both.
+    /// it as well and its advert has been written there, once since it began. While it waits for the interface it is both.
     #[arg(long, value_name = "WHAT")]
     probe: Option<Asked>,
+    /// Before an uninstall: give all peers of the interface the endpoints back that they had, take the routing rules away, and do nothing
+    /// more until told to stop. Ready is then that it is done.
+    #[arg(long, env = "WICE_DETACH")]
+    detach: bool,
     #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
@@ -82,6 +87,7 @@ pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Hea
     if let Some(asked) = args.probe {
         return args.probe(asked);
     }
+    let detach = args.detach;
     let (file, print_config) = (args.daemon.config.clone(), args.daemon.print_config);
     let cluster = args.cluster()?;
     let config = resolve(args.overrides(), file, matches)?;
@@ -90,6 +96,9 @@ pub(super) fn agent(args: AgentArgs, matches: &ArgMatches) -> anyhow::Result<Hea
         return Ok(Health::Well);
     }
     log::start(&config.log)?;
+    if detach {
+        return run_daemon(crate::daemon::stay_detached(&config.settings));
+    }
     run_daemon(crate::daemon::agent(config.settings, cluster))
 }
 
@@ -98,6 +107,14 @@ impl AgentArgs {
     fn probe(&self, asked: Asked) -> anyhow::Result<Health> {
         let folder = self.daemon.run_dir.as_deref();
         let folder = folder.unwrap_or(Path::new(DEFAULT_RUN_DIR));
+        if self.detach {
+            return match asked {
+                Asked::Ready if !is_detached(folder, self.interface()) => {
+                    anyhow::bail!("not ready: {} is not detached yet", self.interface())
+                }
+                Asked::Live | Asked::Ready => Ok(print("ok\n").map(|()| Health::Well)?),
+            };
+        }
         let probe = match asked {
             Asked::Live => Probe::Live,
             Asked::Ready => Probe::Ready,

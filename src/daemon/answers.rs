@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use wice_signaling::protocol::{ErrorCode, PublicKey, RelayTransport};
 
+use super::attached::Publication;
 use super::binding::InterfaceView;
 use super::control::{ControlError, ErrorKind, Handler, Probe, Servers, TurnLogin};
 use crate::core::node::{NodeSnapshot, PeerSnapshot, RelayServer, StunServer};
@@ -54,6 +55,8 @@ struct SharedState {
     was_connected: bool,
     /// Why the service refuses this node for good.
     refused: Option<ErrorCode>,
+    /// Where adverts are written by us: how that goes.
+    publication: Option<Publication>,
     stun: Vec<StunServer>,
     relays: Vec<RelayServer>,
     port_mappings: Vec<portmap::Report>,
@@ -69,6 +72,7 @@ impl Shared {
             signaling: Err((Instant::now(), "connecting".to_owned())),
             was_connected: false,
             refused: None,
+            publication: None,
             stun: Vec::new(),
             relays: Vec::new(),
             port_mappings: Vec::new(),
@@ -112,6 +116,10 @@ impl Shared {
             Some(code) if code.is_temporary() => state.refused.take(),
             other => other,
         })
+    }
+
+    pub(super) fn published(&self, publication: Option<Publication>) {
+        self.with(|state| state.publication = publication);
     }
 
     pub(super) fn serves(&self, stun: &[StunServer], relays: &[RelayServer]) {
@@ -235,7 +243,11 @@ impl Answers {
         }
         let signaling = self.shared.with(|state| {
             let (connected, since, error) = match &state.signaling {
-                Ok(since) => (true, *since, None),
+                Ok(since) => {
+                    let publication = state.publication.as_ref();
+                    let problem = publication.and_then(|publication| publication.problem.clone());
+                    (true, *since, problem)
+                }
                 Err((since, error)) => (false, *since, Some(error.clone())),
             };
             let since_s = since.elapsed().as_secs();
@@ -444,7 +456,19 @@ impl Handler for Answers {
                     "not ready: {} has not answered yet: {error}",
                     state.url
                 ))),
-                Ok(_) | Err(_) => Ok(()),
+                Ok(_) | Err(_) => match &state.publication {
+                    Some(Publication {
+                        done: false,
+                        problem,
+                    }) => Err(failed(format!(
+                        "not ready: this node's advert has not been written yet{}",
+                        problem
+                            .iter()
+                            .map(|why| format!(": {why}"))
+                            .collect::<String>()
+                    ))),
+                    Some(_) | None => Ok(()),
+                },
             }),
         }
     }

@@ -31,7 +31,9 @@ use wice_signaling::protocol::{IpPrefix, ServerAddress, Token};
 
 #[cfg(feature = "kubernetes")]
 pub use agent::agent;
-pub use attached::{ATTACHED_FOLDER, AttachError, Detached, attach, detach};
+pub use attached::{
+    ATTACHED_FOLDER, AttachError, Detached, attach, detach, is_detached, stay_detached,
+};
 pub use binding::Direct;
 #[cfg(feature = "kubernetes")]
 pub use bridge::{BridgeConfig, bridge};

@@ -118,7 +118,7 @@ pub struct Signaling {
     pub connected: bool,
     /// Seconds since it was connected, or lost.
     pub since_s: u64,
-    /// Why it is not connected, in one line.
+    /// Why it is not connected, or where it is, why what this node says is not published; in one line.
     pub error: Option<String>,
     /// What to do about it.
     #[serde(default)]

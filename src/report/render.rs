@@ -358,13 +358,23 @@ fn kind_paint(kind: PathKind) -> Paint {
 
 fn signaling_text(signaling: &Signaling, style: Style) -> String {
     let since = duration(Duration::from_secs(signaling.since_s));
-    if signaling.connected {
-        return format!("{}  connected {since}", signaling.url);
-    }
     let error = signaling
         .error
         .as_ref()
         .map_or_else(String::new, |error| format!(": {error}"));
+    if signaling.connected {
+        let connected = format!("{}  connected {since}", signaling.url);
+        return match error.is_empty() {
+            true => connected,
+            false => format!(
+                "{connected}, {}",
+                style.paint(
+                    &format!("but what this node says is not published{error}"),
+                    Paint::Bad
+                )
+            ),
+        };
+    }
     let text = format!("not connected for {since}{error}");
     format!("{}  {}", signaling.url, style.paint(&text, Paint::Bad))
 }

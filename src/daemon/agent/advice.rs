@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wice_signaling::protocol::PublicKey;
 
-use crate::daemon::attached::Guidance;
+use crate::daemon::attached::{Guidance, Publication};
 use crate::daemon::binding::Held;
 use crate::signaling::kubernetes::ClusterView;
 use crate::signaling::kubernetes::state::{ObjectName, Source};
@@ -17,18 +17,19 @@ const MAX_NAMED: usize = 5;
 pub(super) struct Adviser {
     /// Whether the mesh agent overwrites endpoints of peers without keepalive.
     keepalive_matters: bool,
+    /// The own Node.
+    node: String,
     bare: BTreeSet<String>,
     waiting: BTreeSet<String>,
-    problem: Option<String>,
 }
 
 impl Adviser {
-    pub(super) fn new(keepalive_matters: bool) -> Self {
+    pub(super) fn new(node: &str, keepalive_matters: bool) -> Self {
         Self {
             keepalive_matters,
+            node: node.to_owned(),
             bare: BTreeSet::new(),
             waiting: BTreeSet::new(),
-            problem: None,
         }
     }
 
@@ -47,6 +48,10 @@ impl Adviser {
             held,
             excluded,
             names: names(view),
+            publication: Some(Publication {
+                done: view.published,
+                problem: view.problem.clone(),
+            }),
         }
     }
 
@@ -65,16 +70,12 @@ impl Adviser {
     }
 
     fn tell(&mut self, view: &ClusterView) {
-        if view.problem != self.problem {
-            self.problem.clone_from(&view.problem);
-            if let Some(problem) = &self.problem {
-                tracing::warn!(event = "cluster-problem", reason = problem);
-            }
-        }
         if !view.listed {
             return;
         }
-        let bare: BTreeSet<String> = view.without_wice().map(str::to_owned).collect();
+        // The own one's advert is on its way, or what is in its way has been said.
+        let bare = view.without_wice().filter(|node| *node != self.node);
+        let bare: BTreeSet<String> = bare.map(str::to_owned).collect();
         if bare != self.bare {
             self.bare = bare;
             if !self.bare.is_empty() {
@@ -161,6 +162,7 @@ mod tests {
             own: OwnNode {
                 pod_cidrs: vec!["10.42.1.0/24".parse().unwrap()],
             },
+            published: true,
             problem: None,
         }
     }
@@ -171,7 +173,7 @@ mod tests {
 
     #[test]
     fn who_has_no_keepalive_is_waited_for() {
-        let mut adviser = Adviser::new(true);
+        let mut adviser = Adviser::new("here", true);
         let view = view(&[
             (Source::Nodes, "a", 1, Some(25)),
             (Source::Nodes, "b", 2, None),
@@ -182,21 +184,21 @@ mod tests {
 
     #[test]
     fn nothing_is_touched_before_the_cluster_is_known() {
-        let mut adviser = Adviser::new(true);
+        let mut adviser = Adviser::new("here", true);
         let guidance = adviser.guidance(&ClusterView::default());
         assert_eq!(guidance.held, Held::Everybody);
     }
 
     #[test]
     fn where_no_agent_heeds_keepalive_nobody_is_waited_for() {
-        let mut adviser = Adviser::new(false);
+        let mut adviser = Adviser::new("here", false);
         let view = view(&[(Source::Nodes, "b", 2, None)]);
         assert_eq!(adviser.guidance(&view).held, these(&[]));
     }
 
     #[test]
     fn a_node_counts_before_a_peer_of_the_same_key() {
-        let mut adviser = Adviser::new(true);
+        let mut adviser = Adviser::new("here", true);
         let view = view(&[
             (Source::Nodes, "a", 1, Some(25)),
             (Source::Peers, "a", 1, None),
@@ -206,7 +208,7 @@ mod tests {
 
     #[test]
     fn overlay_and_pod_addresses_are_excluded() {
-        let mut adviser = Adviser::new(true);
+        let mut adviser = Adviser::new("here", true);
         let view = view(&[(Source::Nodes, "a", 1, Some(25))]);
         let excluded = adviser.guidance(&view).excluded;
         let expected = ["10.4.0.1/32", "10.42.1.0/24"];
@@ -215,7 +217,7 @@ mod tests {
 
     #[test]
     fn peers_are_called_as_their_objects_unless_a_node_is_called_so() {
-        let mut adviser = Adviser::new(true);
+        let mut adviser = Adviser::new("here", true);
         let view = view(&[
             (Source::Nodes, "a", 1, None),
             (Source::Peers, "a", 2, None),
@@ -226,6 +228,17 @@ mod tests {
         let expected = [(2, "peer/a"), (3, "box")];
         let expected = expected.map(|(key, name)| (PublicKey([key; 32]), name.to_owned()));
         assert_eq!(names, expected.into());
+    }
+
+    #[test]
+    fn nodes_without_wice_are_others() {
+        let mut adviser = Adviser::new("here", true);
+        let view = view(&[
+            (Source::Nodes, "here", 1, None),
+            (Source::Nodes, "there", 2, None),
+        ]);
+        adviser.guidance(&view);
+        assert_eq!(adviser.bare, ["there".to_owned()].into());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) fn meet(
         node: config.node.clone(),
         backend: Some(Box::new(backend)),
     };
-    let mut adviser = Adviser::new(config.names.keepalive.is_some());
+    let mut adviser = Adviser::new(&config.node, config.names.keepalive.is_some());
     let (sender, receiver) = watch::channel(adviser.guidance(&view.borrow()));
     // It ends with the backend, which ends with the daemon.
     tokio::spawn(async move {

@@ -16,6 +16,17 @@ pub(in crate::daemon) struct Guidance {
     pub(in crate::daemon) excluded: Vec<IpPrefix>,
     /// What peers are called in reports, where that is not what they call themselves.
     pub(in crate::daemon) names: BTreeMap<PublicKey, String>,
+    /// Where adverts are written by us: how that goes.
+    pub(in crate::daemon) publication: Option<Publication>,
+}
+
+/// How our advert gets to where the others look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::daemon) struct Publication {
+    /// It has stood there since we began.
+    pub(in crate::daemon) done: bool,
+    /// What is in the way now, in one line.
+    pub(in crate::daemon) problem: Option<String>,
 }
 
 /// The newest guidance.

@@ -22,9 +22,9 @@ use adverts::Adverts;
 use guidance::Guide;
 use waiting::Waiting;
 
-pub use detach::{Detached, detach};
+pub use detach::{Detached, detach, is_detached, stay_detached};
 #[cfg(feature = "kubernetes")]
-pub(super) use guidance::Guidance;
+pub(super) use guidance::{Guidance, Publication};
 #[cfg(feature = "kubernetes")]
 pub(super) use start::read_key;
 pub use start::{AttachError, FOLDER as ATTACHED_FOLDER};
@@ -206,6 +206,7 @@ impl Attached {
         self.binding.hold(guidance.held.clone());
         let names = guidance.names.clone();
         self.binding.with_view(|view| view.names = names);
+        self.base.shared.published(guidance.publication.clone());
         Ok(())
     }
 

@@ -350,10 +350,13 @@ impl KubernetesBackend {
         match done {
             Done::Written => {
                 tracing::debug!(event = "advert-written", node = self.config.node);
+                self.view
+                    .send_if_modified(|view| !std::mem::replace(&mut view.published, true));
                 self.set_problem(None);
             }
             Done::Conflict(reason) | Done::Refused(reason) => {
-                tracing::warn!(event = "advert-not-written", reason);
+                let hint = "tried again within 90 s";
+                tracing::warn!(event = "advert-not-written", reason, hint);
                 self.set_problem(Some(reason));
             }
         }

@@ -15,6 +15,8 @@ pub struct ClusterView {
     pub objects: BTreeMap<ObjectName, Facts>,
     /// Of the own Node, what metadata lack.
     pub own: OwnNode,
+    /// Our advert has stood in the cluster at least once since we began.
+    pub published: bool,
     /// Why our annotations are not written, for people.
     pub problem: Option<String>,
 }

@@ -9,16 +9,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wice::lab::NatKind;
-use wice_kube_tests::{KubeMesh, asset, find, kustomized, overlay_folder, wait_until, wice_binary};
+use wice_kube_tests::{
+    KubeMesh, asset, find, kustomized, output, overlay_folder, wait_until, wice_binary,
+};
 
 const NODE: &str = "home-a";
 /// What takes a daemon a second or two takes longer on a machine that is busy.
 const SOON: Duration = Duration::from_secs(30);
+/// A refused write is tried again within 90 s.
+const MENDED: Duration = Duration::from_secs(100);
 /// The manifests' timeoutSeconds of the agent's probes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the agent's probe as the kubelet does: the command of the manifest with the pod's environment.
 fn asked(mesh: &KubeMesh, probe: &str) -> Output {
+    asked_in(mesh, probe, &[])
+}
+
+/// The same with more of it.
+fn asked_in(mesh: &KubeMesh, probe: &str, environment: &[(&str, &str)]) -> Output {
     let objects = kustomized("kilo-kubeadm").unwrap();
     let container = &find(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
     let command = container[probe]["exec"]["command"].as_array().unwrap();
@@ -32,6 +41,7 @@ fn asked(mesh: &KubeMesh, probe: &str) -> Output {
         .args(&words[1..])
         .env("NODE_NAME", NODE)
         .env("WICE_RUN_DIR", node.run_dir())
+        .envs(environment.iter().copied())
         .output()
         .unwrap();
     assert!(began.elapsed() < PROBE_TIMEOUT, "{:?}", began.elapsed());
@@ -92,8 +102,30 @@ fn the_agents_probes_tell_what_a_restart_would_mend_and_nothing_else() {
         refusal(&mesh, "readinessProbe").contains("cannot watch resource")
     })
     .unwrap();
+    // It may read: what it says is refused, which nobody would know.
+    let role =
+        "create clusterrole reader --verb=get,list,watch --resource=nodes,peers.kilo.squat.ai";
+    let binding =
+        "create clusterrolebinding reader --clusterrole=reader --serviceaccount=wice:wice";
+    for words in [role, binding] {
+        let words: Vec<&str> = words.split(' ').collect();
+        mesh.cluster.kubectl(&words).unwrap();
+    }
+    let mut told = String::new();
+    wait_until("the refused write is told", SOON, || {
+        told = refusal(&mesh, "readinessProbe");
+        told.contains("advert has not been written yet: ")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {told}"));
+    let status = mesh.lab.wice(NODE, &["status"]).unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(status.contains("is not published"), "{status}");
+    assert!(is(&mesh, "livenessProbe"));
     mesh.cluster.install("kilo-kubeadm").unwrap();
-    wait_until("it is ready", SOON, || is(&mesh, "readinessProbe")).unwrap();
+    wait_until("it is ready", MENDED, || is(&mesh, "readinessProbe")).unwrap();
+    let status = mesh.lab.wice(NODE, &["status"]).unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    assert!(!status.contains("is not published"), "{status}");
 
     // An API that is away afterwards is nobody's end.
     let api = mesh.cluster.processes().last().unwrap();
@@ -109,6 +141,37 @@ fn the_agents_probes_tell_what_a_restart_would_mend_and_nothing_else() {
     signal(pid, libc::SIGCONT);
     assert!(hangs.contains("does not answer"), "{hangs}");
     assert!(is(&mesh, "livenessProbe"));
+
+    // The last roll-out before an uninstall: its pods are ready when nothing is left.
+    let rules = || {
+        let mut ip = mesh.lab.node(NODE).unwrap().ns().command("ip");
+        output(ip.args(["rule"])).unwrap()
+    };
+    assert!(rules().contains("sport 51820"), "{}", rules());
+    let pid = i32::try_from(pid).unwrap();
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGTERM) };
+    let detach = [("WICE_DETACH", "true")];
+    let ready = |probe| asked_in(&mesh, probe, &detach).status.success();
+    assert!(!ready("readinessProbe"), "before it has begun");
+    let node = mesh.lab.node(NODE).unwrap();
+    let agent = mesh.lab.start(NODE, "detach", |ns| {
+        let mut command = ns.command(wice_binary().unwrap());
+        command.arg("agent").env("NODE_NAME", NODE).envs(detach);
+        command.env("WICE_RUN_DIR", node.run_dir());
+        command.env("WICE_STATE_DIR", node.state_dir());
+        command
+    });
+    let agent = agent.unwrap();
+    wait_until("it is detached", SOON, || ready("readinessProbe"))
+        .unwrap_or_else(|error| panic!("{error}: {}", agent.output()));
+    assert!(ready("livenessProbe"));
+    assert!(!rules().contains("sport 51820"), "{}", rules());
+    assert!(
+        agent.output().contains("event=detached"),
+        "{}",
+        agent.output()
+    );
 }
 
 /// Asks as the kubelet does, which takes any certificate.

@@ -22,8 +22,8 @@ const CALM: Duration = Duration::from_secs(120);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
-/// Refused for good (no permission, no such Node): someone must act first, so looking rarely is enough.
-const REFUSED_RETRY: Duration = Duration::from_secs(120);
+/// Refused for good (no permission, no such Node): someone must act first, and then waits for this and its jitter.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
 
 /// What we have written shows up in the watch after a moment; until then an older value is no alteration. The watch cache is
 /// rarely seconds behind, and a lost advert is not urgent: who knows us keeps the last.
