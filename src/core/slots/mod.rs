@@ -6,7 +6,6 @@ mod indices;
 mod message;
 #[cfg(test)]
 mod tests;
-mod unanswered;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -18,7 +17,6 @@ use wice_signaling::protocol::PublicKey;
 use crate::core::node::{Arrival, PeerId};
 use indices::Indices;
 use message::Mac1Key;
-use unanswered::Unanswered;
 
 pub use message::{INITIATION_LEN, Message, Span, is_for, spans};
 
@@ -156,7 +154,6 @@ pub struct Slots {
     by_slot: BTreeMap<Ipv4Addr, Vec<PeerId>>,
     /// Sessions of our WireGuard, by its own index.
     by_index: BTreeMap<u32, PeerId>,
-    unanswered: Unanswered,
     /// What was dropped; the I/O side counts what it drops itself.
     pub counters: SlotCounters,
 }
@@ -206,7 +203,6 @@ impl Slots {
         let Some(entry) = self.peers.remove(&peer) else {
             return;
         };
-        self.unanswered.forget(peer);
         for index in entry.local.iter() {
             if self.by_index.get(&index) == Some(&peer) {
                 self.by_index.remove(&index);
@@ -314,9 +310,6 @@ impl Slots {
         if let (Message::Response { .. }, Some(_)) = (message, by_index) {
             entry.initiated = None;
         }
-        if let (Message::Response { .. } | Message::Cookie { .. }, Some(_)) = (message, by_index) {
-            self.unanswered.forget(peer);
-        }
         let names_none = message.receiver().is_none();
         let in_session = names_none || by_index.is_some() || !entry.local.any(now);
         // Only what answers an initiation of ours tells how the peer is to be named: anybody can make
@@ -352,23 +345,6 @@ impl Slots {
         if let Some(entry) = self.peers.get_mut(&peer) {
             entry.initiated = Some(now);
         }
-    }
-
-    /// Of such a one the answer would come here: without any it is taken for lost.
-    pub fn await_answer(&mut self, peer: PeerId, initiation: &[u8], now: Instant) {
-        if self.peers.contains_key(&peer) {
-            self.unanswered.note(peer, initiation, now);
-        }
-    }
-
-    /// When [`Self::take_lost`] has something.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.unanswered.poll_timeout()
-    }
-
-    /// An initiation that was lost, by all that is known. Once.
-    pub fn take_lost(&mut self, now: Instant) -> Option<(PeerId, Box<[u8; INITIATION_LEN]>)> {
-        self.unanswered.take(now)
     }
 
     /// Whether an initiation of the peer is to be dropped, because it has crossed one of ours. WireGuard

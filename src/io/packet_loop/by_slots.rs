@@ -107,19 +107,11 @@ impl BySlots {
             self.yielding.remove(&peer.1);
             self.release(peer.1, links, notes, now);
         }
-        while let Some((peer, initiation)) = self.slots.take_lost(now) {
-            // To the core it is the same handshake, and has the same time.
-            self.initiate(peer, &initiation, links, now);
-        }
     }
 
     /// When [`Self::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let yielding = self.next_yielding().map(|(at, _)| at);
-        [yielding, self.slots.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        self.next_yielding().map(|(at, _)| at)
     }
 
     fn next_yielding(&self) -> Option<(Instant, PeerId)> {
@@ -133,42 +125,18 @@ impl BySlots {
 
     /// The handshake that waited leaves by the routes that there are.
     fn release(&mut self, peer: PeerId, links: &Links, notes: &mut Notes, now: Instant) {
-        if !self.has_path(peer) {
+        let Some(known) = self.routes.get(&peer).filter(|routes| !routes.is_empty()) else {
             return;
-        }
+        };
         let Some(initiation) = self.slots.take_held(peer, now) else {
             return;
         };
-        self.initiate(peer, &initiation, links, now);
-        self.await_answer(peer, &initiation[..], now);
-        notes.sent(peer, WireGuardPacket::HandshakeInitiation);
-    }
-
-    fn has_path(&self, peer: PeerId) -> bool {
-        self.routes
-            .get(&peer)
-            .is_some_and(|known| !known.is_empty())
-    }
-
-    fn initiate(
-        &mut self,
-        peer: PeerId,
-        initiation: &[u8; INITIATION_LEN],
-        links: &Links,
-        now: Instant,
-    ) {
         let mut batch = links.batch();
-        for route in self.routes.get(&peer).into_iter().flatten() {
-            batch.push(route, initiation, INITIATION_LEN);
+        for route in known {
+            batch.push(route, &initiation[..], initiation.len());
         }
+        notes.sent(peer, WireGuardPacket::HandshakeInitiation);
         self.slots.note_initiated(peer, now);
-    }
-
-    /// What comes at WireGuard's own port is not seen here: of its answer the interface tells.
-    fn await_answer(&mut self, peer: PeerId, initiation: &[u8], now: Instant) {
-        if !self.natives.contains(&peer) {
-            self.slots.await_answer(peer, initiation, now);
-        }
     }
 
     /// What ICMP says of WireGuard: whether its port has been closed under us.
@@ -382,7 +350,6 @@ impl BySlots {
             }
         } else if let Message::Initiation { .. } = message {
             self.slots.note_initiated(peer, now);
-            self.await_answer(peer, bytes, now);
         }
         self.slots.note_sent(peer, bytes.len(), carried, now);
         if let Some(packet) = message.packet() {
