@@ -404,7 +404,8 @@ impl Peer {
             self.note_given(endpoint);
         }
         // Once for each displacement, however often it has to be tried.
-        let uncounted = |at: &Instant| self.counted != Some(*at) && !self.half_heard;
+        let roamed = self.half_heard || self.has_roamed_beside();
+        let uncounted = |at: &Instant| self.counted != Some(*at) && !roamed;
         let Some(displaced) = self.displaced.filter(uncounted) else {
             return (endpoint, cause);
         };
@@ -419,6 +420,13 @@ impl Peer {
             every: self.regular(),
         };
         (endpoint, reset)
+    }
+
+    /// WireGuard has heard the peer's host from another port than the path's: its wice, by the way of before. Nobody has set that.
+    fn has_roamed_beside(&self) -> bool {
+        let led = self.path.ready.filter(|ready| *ready != self.slot);
+        let beside = |led: SocketAddr| self.endpoint.is_some_and(|at| at.ip() == led.ip());
+        self.may_have_roamed && led.is_some_and(beside)
     }
 
     /// The distance of the last resets, if three of them are about equal.

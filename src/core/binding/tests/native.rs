@@ -224,6 +224,28 @@ fn wireguard_that_goes_back_for_a_moment_was_not_reset() {
     assert_eq!(interface.binder.resets(&KEY), 0);
 }
 
+/// The peer's wice sends from a port of its own, by the way of before: WireGuard goes there, and nobody has set it.
+#[test]
+fn wireguard_that_hears_the_same_host_from_another_port_was_not_reset() {
+    for (beside, resets) in [(SocketAddr::new(direct().ip(), 51821), 0), (elsewhere(), 1)] {
+        let mut interface = Interface::on_slot();
+        interface.ready(Some(direct()));
+        interface.later(SECOND);
+        interface.receive(DATA);
+        interface.later(SECOND);
+        interface.peer.endpoint = Some(beside);
+        interface.peer.rx_bytes += DATA;
+        interface.send(DATA);
+        interface.later(SECOND);
+        for _ in 0..3 {
+            interface.send(DATA);
+            interface.later(SECOND);
+        }
+        assert_eq!(interface.peer.endpoint, Some(direct()), "{beside}");
+        assert_eq!(interface.binder.resets(&KEY), resets, "{beside}");
+    }
+}
+
 /// Half a handshake took WireGuard to an address where the other half gets nowhere: the slot again, and nobody's fault.
 #[test]
 fn half_a_handshake_that_stays_one_was_no_reset() {
