@@ -108,22 +108,19 @@ impl AgentArgs {
         let folder = self.daemon.run_dir.as_deref();
         let folder = folder.unwrap_or(Path::new(DEFAULT_RUN_DIR));
         if self.detach {
-            return match asked {
-                Asked::Ready if !is_detached(folder, self.interface()) => {
-                    anyhow::bail!("not ready: {} is not detached yet", self.interface())
-                }
-                Asked::Live | Asked::Ready => Ok(print("ok\n").map(|()| Health::Well)?),
+            if asked == Asked::Ready && !is_detached(folder, self.interface()) {
+                anyhow::bail!("not ready: {} is not detached yet", self.interface());
+            }
+        } else {
+            let probe = match asked {
+                Asked::Live => Probe::Live,
+                Asked::Ready => Probe::Ready,
             };
+            let socket = control::socket(folder, self.interface());
+            block_on(async { Ok(control::probe(&socket, probe).await?) })?;
         }
-        let probe = match asked {
-            Asked::Live => Probe::Live,
-            Asked::Ready => Probe::Ready,
-        };
-        block_on(async {
-            control::probe(&control::socket(folder, self.interface()), probe).await?;
-            print("ok\n")?;
-            Ok(Health::Well)
-        })
+        print("ok\n")?;
+        Ok(Health::Well)
     }
 
     fn interface(&self) -> &str {

@@ -140,32 +140,31 @@ async fn records(signaling: &mut Signaling, network: &Network) -> anyhow::Result
 /// `None` for who has published no advert, or is no member. One that claims no membership is of a cluster.
 fn node(network: &Network, key: &PublicKey, found: Found) -> Option<NetworkNode> {
     let (advert, last_seen) = found.advert.filter(|(advert, _)| advert.key == *key)?;
+    let carried = NetworkNode {
+        name: advert.name,
+        key: key.to_string(),
+        addresses: Vec::new(),
+        last_seen_s: last_seen.as_secs(),
+        routes: Vec::new(),
+        invite: String::new(),
+        label: String::new(),
+        carried: true,
+    };
     if advert.membership.is_empty() {
-        return Some(NetworkNode {
-            name: advert.name,
-            key: key.to_string(),
-            addresses: Vec::new(),
-            last_seen_s: last_seen.as_secs(),
-            routes: Vec::new(),
-            invite: String::new(),
-            label: String::new(),
-            carried: true,
-        });
+        return Some(carried);
     }
     let membership =
         Membership::decode_verified(&advert.membership, &network.admin.network_id(), key).ok()?;
     let invite = membership.invite();
     Some(NetworkNode {
-        name: advert.name,
-        key: key.to_string(),
         addresses: vec![
             overlay_ipv4(key, found.overlay_counter).into(),
             overlay_ipv6(key).into(),
         ],
-        last_seen_s: last_seen.as_secs(),
         routes: found.routes,
         invite: invite.id.to_string(),
         label: invite.label.clone(),
         carried: false,
+        ..carried
     })
 }

@@ -287,11 +287,16 @@ impl Binding {
     }
 
     async fn follow_port(&mut self, netlink: &Netlink) -> anyhow::Result<()> {
+        let routes = netlink.default_routes().await?;
+        self.overhearing.follow(self.port, routes);
         match self.whose {
-            Whose::MeshAgent => self.underlay.follow(self.index, self.port, netlink).await,
+            Whose::MeshAgent => {
+                let at = self.index.zip(self.port);
+                self.underlay.follow(at, routes, netlink).await;
+            }
             Whose::Wice | Whose::Another => {}
         }
-        Ok(self.overhearing.follow(self.port, netlink).await?)
+        Ok(())
     }
 
     /// From now on these peers' endpoints are left alone.

@@ -6,7 +6,7 @@ use wice_signaling::protocol::PublicKey;
 
 use crate::core::slots::INITIATION_LEN;
 use crate::io::shared_port::Overheard;
-use crate::wireguard::netlink::{Netlink, NetlinkError};
+use crate::wireguard::netlink::DefaultRoutes;
 
 /// Listens at the interfaces of the default routes, where that is permitted.
 #[derive(Debug, Default)]
@@ -18,16 +18,11 @@ pub(super) struct Overhearing {
 
 impl Overhearing {
     /// To be called when WireGuard's port or the routes may have changed.
-    pub(super) async fn follow(
-        &mut self,
-        port: Option<u16>,
-        netlink: &Netlink,
-    ) -> Result<(), NetlinkError> {
-        let routes = netlink.default_routes().await?;
+    pub(super) fn follow(&mut self, port: Option<u16>, routes: DefaultRoutes) {
         let mut interfaces: Vec<u32> = [routes.v4, routes.v6].into_iter().flatten().collect();
         interfaces.dedup();
         if self.at == (port, interfaces.clone()) {
-            return Ok(());
+            return;
         }
         let opened = port
             .map(|port| Overheard::open(port, &interfaces))
@@ -38,7 +33,6 @@ impl Overhearing {
             None
         });
         self.at = (port, interfaces);
-        Ok(())
     }
 
     /// To be called at every look.

@@ -13,15 +13,13 @@ impl Underlay {
     /// To be called when the interface, WireGuard's port or the routes may have changed.
     pub(super) async fn follow(
         &mut self,
-        index: Option<u32>,
-        port: Option<u16>,
+        at: Option<(u32, u16)>,
+        routes: DefaultRoutes,
         netlink: &Netlink,
     ) {
-        let Some((index, port)) = index.zip(port) else {
+        let Some((index, port)) = at else {
             return;
         };
-        // What cannot be asked for is tried with what is there.
-        let routes = netlink.default_routes().await.unwrap_or_default();
         if self.tried == Some((index, port, routes)) {
             return;
         }

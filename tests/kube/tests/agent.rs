@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use wice::lab::{NatKind, Pings};
-use wice_kube_tests::{INTERFACE, KubeMesh};
+use wice_kube_tests::{INTERFACE, KubeMesh, MeshAgents};
 
 /// The longest that pods may be cut off by what happens to wice, to the mesh agent or to the API.
 const LONGEST_CUT: Duration = Duration::from_secs(5);
@@ -151,23 +151,22 @@ fn pods_reach_each_other_through_nats_whatever_happens_to_the_agents() -> Result
     std::thread::sleep(Duration::from_secs(8));
     watch.check(&mesh, "wice killed and started a second later", LONGEST_CUT)?;
 
-    mesh.agents.kill("home-b");
-    mesh.start_mesh_agent("home-b")?;
-    std::thread::sleep(SESSIONS_ARE_BACK);
-    watch.check(
-        &mesh,
-        "kg killed and started again",
-        LONGEST_CUT_OF_SESSIONS,
-    )?;
-
-    mesh.agents.terminate("home-b");
-    mesh.start_mesh_agent("home-b")?;
-    std::thread::sleep(SESSIONS_ARE_BACK);
-    watch.check(
-        &mesh,
-        "kg updated: what it told goes and comes",
-        LONGEST_CUT_OF_SESSIONS,
-    )?;
+    let ends = [
+        (
+            MeshAgents::kill as fn(&mut _, &_),
+            "kg killed and started again",
+        ),
+        (
+            MeshAgents::terminate,
+            "kg updated: what it told goes and comes",
+        ),
+    ];
+    for (end, what) in ends {
+        end(&mut mesh.agents, "home-b");
+        mesh.start_mesh_agent("home-b")?;
+        std::thread::sleep(SESSIONS_ARE_BACK);
+        watch.check(&mesh, what, LONGEST_CUT_OF_SESSIONS)?;
+    }
 
     mesh.agents.kill("home-c");
     mesh.kill_wice("home-c");
