@@ -160,13 +160,12 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    // Before anything is said to be served: a SIGHUP that comes then must not end the program.
-    let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+    let mut signals = runtime.block_on(async { Signals::catch() })?;
     let service = Service::start(&settings).map_err(usage)?;
     for listen in service.listeners() {
         tracing::info!(event = "turn-serving", transport = ?listen.transport, address = %listen.address, realm = %settings.realm);
     }
-    runtime.block_on(wait(args, &service, hangup))?;
+    runtime.block_on(wait(args, &service, &mut signals));
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
@@ -175,29 +174,25 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     );
     let left = std::thread::scope(|scope| {
         let draining = scope.spawn(|| service.drain(drain));
-        runtime
-            .block_on(async {
-                let (mut again, mut interrupt) = ends()?;
-                loop {
-                    tokio::select! {
-                        _ = again.recv() => return Ok(None),
-                        _ = interrupt.recv() => return Ok(None),
-                        () = tokio::time::sleep(DRAIN_STEP) => {
-                            if draining.is_finished() {
-                                return anyhow::Ok(Some(service.allocations()));
-                            }
+        let left = runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    () = signals.end() => return None,
+                    () = tokio::time::sleep(DRAIN_STEP) => {
+                        if draining.is_finished() {
+                            return Some(service.allocations());
                         }
                     }
                 }
-            })
-            .inspect(|left| {
-                if left.is_none() {
-                    let cut_off = service.allocations();
-                    tracing::info!(event = "turn-stopped", cut_off, reason = "a second signal");
-                    std::process::exit(0);
-                }
-            })
-    })?;
+            }
+        });
+        if left.is_none() {
+            let cut_off = service.allocations();
+            tracing::info!(event = "turn-stopped", cut_off, reason = "a second signal");
+            std::process::exit(0);
+        }
+        left
+    });
     let cut_off = left.unwrap_or(0);
     let reason = match cut_off {
         0 => "all allocations had ended".to_owned(),
@@ -243,14 +238,38 @@ fn usage(error: StartError) -> anyhow::Error {
     }
 }
 
+/// Signals to the service, caught from before it says that it serves: none may end the program by its default.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for SIGTERM or SIGINT; cancel-safe.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Reloads on SIGHUP until SIGTERM or SIGINT.
-async fn wait(args: &TurnArgs, service: &Service, mut hangup: Signal) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = ends()?;
+async fn wait(args: &TurnArgs, service: &Service, signals: &mut Signals) {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => {
                 let reloaded = settings(args).and_then(|(settings, _)| service.reload(&settings).map_err(usage));
                 match reloaded {
                     Ok(()) => tracing::info!(event = "turn-reloaded"),
@@ -259,13 +278,6 @@ async fn wait(args: &TurnArgs, service: &Service, mut hangup: Signal) -> anyhow:
             }
         }
     }
-}
-
-fn ends() -> std::io::Result<(Signal, Signal)> {
-    Ok((
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    ))
 }
 
 /// Flags over file over defaults, and the time to drain.
