@@ -2,10 +2,10 @@
 
 CARGO ?= cargo
 # What the lab and the tests run beside Rust; Debian's names.
-LAB_PACKAGES := nftables coturn iproute2 iputils-ping
-TEST_PACKAGES := $(LAB_PACKAGES) conntrack iperf3 wireguard-tools wireguard-go util-linux systemd miniupnpd-nftables ethtool
-LAB_TOOLS := nft turnserver ip ping
-TEST_TOOLS := $(LAB_TOOLS) conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
+LAB_PACKAGES := nftables iproute2 iputils-ping
+TEST_PACKAGES := $(LAB_PACKAGES) coturn conntrack iperf3 wireguard-tools wireguard-go util-linux systemd miniupnpd-nftables ethtool
+LAB_TOOLS := nft ip ping
+TEST_TOOLS := $(LAB_TOOLS) turnserver conntrack iperf3 wg wireguard-go nsenter systemd-analyze miniupnpd ethtool
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit netns uml kube image interop loss peers bench bench-wireguard bench-proxy bench-turn bench-kube soak-turn lint docs setup-lab setup-test setup-interop setup-kube setup-image setup-bench-wireguard setup-uml

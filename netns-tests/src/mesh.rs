@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use wice::lab::{Lab, LabConfig, PeerStatus, Pings, Process};
 
 use crate::want::{Want, described};
-use crate::{PATIENCE, lab, wait_for, wice_binary};
+use crate::{PATIENCE, lab, wait_for};
 
 /// How often a new path is pinged: times are right to this.
 const FIRST_PING: Duration = Duration::from_millis(10);
@@ -46,10 +46,7 @@ pub struct Pinged {
 impl Mesh {
     /// Builds the lab, starts the signaling service and makes the network.
     pub fn build(config: LabConfig) -> Result<Self> {
-        let mut lab = lab(LabConfig {
-            binary: Some(wice_binary()?),
-            ..config
-        })?;
+        let mut lab = lab(config)?;
         lab.start_signal()?;
         let token = lab.network_token()?;
         Ok(Self {

@@ -34,7 +34,7 @@ fn a_dropped_lab_leaves_nothing() -> Result<()> {
     ensure!(namespaces.len() >= 8, "only {namespaces:?}");
     ensure!(
         users_of(&namespaces)?.len() >= 3,
-        "coturn twice, and the daemon"
+        "two servers, and the daemon"
     );
     assert!(daemon.status().is_none());
     drop(lab);

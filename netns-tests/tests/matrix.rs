@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use wice::lab::{LabConfig, NatKind};
+use wice::lab::{LabConfig, NatKind, TurnServer};
 use wice_netns_tests::{Mesh, PATIENCE, RTT, Random, Table, Want, alone, seconds};
 
 /// Rounds with starts in random order and at random times.
@@ -11,7 +11,7 @@ const ROUNDS: usize = 3;
 
 /// Two homes of each kind in one network: 91 pairs at once, the 49 of the matrix among them. Every
 /// pair is direct if and only if the NATs allow it, with the ends that the NATs allow, as both of
-/// its nodes say; and a ping passes both ways.
+/// its nodes say; and a ping passes both ways. The relay is coturn in one round, `wice turn` in the others.
 #[test]
 fn fourteen_homes_in_one_network() -> Result<()> {
     let _alone = alone();
@@ -19,8 +19,13 @@ fn fourteen_homes_in_one_network() -> Result<()> {
     let mut table = Table::new(format!("14 homes, WICE_SEED={}", random.seed()));
     for round in 1..=ROUNDS {
         let twice = NatKind::MATRIX.into_iter().chain(NatKind::MATRIX);
+        let turn_server = match round {
+            2 => TurnServer::Coturn,
+            _ => TurnServer::Wice,
+        };
         let mut mesh = Mesh::build(LabConfig {
             rtt: RTT,
+            turn_server,
             ..LabConfig::of_kinds(twice)
         })?;
         let homes = mesh.lab.config().homes.clone();
@@ -46,7 +51,11 @@ fn fourteen_homes_in_one_network() -> Result<()> {
             slowest = slowest.max(mesh.ping_both_ways(first, second)?);
         }
         table.row(
-            format!("round {round}: {} pairs", pairs.len()),
+            format!(
+                "round {round}: {} pairs, relay {}",
+                pairs.len(),
+                turn_server.name()
+            ),
             format!("as the NATs allow, slowest ping {}", seconds(slowest)),
             settled,
         );

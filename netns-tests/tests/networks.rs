@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use wice::lab::{
-    CarrierConfig, HomeConfig, Ipv6, LabConfig, LanSubnet, NatKind, TcpPolicy, same_carrier,
-    same_lan,
+    CarrierConfig, HomeConfig, Ipv6, LabConfig, LanSubnet, NatKind, TcpPolicy, TurnServer,
+    same_carrier, same_lan,
 };
 use wice_netns_tests::{Mesh, RTT, Table, Want, alone, seconds};
 
@@ -18,7 +18,7 @@ fn config(homes: Vec<HomeConfig>) -> LabConfig {
 }
 
 /// An office that drops UDP, and a home: TURN over TCP where all of TCP is let out, over TLS where
-/// only the web's ports are, through the proxy where nothing else is.
+/// only the web's ports are, through the proxy where nothing else is; by `wice turn` and by coturn.
 #[test]
 fn udp_blocked() -> Result<()> {
     let _alone = alone();
@@ -28,12 +28,19 @@ fn udp_blocked() -> Result<()> {
         ("web's ports only", TcpPolicy::Web, "tls"),
         ("HTTP CONNECT only", TcpPolicy::ProxyOnly, "tls"),
     ];
-    for (name, tcp, transport) in cases {
+    let cases = TurnServer::ALL
+        .into_iter()
+        .flat_map(|server| cases.map(|case| (server, case)));
+    for (turn_server, (network, tcp, transport)) in cases {
+        let name = format!("{network}, {}", turn_server.name());
         let mut office = HomeConfig::new("office", NatKind::UdpBlocked);
         office.tcp = tcp;
         office.proxy = tcp == TcpPolicy::ProxyOnly;
         let home = HomeConfig::new("home", NatKind::PortRestricted);
-        let mut mesh = Mesh::build(config(vec![office.clone(), home]))?;
+        let mut mesh = Mesh::build(LabConfig {
+            turn_server,
+            ..config(vec![office.clone(), home])
+        })?;
         let proxy = match office.proxy {
             true => format!("http://{}", mesh.lab.proxy("office")?),
             false => String::new(),
@@ -44,8 +51,10 @@ fn udp_blocked() -> Result<()> {
         let want = Want::of(NatKind::UdpBlocked, NatKind::PortRestricted)
             .relayed_by(transport)
             .because("udp-blocked-here");
-        let met = mesh.met("office", "home", &want, start).context(name)?;
-        table.row(name, met.path, met.first_ping);
+        let met = mesh
+            .met("office", "home", &want, start)
+            .with_context(|| name.clone())?;
+        table.row(&*name, met.path, met.first_ping);
         mesh.check_quiet(&[]).context(name)?;
     }
     Ok(())

@@ -16,7 +16,7 @@ use super::plan::{self, Lan};
 use super::process::Spawner;
 use super::proxy::ConnectProxy;
 use super::ruleset::{DEFAULT_UDP_TIMEOUT, Ruleset};
-use super::servers::{self, Certificates};
+use super::servers::Certificates;
 use super::switch::{AttachmentId, Link, Prefix, Switch};
 use super::world::{Lab, Node, Router};
 use super::{tools, tun};
@@ -45,7 +45,7 @@ impl Lab {
     pub fn build(config: LabConfig) -> Result<Self, LabError> {
         let start = Instant::now();
         config.check().map_err(LabError::Config)?;
-        tools::check_tools(config.servers)?;
+        tools::check_tools(config.needs_coturn())?;
         let mut builder = Builder::new(config)?;
         builder.servers()?;
         builder.carriers()?;
@@ -94,7 +94,7 @@ impl Builder {
         self.lab
     }
 
-    /// Public machines; those that run coturn are started at once, and warm up meanwhile.
+    /// Public machines; relay and STUN servers are started at once, and warm up meanwhile.
     fn servers(&mut self) -> Result<(), LabError> {
         self.server("signal", &[plan::SIGNAL.into(), plan::SIGNAL_V6.into()])?;
         if !self.lab.config.servers {
@@ -108,11 +108,11 @@ impl Builder {
         ];
         let folder = self.lab.directory.path().to_path_buf();
         let ns = self.server("turn", &turn)?;
-        let certificates = Certificates::create(&folder)?;
-        let (command, ready) = servers::turn(&ns, &folder, &certificates);
+        Certificates::create(&folder)?;
+        let (command, ready) = self.lab.turn(&ns)?;
         self.lab.start_later("turn", "turn", command, ready)?;
         let ns = self.server("stun-2", &[plan::STUN_2.into(), plan::STUN_2_V6.into()])?;
-        let (command, ready) = servers::stun_2(&ns, &folder);
+        let (command, ready) = self.lab.stun_2(&ns)?;
         self.lab.start_later("stun-2", "stun-2", command, ready)
     }
 

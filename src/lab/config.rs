@@ -210,6 +210,43 @@ pub const MAX_PUBLIC_NODES: usize = 2;
 /// STUN servers in the five bits by which the address-dependent NAT tells destinations apart.
 pub const MAX_SITES: usize = 28;
 
+/// Which program the lab's relay and STUN servers are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TurnServer {
+    /// `wice turn`, of the lab's own binary.
+    #[default]
+    Wice,
+    /// coturn, from the machine.
+    Coturn,
+}
+
+impl TurnServer {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Wice, Self::Coturn];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wice => "wice",
+            Self::Coturn => "coturn",
+        }
+    }
+}
+
+impl FromStr for TurnServer {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|server| server.name() == name)
+            .ok_or_else(|| {
+                let known = Self::ALL.map(Self::name).join(" and ");
+                format!("no TURN server is named {name:?}; there are {known}")
+            })
+    }
+}
+
 /// A whole lab.
 #[derive(Clone, Debug)]
 pub struct LabConfig {
@@ -226,7 +263,9 @@ pub struct LabConfig {
     pub seed: u64,
     /// Whether the relay and the STUN servers are started.
     pub servers: bool,
-    /// The `wice` that runs as daemon and signaling service. `None` is the running program.
+    /// What they are.
+    pub turn_server: TurnServer,
+    /// The `wice` that runs as daemon, signaling service and relay. `None` is the running program.
     pub binary: Option<PathBuf>,
     /// Whether the directory of logs and state outlives the lab.
     pub keep: bool,
@@ -241,6 +280,7 @@ impl Default for LabConfig {
             loss_permille: 0,
             seed: 1,
             servers: true,
+            turn_server: TurnServer::default(),
             binary: None,
             keep: false,
         }
@@ -259,6 +299,11 @@ impl LabConfig {
             homes,
             ..Self::default()
         }
+    }
+
+    /// Whether coturn must be on the machine.
+    pub(super) fn needs_coturn(&self) -> bool {
+        self.servers && self.turn_server == TurnServer::Coturn
     }
 
     /// Refuses what the lab cannot build, and says what would do.

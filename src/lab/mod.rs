@@ -30,7 +30,7 @@ mod world;
 
 pub use config::{
     CarrierConfig, HomeConfig, Ipv6, LabConfig, LanSubnet, MAX_NODES, MAX_PUBLIC_NODES, MAX_SITES,
-    NatKind, TcpPolicy,
+    NatKind, TcpPolicy, TurnServer,
 };
 pub use daemon::{EndStatus, INTERFACE, PathStatus, PeerStatus, SIGNAL_PORT};
 pub use error::LabError;

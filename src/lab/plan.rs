@@ -22,6 +22,9 @@ pub const STUN_2_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 3);
 /// Signaling service over IPv6.
 pub const SIGNAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 
+/// Where public addresses of homes are, which a relay must be told to reach: to the world these are for documentation.
+pub(super) const PUBLIC_RANGES: [&str; 3] = ["192.0.2.0/24", "203.0.113.0/24", "2001:db8::/32"];
+
 /// Their names in the lab's `/etc/hosts`.
 pub(super) const TURN_NAME: &str = "turn.lab.example";
 pub(super) const STUN_2_NAME: &str = "stun-2.lab.example";

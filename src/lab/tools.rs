@@ -31,11 +31,11 @@ pub(super) fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Names every program that is missing, with the packages to install.
-pub fn check_tools(servers: bool) -> Result<(), LabError> {
+/// Names every program that is missing, with the packages to install; `coturn` is whether it is wanted.
+pub fn check_tools(coturn: bool) -> Result<(), LabError> {
     let needed = TOOLS
         .into_iter()
-        .filter(|(program, _)| servers || *program != "turnserver");
+        .filter(|(program, _)| coturn || *program != "turnserver");
     let (programs, packages): (Vec<_>, Vec<_>) = needed
         .filter(|(program, _)| find(program).is_none())
         .unzip();

@@ -18,12 +18,9 @@ use super::probe::StunServers;
 use super::process::{Process, Spawner};
 use super::proxy::{ConnectProxy, PROXY_PORT};
 use super::ruleset::Ruleset;
-use super::servers::{self, Certificates, Ready, STUN_PORT, wait_ready};
+use super::servers::{Ready, STUN_OTHER_PORT, STUN_PORT, wait_ready};
 use super::switch::{AttachmentId, Counters, Link, Switch};
 use super::tools;
-
-/// coturn's other port of RFC 5780: the one after its port.
-const STUN_OTHER_PORT: u16 = STUN_PORT + 1;
 
 /// An internet and homes. Dropping it ends its programs and removes all of it.
 #[derive(Debug)]
@@ -133,9 +130,8 @@ impl Lab {
 
     /// Starts the relay again after it was ended.
     pub fn restart_turn(&mut self) -> Result<(), LabError> {
-        let folder = self.directory.path().to_path_buf();
         let ns = self.node("turn")?.ns().clone();
-        let (command, ready) = servers::turn(&ns, &folder, &Certificates::at(&folder));
+        let (command, ready) = self.turn(&ns)?;
         self.start_later("turn", "turn", command, ready)?;
         self.wait_for_services()
     }

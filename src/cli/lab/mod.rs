@@ -12,7 +12,7 @@ use show::{Show, described};
 
 use crate::lab::{
     self, Expected, Lab, LabConfig, LabError, MAX_SITES, NatKind, PeerStatus, Pong, Process,
-    ground_truth,
+    TurnServer, ground_truth,
 };
 
 /// Works, but not as the NATs allow.
@@ -50,7 +50,7 @@ Examples:
 
 In the shell: wice status, wice why home-b, wice ping home-b, wice netcheck. Homes are called home-a, home-b and so on; the
 signaling service and the admin key are on the machine `signal` (--shell signal: wice invite, wice network nodes).
-It needs root, or user namespaces, and nft, ip and turnserver (coturn). Nothing outside of its namespaces is touched, and nothing
+It needs root, or user namespaces, and nft and ip (and turnserver for --relay coturn). Nothing outside of its namespaces is touched, and nothing
 is left when it ends.
 Exit codes: 0 every path is as the NATs allow, 1 one works and is not, 2 one does not work.")]
 pub struct LabArgs {
@@ -68,6 +68,9 @@ pub struct LabArgs {
     #[arg(long, value_name = "PERCENT", default_value_t = 0.0, allow_negative_numbers = true,
           value_parser = parse_loss)]
     loss: f64,
+    /// The relay, which is a STUN server as well: wice (`wice turn`) or coturn.
+    #[arg(long, value_name = "PROGRAM", default_value = TurnServer::Wice.name(), value_parser = parse_relay)]
+    relay: TurnServer,
     /// One JSON object a line instead of text.
     #[arg(long)]
     json: bool,
@@ -84,7 +87,8 @@ pub struct LabArgs {
 /// may have to execute the program again inside a user namespace.
 pub fn run_lab(args: &LabArgs) -> ExitCode {
     let show = Show { json: args.json };
-    let result = lab::check_tools(true).and_then(|()| lab::acquire_privilege());
+    let result =
+        lab::check_tools(args.relay == TurnServer::Coturn).and_then(|()| lab::acquire_privilege());
     lab::catch_interrupts();
     let result = result.and_then(|()| run(args, &show));
     match result {
@@ -108,6 +112,7 @@ fn run(args: &LabArgs, show: &Show) -> Result<u8, LabError> {
     let config = LabConfig {
         rtt: Duration::from_millis(args.delay),
         loss_permille: (args.loss * 10.0).round() as u16,
+        turn_server: args.relay,
         keep: args.keep,
         ..LabConfig::of_kinds(args.nat.iter().copied())
     };
@@ -294,6 +299,10 @@ fn shell(lab: &Lab, node: &str) -> Result<(), LabError> {
 }
 
 fn parse_kind(text: &str) -> Result<NatKind, String> {
+    text.parse()
+}
+
+fn parse_relay(text: &str) -> Result<TurnServer, String> {
     text.parse()
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{DEGRADED, FAILED, LabArgs, Pair};
-use crate::lab::{Lab, LabError, PeerStatus};
+use crate::lab::{Lab, LabError, PeerStatus, TurnServer};
 
 /// Version of the JSON lines.
 const SCHEMA: u32 = 1;
@@ -39,7 +39,7 @@ impl Show {
                 .map(|h| json!({"name": h.name, "nat": h.nat.name()}))
                 .collect();
             return self.line(json!({
-                "event": "built", "homes": homes, "rtt_ms": args.delay, "loss_percent": args.loss,
+                "event": "built", "homes": homes, "relay": args.relay.name(), "rtt_ms": args.delay, "loss_percent": args.loss,
                 "build_ms": millis(lab.build_time()), "directory": lab.directory(),
             }));
         }
@@ -48,8 +48,12 @@ impl Show {
             0.0 => String::new(),
             loss => format!(", {loss} % lost"),
         };
+        let relay = match args.relay {
+            TurnServer::Wice => "relay",
+            TurnServer::Coturn => "coturn",
+        };
         println!(
-            "internet   signaling, 2 STUN, relay (udp tcp tls)     {each_way} ms each way{loss}"
+            "internet   signaling, 2 STUN, {relay} (udp tcp tls)     {each_way} ms each way{loss}"
         );
         for row in homes.chunks(2) {
             let cells = row.iter().map(|h| format!("{:<10} {:<22}", h.name, h.nat));

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         count.is_none_or(|count| (1..=MOST).contains(&count)),
         "give a number from 1 to {MOST}"
     );
-    check_tools(true)?;
+    check_tools(false)?;
     acquire_privilege()?;
     let table = match item.as_str() {
         "connect" => connect::measure(count.unwrap_or(CONNECT_RUNS))?,
