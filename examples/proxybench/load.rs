@@ -128,7 +128,7 @@ pub(crate) fn drive(
         match pattern {
             Pattern::Segments => {
                 let mut out = Coalescer::new(from, &failures);
-                out.push_segments(destination, |_| None, &packets, PACKET);
+                out.push_segments(destination, &packets, PACKET);
             }
             Pattern::Singles => {
                 for packet in packets.chunks(PACKET) {

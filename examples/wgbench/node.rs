@@ -127,12 +127,7 @@ impl Egress for Out<'_> {
             remote,
             source: None,
         };
-        Coalescer::new(self.socket, &self.failures).push_segments(
-            to,
-            |_| None,
-            segments,
-            segment_size,
-        );
+        Coalescer::new(self.socket, &self.failures).push_segments(to, segments, segment_size);
     }
 
     fn reply(&mut self, packet: &[u8]) {

@@ -38,12 +38,11 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Builds a lab of the `wice` that was built beside these tests, with a message that says what is missing.
-pub fn lab(config: LabConfig) -> Result<Lab> {
-    let config = LabConfig {
-        binary: Some(wice_binary()?),
-        ..config
-    };
+/// Builds a lab, of the `wice` that was built beside these tests unless another is named, with a message that says what is missing.
+pub fn lab(mut config: LabConfig) -> Result<Lab> {
+    if config.binary.is_none() {
+        config.binary = Some(wice_binary()?);
+    }
     Lab::build(config).context("the lab could not be built, so nothing was tested")
 }
 

@@ -26,6 +26,7 @@ mod revoke;
 mod signal;
 mod store;
 mod turn;
+mod turn_addresses;
 mod turn_check;
 mod up;
 mod usage;

@@ -11,11 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use wice_turn::io::{External, Listen, Service, Settings, StartError};
 use wice_turn::server::{Prefix, Quotas};
 
+use super::Usage;
 use super::log::ServiceLog;
+use super::turn_addresses::check_addresses;
 use super::turn_check::{TurnCheckArgs, turn_check};
-use super::{Usage, block_on};
 use crate::report::Health;
-use crate::wireguard::netlink::Netlink;
 
 /// How long allocations may go on after SIGTERM: nodes of a mesh move to another relay within seconds.
 const DRAIN: u64 = 10;
@@ -156,7 +156,7 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     }
     args.log.start()?;
     let (settings, drain) = settings(args)?;
-    check_relay_ips(&settings.relay_ips)?;
+    check_addresses(&settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -200,31 +200,6 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     };
     tracing::info!(event = "turn-stopped", cut_off, reason);
     Ok(Health::Well)
-}
-
-/// A relay at an address that this machine does not have would give out addresses at which nobody answers.
-fn check_relay_ips(wanted: &[IpAddr]) -> anyhow::Result<()> {
-    for ip in wanted {
-        let error = match std::net::UdpSocket::bind((*ip, 0)) {
-            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => error,
-            // Whatever else is wrong, the service says when it starts.
-            Ok(_) | Err(_) => continue,
-        };
-        tracing::debug!(event = "relay-ip-refused", %ip, %error);
-        let there = block_on(async { Ok(Netlink::connect()?.interfaces().await?) })?;
-        let addresses = there.iter().flat_map(|interface| {
-            let on = &interface.name;
-            let own = interface.addresses.iter();
-            own.map(move |address| format!("{} ({on})", address.ip))
-        });
-        let addresses: Vec<String> = addresses.collect();
-        return Err(Usage(format!(
-            "--relay-ip {ip}: this machine does not have this address\n  it has {}; behind a 1:1 NAT give the one that it has, and --external-ip {ip}",
-            addresses.join(", ")
-        ))
-        .into());
-    }
-    Ok(())
 }
 
 /// Settings that cannot be meant are wrong usage; what the machine refuses is not.

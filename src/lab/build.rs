@@ -414,11 +414,12 @@ fn own_carrier(home: &HomeConfig) -> String {
 fn wan_up(addresses: &[IpAddr]) -> String {
     let mut batch = format!("link set wan txqueuelen {TUN_QUEUE} up\n");
     for address in addresses {
-        let (length, any) = match address {
-            IpAddr::V4(_) => (32, "0.0.0.0/0"),
-            IpAddr::V6(_) => (128, "::/0"),
+        // Without the flag a new IPv6 address cannot be bound for a moment, detection of duplicates or not.
+        let (length, any, flag) = match address {
+            IpAddr::V4(_) => (32, "0.0.0.0/0", ""),
+            IpAddr::V6(_) => (128, "::/0", " nodad"),
         };
-        let _ = writeln!(batch, "addr add {address}/{length} dev wan");
+        let _ = writeln!(batch, "addr add {address}/{length} dev wan{flag}");
         let _ = writeln!(batch, "route replace {any} dev wan");
     }
     batch

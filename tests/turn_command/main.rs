@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod check;
+#[path = "../common/namespace.rs"]
+mod namespace;
 
 use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
@@ -47,7 +49,7 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wice"))
+        let child = Command::new(env!("CARGO_BIN_EXE_wice"))
             .args([
                 "turn",
                 "--listen",
@@ -60,6 +62,10 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        Self::of(child)
+    }
+
+    fn of(mut child: Child) -> Self {
         let log = BufReader::new(child.stderr.take().unwrap());
         Self { child, log }
     }
@@ -157,6 +163,36 @@ fn what_cannot_be_meant_is_said() {
         code == 2 && text.contains("another program"),
         "{code}: {text}"
     );
+}
+
+/// A machine that starts up: the kernel still looks whether anybody else has its new address (RFC 4862 §5.4), and nobody may bind
+/// it before.
+#[test]
+fn an_ipv6_address_that_is_new_is_waited_for() {
+    let Some([a, _b]) = namespace::two_namespaces() else {
+        return;
+    };
+    a.ip("address add 2001:db8::77/64 dev veth-a");
+    let start = |relay_ip: &'static str| {
+        let spawned = a.spawn(move || {
+            let listen = "udp://[2001:db8::77]:3478";
+            Command::new(env!("CARGO_BIN_EXE_wice"))
+                .args(["turn", "--user", "alice:wonderland", "--listen", listen])
+                .args(["--relay-ip", relay_ip])
+                .env("NO_COLOR", "1")
+                .stderr(Stdio::piped())
+                .spawn()
+        });
+        Running::of(spawned.join().unwrap().unwrap())
+    };
+    let tentative = a.spawn(|| UdpSocket::bind("[2001:db8::77]:0").is_err());
+    assert!(tentative.join().unwrap(), "nothing to wait for");
+    let line = start("2001:db8::77").line("turn-serving");
+    assert!(line.contains("[2001:db8::77]:3478"), "{line}");
+    let mut elsewhere = start("2001:db8::78");
+    let line = elsewhere.line("does not have this address");
+    assert!(line.contains("2001:db8::78"), "{line}");
+    assert_eq!(elsewhere.end(), 64);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod address;
 mod errors;
 mod moderation;
 mod options;
+mod payloads;
 mod receive;
 mod send;
 mod socket;
@@ -15,6 +16,7 @@ mod tests;
 
 pub use errors::{ErrorOrigin, PathError, PathErrorKind};
 pub use moderation::Moderation;
+pub use payloads::Payloads;
 pub use receive::{Arrival, Datagram, ReceiveBuffers, SLOTS};
 pub use send::{
     CHANNEL_HEADER_LEN, Coalescer, Destination, MAX_GSO_BYTES, MAX_SEGMENTS, SendFailure,

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use super::address::RawAddress;
+use super::payloads::Payloads;
 use super::socket::UdpSocket;
 
 /// Segments a GSO send: UDP_MAX_SEGMENTS of kernels before 6.9 (128 since).
@@ -128,40 +129,63 @@ impl<'s, 'p> Coalescer<'s, 'p> {
         header: Option<[u8; CHANNEL_HEADER_LEN]>,
         payload: &'p [u8],
     ) {
-        if !self
-            .run
-            .accepts(&destination, header.is_some(), payload.len())
-        {
-            self.flush();
-            self.run.start(destination, header.is_some());
+        self.push_all(destination, header, Payloads::one(payload));
+    }
+
+    /// Adds payloads of one length, each as a datagram behind the same header.
+    pub fn push_all(
+        &mut self,
+        destination: Destination,
+        header: Option<[u8; CHANNEL_HEADER_LEN]>,
+        payloads: Payloads<'p>,
+    ) {
+        let mut rest = payloads;
+        while rest.count() > 0 {
+            self.make_room(destination, header.is_some(), rest.each());
+            let taken = self.run.add(header, &rest);
+            rest = rest.after(taken);
         }
-        self.run.add(header, payload);
+    }
+
+    /// Adds `segments`, all `segment_size` bytes long but the last, which may be shorter; `header` makes the header of a payload
+    /// of so many bytes.
+    pub fn push_framed_segments(
+        &mut self,
+        destination: Destination,
+        header: impl Fn(usize) -> [u8; CHANNEL_HEADER_LEN],
+        segments: &'p [u8],
+        segment_size: usize,
+    ) {
+        let size = segment_size.max(1);
+        let whole = Payloads::spaced(segments, size, size, usize::MAX);
+        self.push_all(destination, Some(header(size)), whole);
+        let (_, last) = segments.split_at(whole.count() * size);
+        if !last.is_empty() {
+            self.push(destination, Some(header(last.len())), last);
+        }
     }
 
     /// Adds `segments`, all `segment_size` bytes long but the last, which may be shorter.
     pub fn push_segments(
         &mut self,
         destination: Destination,
-        header: impl Fn(&[u8]) -> Option<[u8; CHANNEL_HEADER_LEN]>,
         segments: &'p [u8],
         segment_size: usize,
     ) {
         let size = segment_size.max(1);
         let mut rest = segments;
         while !rest.is_empty() {
-            let (first, after) = rest.split_at(size.min(rest.len()));
-            let header = header(first);
-            if header.is_some() {
-                self.push(destination, header, first);
-                rest = after;
-                continue;
-            }
-            if !self.run.accepts(&destination, false, first.len()) {
-                self.flush();
-                self.run.start(destination, false);
-            }
+            self.make_room(destination, false, size.min(rest.len()));
             let taken = self.run.add_segments(rest, size);
             rest = rest.get(taken..).unwrap_or_default();
+        }
+    }
+
+    /// Sends what was gathered if a payload of so many bytes cannot join it.
+    fn make_room(&mut self, destination: Destination, framed: bool, payload: usize) {
+        if !self.run.accepts(&destination, framed, payload) {
+            self.flush();
+            self.run.start(destination, framed);
         }
     }
 
@@ -234,17 +258,26 @@ impl<'p> Run<'p> {
             && self.destination.as_ref() == Some(destination)
     }
 
-    /// One datagram, which was accepted or is the first.
-    fn add(&mut self, header: Option<[u8; CHANNEL_HEADER_LEN]>, payload: &'p [u8]) {
-        if let Some(header) = header {
-            self.headers[self.pieces] = header;
-        }
-        let len = payload.len() + self.header_len();
+    /// As many as fit of payloads of which the first was accepted or is the first of all. Returns how many.
+    fn add(&mut self, header: Option<[u8; CHANNEL_HEADER_LEN]>, payloads: &Payloads<'p>) -> usize {
+        let len = payloads.each() + self.header_len();
         if self.count == 0 {
             self.segment_size = len;
         }
         self.closed = len == 0 || len < self.segment_size;
-        self.add_piece(payload, 1, len);
+        let most = if self.closed { 1 } else { self.room(len) };
+        let first = self.pieces;
+        for payload in payloads.iter().take(most) {
+            self.headers[self.pieces] = header.unwrap_or_default();
+            self.add_piece(payload, 1, len);
+        }
+        self.pieces - first
+    }
+
+    /// How many more datagrams of `len` bytes fit, at least the one that was accepted.
+    fn room(&self, len: usize) -> usize {
+        let bytes = MAX_GSO_BYTES.saturating_sub(self.bytes) / len;
+        (MAX_SEGMENTS - self.count).min(bytes).max(1)
     }
 
     /// As many as fit of datagrams of `size` without headers, of which the first was accepted or is
@@ -254,9 +287,8 @@ impl<'p> Run<'p> {
         if self.count == 0 {
             self.segment_size = size;
         }
-        let room = (MAX_SEGMENTS - self.count).min((MAX_GSO_BYTES - self.bytes) / size);
         let most = if size == self.segment_size {
-            room.max(1)
+            self.room(size)
         } else {
             1
         };

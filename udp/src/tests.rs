@@ -117,9 +117,9 @@ fn channel_headers_stand_before_every_segment() {
         }
         let segments: Vec<u8> = (0..10 * 100 + 30).map(|i| i as u8).collect();
         let failures = SendFailures::new();
-        let header = |p: &[u8]| Some([0x40, 0x01, (p.len() >> 8) as u8, p.len() as u8]);
+        let header = |len: usize| [0x40, 0x01, (len >> 8) as u8, len as u8];
         let mut out = Coalescer::new(&client, &failures);
-        out.push_segments(to(server.local_addr().unwrap()), header, &segments, 100);
+        out.push_framed_segments(to(server.local_addr().unwrap()), header, &segments, 100);
         drop(out);
         assert_eq!(client.counters().send_calls, if gso { 1 } else { 11 });
         let got = receive_all(&server, 11);
@@ -145,11 +145,11 @@ fn segments_are_taken_many_at_once_and_come_out_one_by_one() {
         let failures = SendFailures::new();
         let mut out = Coalescer::new(&a, &failures);
         out.push(to(remote), None, &bytes[..700]);
-        out.push_segments(to(remote), |_| None, &bytes[700..], 700);
+        out.push_segments(to(remote), &bytes[700..], 700);
         // Another size; then one that is shorter than said, which its like may follow.
-        out.push_segments(to(remote), |_| None, &bytes[..300], 100);
-        out.push_segments(to(remote), |_| None, &bytes[..50], 1400);
-        out.push_segments(to(remote), |_| None, &bytes[..50], 50);
+        out.push_segments(to(remote), &bytes[..300], 100);
+        out.push_segments(to(remote), &bytes[..50], 1400);
+        out.push_segments(to(remote), &bytes[..50], 50);
         out.flush();
         drop(out);
         // 64 + 64 + 23 with the short one, 3 and the first 50, the second 50.
@@ -222,7 +222,7 @@ fn a_source_that_is_not_ours_fails_without_giving_up_gso() {
         source: Some(source),
     };
     let mut failures = SendFailures::new();
-    Coalescer::new(&a, &failures).push_segments(to, |_| None, &[1; 300], 100);
+    Coalescer::new(&a, &failures).push_segments(to, &[1; 300], 100);
     assert!(a.gso());
     assert_eq!(a.counters().send_failed, 3);
     assert!(
@@ -273,7 +273,6 @@ fn the_kernel_joins_what_arrives_as_one_send() {
     let failures = SendFailures::new();
     Coalescer::new(&a, &failures).push_segments(
         to(b.local_addr().unwrap()),
-        |_| None,
         &[1; 4 * 1000 + 1],
         1000,
     );

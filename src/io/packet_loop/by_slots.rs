@@ -15,7 +15,9 @@ use crate::core::node::{
 use crate::core::slots::{INITIATION_LEN, Message, Recipients, Sender, Slots, spans};
 use crate::core::timing::TA_NODE;
 use crate::io::slots::SlotSocket;
-use crate::io::udp::{CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, ReceiveBuffers, SendFailures};
+use crate::io::udp::{
+    CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, Payloads, ReceiveBuffers, SendFailures,
+};
 
 /// On a channel: its number and length (RFC 8656 §12.4), then type and receiver's index of a transport
 /// message (WireGuard paper §5.4.6).
@@ -256,21 +258,35 @@ impl BySlots {
         // Of data that came on a channel: how it begins, and its length. What is the same is for the
         // same session, and is not looked at again.
         let mut like: Option<([u8; FRAMED_NAMES_LEN], usize)> = None;
-        for datagram in buffers.datagrams() {
-            let bytes = datagram.payload;
-            let begins = bytes.first_chunk::<FRAMED_NAMES_LEN>().copied();
-            let this = begins.map(|begins| (begins, bytes.len()));
-            if like.is_some() && like == this {
-                inward.deliver_alike(slots, &bytes[CHANNEL_HEADER_LEN..]);
-                continue;
-            }
-            like = None;
-            inward.last = None;
-            if let Some((from, payload)) = node.handle_relay_datagram(relay, bytes, now) {
-                let arrival = Arrival::Relay { relay, from };
-                inward.deliver_one(slots, arrival, payload, node);
-                let on_channel = payload.len() + CHANNEL_HEADER_LEN == bytes.len();
-                like = this.filter(|_| on_channel && inward.last.is_some());
+        for run in buffers.arrivals() {
+            let mut rest = run.bytes;
+            while !rest.is_empty() {
+                let size = run.segment_size.min(rest.len());
+                let (bytes, after) = rest.split_at(size);
+                let names = |bytes: &[u8]| {
+                    let begins = bytes.first_chunk::<FRAMED_NAMES_LEN>().copied();
+                    begins.map(|begins| (begins, bytes.len()))
+                };
+                let this = names(bytes);
+                if like.is_some() && like == this {
+                    let more = after.chunks(size).take_while(|next| names(next) == this);
+                    let alike = 1 + more.count();
+                    let (_, payload) = rest.split_at(CHANNEL_HEADER_LEN);
+                    let len = size - CHANNEL_HEADER_LEN;
+                    let payloads = Payloads::spaced(payload, size, len, alike);
+                    inward.deliver_alike(slots, payloads);
+                    rest = &rest[alike * size..];
+                    continue;
+                }
+                rest = after;
+                like = None;
+                inward.last = None;
+                if let Some((from, payload)) = node.handle_relay_datagram(relay, bytes, now) {
+                    let arrival = Arrival::Relay { relay, from };
+                    inward.deliver_one(slots, arrival, payload, node);
+                    let on_channel = payload.len() + CHANNEL_HEADER_LEN == bytes.len();
+                    like = this.filter(|_| on_channel && inward.last.is_some());
+                }
             }
         }
     }
@@ -456,26 +472,26 @@ impl<'p> Inward<'_, 'p> {
             slots.note_asked(sender.peer, arrival, self.now);
         }
         let towards = SlotSocket::towards(port, sender.slot);
-        self.out
-            .push_segments(towards, |_| None, bytes, segment_size);
+        self.out.push_segments(towards, bytes, segment_size);
         slots.note_received(sender.peer, bytes.len(), self.now);
         if let Some(packet) = message.packet().filter(|_| sender.in_session) {
             self.notes.received(sender.peer, arrival, packet);
         }
     }
 
-    /// One more of what was delivered last.
-    fn deliver_alike(&mut self, slots: &mut Slots, payload: &'p [u8]) {
+    /// More of what was delivered last.
+    fn deliver_alike(&mut self, slots: &mut Slots, payloads: Payloads<'p>) {
         let Some((_, _, sender)) = self.last else {
             return;
         };
         let Some(port) = self.port else {
-            slots.counters.no_port += 1;
+            slots.counters.no_port += payloads.count() as u64;
             return;
         };
         let towards = SlotSocket::towards(port, sender.slot);
-        self.out.push(towards, None, payload);
-        slots.note_received(sender.peer, payload.len(), self.now);
+        self.out.push_all(towards, None, payloads);
+        let bytes = payloads.count() * payloads.each();
+        slots.note_received(sender.peer, bytes, self.now);
     }
 
     fn sender(

@@ -223,12 +223,8 @@ impl<'s, 'p> Batch<'s, 'p> {
                         let Some(socket) = self.links.shared(*remote) else {
                             return;
                         };
-                        self.over(way, socket).push_segments(
-                            destination,
-                            |_| None,
-                            segments,
-                            segment_size,
-                        );
+                        self.over(way, socket)
+                            .push_segments(destination, segments, segment_size);
                     }
                     HostSocket::WireGuard => {
                         self.links
@@ -237,22 +233,22 @@ impl<'s, 'p> Batch<'s, 'p> {
                 }
             }
             Route::Relayed { relay, channel } => {
-                let header = |payload: &[u8]| channel_data_header(*channel, payload.len() as u16);
+                let header = |len: usize| channel_data_header(*channel, len as u16);
                 match self.links.relays.get(relay) {
                     Some(RelayLink::Udp(socket)) => {
                         let Some(destination) = server(socket) else {
                             return;
                         };
-                        self.over(Way::Relay(*relay), socket).push_segments(
+                        self.over(Way::Relay(*relay), socket).push_framed_segments(
                             destination,
-                            |payload| Some(header(payload)),
+                            header,
                             segments,
                             segment_size,
                         );
                     }
                     Some(RelayLink::Stream(connection)) => {
                         for payload in segments.chunks(segment_size.max(1)) {
-                            let header = header(payload);
+                            let header = header(payload.len());
                             let len =
                                 (header.len() + payload.len()).next_multiple_of(STREAM_ALIGNMENT);
                             let mut frame = Vec::with_capacity(len);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustls::ServerConnection;
+use wice_udp::Payloads;
 
 use super::mailbox::Letter;
 use super::peers::LOW_WATER;
@@ -210,7 +211,8 @@ impl Worker {
                     {
                         break Ok(Next::Elsewhere(thread));
                     }
-                    batch.extend(self.server.handle_client(&client, frame, now));
+                    let routed = self.server.handle_client(&client, frame, now);
+                    batch.extend(routed.map(|(to, payload)| (to, Payloads::one(payload))));
                     done += frame.len();
                     if thread.is_some() {
                         break Ok(Next::Again);

@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 
-use wice_udp::{Coalescer, Destination, SendFailures, Source, UdpSocket};
+use wice_udp::{Coalescer, Destination, Payloads, SendFailures, Source, UdpSocket};
 
 use super::streams::Streams;
 use crate::codec::channel_header;
 use crate::server::{ClientAddr, Forward, Framing, RelayId, ToClient, Transport, data_indication};
 
-/// One payload and where it goes.
-pub(super) type Routed<'p> = (Forward, &'p [u8]);
+/// Payloads of one run and where they go; behind an indication each is alone, for that has its own transaction id.
+pub(super) type Routed<'p> = (Forward, Payloads<'p>);
 
 /// The sockets of a thread that payloads leave by.
 #[derive(Default)]
@@ -62,7 +62,9 @@ impl Sockets {
                     self.send_to_clients(to.client.link, batch, failures)
                 }
                 Forward::Client(to) => {
-                    streams.send_payload(to, batch[0].1);
+                    for payload in batch[0].1.iter() {
+                        streams.send_payload(to, payload);
+                    }
                     1
                 }
             };
@@ -83,7 +85,7 @@ impl Sockets {
         }
     }
 
-    /// The payloads at the start of `batch` that leave by `relay`; returns how many.
+    /// The entries at the start of `batch` that leave by `relay`; returns how many.
     fn send_to_peers(
         &self,
         relay: RelayId,
@@ -95,13 +97,13 @@ impl Sockets {
         };
         let mut out = Coalescer::new(socket, failures);
         let mut sent = 0;
-        for (forward, payload) in batch {
+        for (forward, payloads) in batch {
             match forward {
                 Forward::Peer {
                     relay: other,
                     to,
                     dont_fragment: false,
-                } if *other == relay => out.push(by_route(*to), None, payload),
+                } if *other == relay => out.push_all(by_route(*to), None, *payloads),
                 Forward::Peer { .. } | Forward::Client(_) => break,
             }
             sent += 1;
@@ -111,7 +113,7 @@ impl Sockets {
 
     /// DONT-FRAGMENT: the kernel has it for a whole socket only.
     fn send_unfragmented(&self, routed: &Routed<'_>, failures: &mut SendFailures) -> usize {
-        let (Forward::Peer { relay, to, .. }, payload) = routed else {
+        let (Forward::Peer { relay, to, .. }, payloads) = routed else {
             return 0;
         };
         let Some(socket) = self.relay(*relay) else {
@@ -119,12 +121,12 @@ impl Sockets {
         };
         // Where it cannot be set the datagram leaves as any other.
         let _ = socket.set_fragment(false);
-        Coalescer::new(socket, failures).push(by_route(*to), None, payload);
+        Coalescer::new(socket, failures).push_all(by_route(*to), None, *payloads);
         let _ = socket.set_fragment(true);
         1
     }
 
-    /// The payloads at the start of `batch` that go to UDP clients of one listener; returns how many.
+    /// The entries at the start of `batch` that go to UDP clients of one listener; returns how many.
     fn send_to_clients(
         &self,
         link: u32,
@@ -136,7 +138,7 @@ impl Sockets {
         };
         let mut out = Coalescer::new(socket, failures);
         let mut sent = 0;
-        for (forward, payload) in batch {
+        for (forward, payloads) in batch {
             let Forward::Client(ToClient { client, framing }) = forward else {
                 break;
             };
@@ -145,14 +147,16 @@ impl Sockets {
             }
             match framing {
                 Framing::Channel(number) => {
-                    if let Some(header) = channel_header(*number, payload.len()) {
-                        out.push(reply_to(client), Some(header), payload);
+                    if let Some(header) = channel_header(*number, payloads.each()) {
+                        out.push_all(reply_to(client), Some(header), *payloads);
                     }
                 }
                 Framing::Indication { id, peer } if sent == 0 => {
                     drop(out);
-                    let message = data_indication(*id, *peer, payload);
-                    Coalescer::new(socket, failures).push(reply_to(client), None, &message);
+                    for payload in payloads.iter() {
+                        let message = data_indication(*id, *peer, payload);
+                        Coalescer::new(socket, failures).push(reply_to(client), None, &message);
+                    }
                     return 1;
                 }
                 Framing::Indication { .. } => break,
@@ -166,7 +170,7 @@ impl Sockets {
 /// Brings together what leaves by one socket to one port: packets of many clients come mixed, and only neighbours share a
 /// system call. All payloads of a batch lie in one buffer as they arrived, so their places in memory keep their order.
 fn group(batch: &mut [Routed<'_>]) {
-    batch.sort_unstable_by_key(|(forward, payload)| {
+    batch.sort_unstable_by_key(|(forward, payloads)| {
         let (kind, socket, port) = match forward {
             Forward::Peer { relay, to, .. } => (0, relay.0, to.port()),
             Forward::Client(to) => {
@@ -177,7 +181,7 @@ fn group(batch: &mut [Routed<'_>]) {
                 (kind, to.client.link, to.client.remote.port())
             }
         };
-        (kind, socket, port, payload.as_ptr().addr())
+        (kind, socket, port, payloads.start().addr())
     });
 }
 
@@ -215,13 +219,16 @@ mod tests {
         let mut batch: Vec<Routed<'_>> = buffer
             .chunks(1)
             .enumerate()
-            .map(|(n, byte)| (to_peer(n as u32 % 4, 7 + (n as u16 / 4) % 2), byte))
+            .map(|(n, byte)| {
+                let to = to_peer(n as u32 % 4, 7 + (n as u16 / 4) % 2);
+                (to, Payloads::one(byte))
+            })
             .collect();
         group(&mut batch);
         let changes = batch.windows(2).filter(|pair| pair[0].0 != pair[1].0);
         assert_eq!(changes.count(), 7);
         let in_order =
-            |pair: &[Routed<'_>]| pair[0].0 != pair[1].0 || pair[0].1.as_ptr() < pair[1].1.as_ptr();
+            |pair: &[Routed<'_>]| pair[0].0 != pair[1].0 || pair[0].1.start() < pair[1].1.start();
         assert!(batch.windows(2).all(in_order));
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustls::ServerConfig;
 use wice_udp::{
-    Arrival, ErrorOrigin, Moderation, PathErrorKind, ReceiveBuffers, SLOTS, SendFailures, UdpError,
-    UdpOptions, UdpSocket,
+    Arrival, ErrorOrigin, Moderation, PathErrorKind, Payloads, ReceiveBuffers, SLOTS, SendFailures,
+    UdpError, UdpOptions, UdpSocket,
 };
 
 use super::dispatch::{Routed, Sockets};
@@ -443,29 +443,33 @@ fn route_run<'p>(
     now: Now,
     batch: &mut Vec<Routed<'p>>,
 ) {
-    let mut frames = run.bytes.chunks(run.segment_size).peekable();
-    while let Some(frame) = frames.next() {
+    let mut rest = run.bytes;
+    while !rest.is_empty() {
+        let all = rest;
+        let (frame, after) = all.split_at(run.segment_size.min(all.len()));
+        rest = after;
         let Some((forward, payload)) = server.handle_client(client, frame, now) else {
             continue;
         };
-        batch.push((forward, payload));
         let framing = match forward {
             Forward::Client(to) => Some(to.framing),
             Forward::Peer { .. } => None,
         };
         if !is_channel_data(frame) || matches!(framing, Some(Framing::Indication { .. })) {
+            batch.push((forward, Payloads::one(payload)));
             continue;
         }
-        let (first, header) = (batch.len(), &frame[..CHANNEL_HEADER_LEN]);
+        let header = &frame[..CHANNEL_HEADER_LEN];
         let alike = |next: &&[u8]| next.len() == frame.len() && next.starts_with(header);
-        while let Some(next) = frames.next_if(alike) {
-            batch.push((forward, &next[CHANNEL_HEADER_LEN..][..payload.len()]));
-        }
-        let packets = batch.len() - first;
-        if packets > 0 {
-            let sent = server.handle_alike(client, frame, packets, now.instant);
-            batch.truncate(first + sent);
-        }
+        let more = after.chunks(frame.len()).take_while(alike).count();
+        let sent = match more {
+            0 => 0,
+            packets => server.handle_alike(client, frame, packets, now.instant),
+        };
+        let (_, first) = all.split_at(CHANNEL_HEADER_LEN);
+        let payloads = Payloads::spaced(first, frame.len(), payload.len(), 1 + sent);
+        batch.push((forward, payloads));
+        (_, rest) = after.split_at(more * frame.len());
     }
 }
 
@@ -477,26 +481,27 @@ fn route_arrival<'p>(
     now: Instant,
     batch: &mut Vec<Routed<'p>>,
 ) {
-    let mut payloads = arrival.bytes.chunks(arrival.segment_size).peekable();
-    while let Some(payload) = payloads.next() {
-        let Some((to, _)) = server.handle_peer(relay, arrival.remote, (1, payload.len()), now)
-        else {
+    let mut rest = arrival.bytes;
+    while !rest.is_empty() {
+        let all = rest;
+        let (payload, after) = all.split_at(arrival.segment_size.min(all.len()));
+        rest = after;
+        let one = (1, payload.len());
+        let Some((to, _)) = server.handle_peer(relay, arrival.remote, one, now) else {
             continue;
         };
-        batch.push((Forward::Client(to), payload));
-        if let Framing::Indication { .. } = to.framing {
-            continue;
-        }
-        let first = batch.len();
-        while let Some(next) = payloads.next_if(|next| next.len() == payload.len()) {
-            batch.push((Forward::Client(to), next));
-        }
-        let packets = batch.len() - first;
-        if packets > 0 {
-            let all = (packets, payload.len());
-            let more = server.handle_peer(relay, arrival.remote, all, now);
-            batch.truncate(first + more.map_or(0, |(_, sent)| sent));
-        }
+        let more = match to.framing {
+            Framing::Channel(_) => after.len() / payload.len(),
+            Framing::Indication { .. } => 0,
+        };
+        let sent = match more {
+            0 => None,
+            packets => server.handle_peer(relay, arrival.remote, (packets, payload.len()), now),
+        };
+        let count = 1 + sent.map_or(0, |(_, sent)| sent);
+        let payloads = Payloads::spaced(all, payload.len(), payload.len(), count);
+        batch.push((Forward::Client(to), payloads));
+        (_, rest) = after.split_at(more * payload.len());
     }
 }
 
@@ -526,7 +531,7 @@ mod tests {
             to: SocketAddr::from(([8, 8, 8, 8], 1)),
             dont_fragment: false,
         };
-        let batch: Vec<Routed<'_>> = vec![(forward, &payload[..]); 100];
+        let batch: Vec<Routed<'_>> = vec![(forward, Payloads::one(&payload)); 100];
         let (room, place) = (batch.capacity(), batch.as_ptr().addr());
         let next: Vec<Routed<'static>> = recycle(batch);
         assert!(next.is_empty());
