@@ -99,6 +99,7 @@ mod tests {
             remote: "127.0.0.1:51820".parse().unwrap(),
             local: Some(slot.into()),
             ifindex: LOOPBACK,
+            at: None,
             segment_size: 1,
             bytes: &[1],
         };

@@ -5,6 +5,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd as _, RawFd};
+use std::time::Duration;
 
 use super::address;
 use super::socket::{Counters, UdpSocket};
@@ -16,8 +17,7 @@ const SLOT_BYTES: usize = 65_536;
 /// From one slot to the next. At 64 KiB sharp the first packets of all slots would share the same sets of every cache; 2 KiB
 /// more has those of a full packet lie beside each other.
 const SLOT_STRIDE: usize = SLOT_BYTES + 2048;
-/// pktinfo (at most 20 bytes) and the segment size (4 bytes), each with its 16-byte header,
-/// aligned.
+/// pktinfo (at most 20 bytes), the segment size (4 bytes) and a time (16 bytes), each with its 16-byte header, aligned.
 const CONTROL_BYTES: usize = 128;
 
 /// Memory that receiving uses, shared by all sockets of a thread: 1 MiB of address space, of which
@@ -39,6 +39,8 @@ pub struct Arrival<'a> {
     pub local: Option<IpAddr>,
     /// The interface they came in by; 0 if the kernel did not say.
     pub ifindex: u32,
+    /// When the kernel got the first of them, since the UNIX epoch, where the socket was opened to say so.
+    pub at: Option<Duration>,
     /// Bytes a datagram, at least 1.
     pub segment_size: usize,
     /// The payloads, back to back.
@@ -94,6 +96,7 @@ impl ReceiveBuffers {
             remote: slot.remote,
             local: slot.local,
             ifindex: slot.ifindex,
+            at: slot.at,
             segment_size: slot.segment_size,
             bytes: &self.data[slot.start..slot.start + slot.len],
         })
@@ -121,6 +124,34 @@ impl UdpSocket {
         let filled = buffers.fill(self.as_raw_fd(), &mut counters, |slot, _| Some(slot));
         self.counters.set(counters);
         filled
+    }
+}
+
+impl UdpSocket {
+    /// Throws away up to [`SLOTS`] runs of what has arrived, which costs far less than to read it. Returns how many runs, and how
+    /// many datagrams they were.
+    pub fn discard(&self) -> (usize, u64) {
+        let mut bytes = [Control([0; CONTROL_BYTES]); SLOTS];
+        // SAFETY: mmsghdr is plain data for which all zero is valid.
+        let mut messages: [libc::mmsghdr; SLOTS] = unsafe { std::mem::zeroed() };
+        for (message, control) in messages.iter_mut().zip(&mut bytes) {
+            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = CONTROL_BYTES as _;
+        }
+        let received = receive_messages(self.as_raw_fd(), &mut messages, libc::MSG_TRUNC);
+        let runs = received.ok().flatten().unwrap_or(0);
+        let datagrams = messages.iter().take(runs).map(|message| {
+            let gro =
+                |(level, kind, _): &(_, _, _)| (*level, *kind) == (libc::SOL_UDP, libc::UDP_GRO);
+            let size = controls(&message.msg_hdr).find(gro).map(|(_, _, size)| {
+                // SAFETY: UDP_GRO carries one c_int; cmsg data may be unaligned.
+                unsafe { size.cast::<libc::c_int>().read_unaligned() }
+            });
+            let size = size.and_then(|size| u32::try_from(size).ok());
+            let size = size.unwrap_or(message.msg_len).max(1);
+            u64::from(message.msg_len.div_ceil(size).max(1))
+        });
+        (runs, datagrams.sum())
     }
 }
 
@@ -153,7 +184,7 @@ impl ReceiveBuffers {
             header.msg_control = self.controls[index].0.as_mut_ptr().cast();
             header.msg_controllen = CONTROL_BYTES as _;
         }
-        let Some(filled) = receive_messages(fd, &mut messages)? else {
+        let Some(filled) = receive_messages(fd, &mut messages, 0)? else {
             return Ok(0);
         };
         for (index, message) in messages.iter().enumerate().take(filled) {
@@ -175,17 +206,20 @@ impl ReceiveBuffers {
 
 /// `None` when nothing has arrived. An ICMP error that waits on the socket fails one call, whatever
 /// it belongs to; it is told by `next_error`, so the call is made again.
-fn receive_messages(fd: RawFd, messages: &mut [libc::mmsghdr; SLOTS]) -> io::Result<Option<usize>> {
+fn receive_messages(
+    fd: RawFd,
+    messages: &mut [libc::mmsghdr; SLOTS],
+    flags: libc::c_int,
+) -> io::Result<Option<usize>> {
     let mut retried = false;
     loop {
-        // SAFETY: every header points at a name, an iovec and a control buffer that outlive the
-        // call.
+        // SAFETY: what every header points at, a name, an iovec, a control buffer or nothing, outlives the call.
         let filled = unsafe {
             libc::recvmmsg(
                 fd,
                 messages.as_mut_ptr(),
                 SLOTS as libc::c_uint,
-                libc::MSG_DONTWAIT as _,
+                (libc::MSG_DONTWAIT | flags) as _,
                 std::ptr::null_mut(),
             )
         };
@@ -219,6 +253,7 @@ pub struct Slot {
     pub remote: SocketAddr,
     local: Option<IpAddr>,
     ifindex: u32,
+    at: Option<Duration>,
 }
 
 impl Slot {
@@ -236,20 +271,21 @@ impl Slot {
             remote: address::decode(name)?,
             local: None,
             ifindex: 0,
+            at: None,
         };
-        // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within
-        // them.
-        let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
-        while !control.is_null() {
-            // SAFETY: not null, so a whole header within the control buffer.
-            let (level, kind) = unsafe { ((*control).cmsg_level, (*control).cmsg_type) };
-            // SAFETY: as above; the data follows the header.
-            let data = unsafe { libc::CMSG_DATA(control) };
+        for (level, kind, data) in controls(header) {
             match (level, kind) {
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     // SAFETY: UDP_GRO carries one c_int; cmsg data may be unaligned.
                     let size = unsafe { data.cast::<libc::c_int>().read_unaligned() };
                     slot.segment_size = usize::try_from(size).unwrap_or(0).max(1);
+                }
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => {
+                    // SAFETY: SCM_TIMESTAMPNS carries one timespec.
+                    let at = unsafe { data.cast::<libc::timespec>().read_unaligned() };
+                    let nanoseconds = u32::try_from(at.tv_nsec).unwrap_or(0);
+                    let seconds = u64::try_from(at.tv_sec).unwrap_or(0);
+                    slot.at = Some(Duration::new(seconds, nanoseconds));
                 }
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     // SAFETY: IP_PKTINFO carries one in_pktinfo.
@@ -265,9 +301,24 @@ impl Slot {
                 }
                 _ => {}
             }
-            // SAFETY: header and control are those of this message.
-            control = unsafe { libc::CMSG_NXTHDR(header, control) };
         }
         Some(slot)
     }
+}
+
+/// The control messages that the kernel has left in `header`: level, kind, and where the data is.
+fn controls(
+    header: &libc::msghdr,
+) -> impl Iterator<Item = (libc::c_int, libc::c_int, *const libc::c_uchar)> {
+    // SAFETY: the kernel wrote msg_control and set msg_controllen; the CMSG macros stay within them.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    std::iter::from_fn(move || {
+        let control = std::ptr::NonNull::new(next)?.as_ptr();
+        // SAFETY: not null, so a whole header within the control buffer; header and control are those of this message.
+        unsafe {
+            next = libc::CMSG_NXTHDR(header, control);
+            let data = libc::CMSG_DATA(control).cast_const();
+            Some(((*control).cmsg_level, (*control).cmsg_type, data))
+        }
+    })
 }

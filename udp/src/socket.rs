@@ -19,6 +19,8 @@ pub struct UdpOptions {
     pub fragment: bool,
     /// Every arrival tells which address and interface it came to; a socket of one address does without.
     pub packet_info: bool,
+    /// Every arrival tells when the kernel got it.
+    pub timestamps: bool,
     /// Bytes of receive buffer asked for.
     pub receive_buffer: libc::c_int,
     /// Bytes of send buffer asked for.
@@ -31,6 +33,7 @@ impl Default for UdpOptions {
             reuse_port: false,
             fragment: false,
             packet_info: true,
+            timestamps: false,
             receive_buffer: RECEIVE_BUFFER_BYTES,
             send_buffer: SEND_BUFFER_BYTES,
         }
@@ -351,6 +354,9 @@ impl UdpSocket {
     fn configure(&mut self, options: &UdpOptions) -> io::Result<()> {
         if options.reuse_port {
             self.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+        }
+        if options.timestamps {
+            self.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
         }
         self.set_fragment(options.fragment)?;
         match self.family {

@@ -166,6 +166,38 @@ fn segments_are_taken_many_at_once_and_come_out_one_by_one() {
 }
 
 #[test]
+fn what_is_thrown_away_is_counted_and_what_comes_then_is_there() {
+    let a = UdpSocket::bind(loopback(Family::V4)).unwrap();
+    let options = UdpOptions {
+        timestamps: true,
+        ..UdpOptions::default()
+    };
+    let b = UdpSocket::bind_with(loopback(Family::V4), &options).unwrap();
+    let remote = b.local_addr().unwrap();
+    let failures = SendFailures::new();
+    assert_eq!(b.discard(), (0, 0));
+    let bytes = [1; 3030];
+    let mut out = Coalescer::new(&a, &failures);
+    out.push_segments(to(remote), &bytes, 100);
+    out.push(to(remote), None, &bytes[..700]);
+    drop(out);
+    wait(&b, libc::POLLIN);
+    // Joined or not, as the kernel likes: 31 and the last.
+    let thrown = std::iter::from_fn(|| Some(b.discard()).filter(|(runs, _)| *runs > 0));
+    assert_eq!(thrown.map(|(_, datagrams)| datagrams).sum::<u64>(), 32);
+    let before = std::time::SystemTime::now();
+    Coalescer::new(&a, &failures).push(to(remote), None, b"now");
+    wait(&b, libc::POLLIN);
+    let mut buffers = ReceiveBuffers::new();
+    b.receive(&mut buffers).unwrap();
+    let arrival = buffers.arrivals().next().unwrap();
+    assert_eq!(arrival.bytes, b"now");
+    let at = std::time::UNIX_EPOCH + arrival.at.unwrap();
+    let late = at.duration_since(before).unwrap();
+    assert!(late < std::time::Duration::from_secs(2), "{late:?}");
+}
+
+#[test]
 fn the_source_address_is_the_one_asked_for() {
     let a = UdpSocket::bind("0.0.0.0:0".parse().unwrap()).unwrap();
     let b = UdpSocket::bind("0.0.0.0:0".parse().unwrap()).unwrap();

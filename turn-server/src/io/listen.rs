@@ -16,6 +16,7 @@ pub(super) fn open_udp(address: SocketAddr, first: bool) -> Result<UdpSocket, Ud
         reuse_port: false,
         fragment: true,
         packet_info: true,
+        timestamps: true,
         receive_buffer: LISTENER_BUFFER_BYTES,
         send_buffer: LISTENER_BUFFER_BYTES,
     };

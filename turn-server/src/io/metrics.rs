@@ -14,6 +14,8 @@ pub(super) struct Figures {
     pub(super) peer_connections: usize,
     /// Payloads dropped at slow TCP and TLS clients.
     pub(super) slow_client_drops: u64,
+    /// Payloads let go because queues stood.
+    pub(super) late_drops: u64,
     /// Datagrams that the kernel did not take.
     pub(super) send_failures: u64,
 }
@@ -157,6 +159,7 @@ pub(super) fn page(threads: &[Figures], ledger: &Ledger, ports: [&Ports; 2]) -> 
             ),
             ("{cause=\"user-rate\"}", sum(|t| t.counters.over_rate)),
             ("{cause=\"slow-client\"}", sum(|t| t.slow_client_drops)),
+            ("{cause=\"late\"}", sum(|t| t.late_drops)),
             ("{cause=\"send-failed\"}", sum(|t| t.send_failures)),
         ],
     );

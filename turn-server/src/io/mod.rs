@@ -16,6 +16,7 @@ mod peers;
 mod proxy;
 mod service;
 mod settings;
+mod standing;
 mod stream;
 mod streams;
 mod token;

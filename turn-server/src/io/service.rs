@@ -21,6 +21,7 @@ use super::mailbox::Mailbox;
 use super::metrics::{self, Published};
 use super::peers::Peers;
 use super::settings::{Listen, RelayPorts, Settings, StartError, addresses_of};
+use super::standing::StandingQueues;
 use super::streams::Streams;
 use super::worker::{Control, Worker};
 use crate::server::{Config, NonceKey, Now, Server, Shared, Transport};
@@ -218,6 +219,7 @@ impl Service {
             failures: SendFailures::new(),
             scratch: Worker::scratch(),
             batch: Vec::new(),
+            queues: StandingQueues::default(),
             send_failures: 0,
             thread: usize::from(shard),
             proxies: Vec::new(),

@@ -20,6 +20,7 @@ use super::mailbox::{Inbox, Letter, Mailbox};
 use super::metrics::{Figures, Published};
 use super::notices;
 use super::peers::Peers;
+use super::standing::StandingQueues;
 use super::streams::Streams;
 use super::token::Token;
 use crate::codec::{CHANNEL_HEADER_LEN, is_channel_data};
@@ -35,6 +36,8 @@ const RELAY_BUFFER_BYTES: i32 = 1 << 20;
 const EVENTS: usize = 128;
 /// System calls on one socket before the others have their turn.
 const RECEIVES_A_TURN: usize = 4;
+/// System calls that throw away what waits at one socket before the others have their turn: all that its buffer holds.
+const DISCARDS_A_TURN: usize = 64;
 /// ICMP errors read before the others have their turn.
 const ERRORS_A_TURN: usize = 16;
 /// Bytes read from a connection before the others have their turn.
@@ -73,6 +76,7 @@ pub(super) struct Worker {
     pub(super) scratch: Box<[u8]>,
     /// Empty between batches: the room for the next one.
     pub(super) batch: Vec<Routed<'static>>,
+    pub(super) queues: StandingQueues,
     pub(super) send_failures: u64,
     /// Its number.
     pub(super) thread: usize,
@@ -114,7 +118,8 @@ impl Worker {
         loop {
             events.clear();
             let spare = rustix::buffer::spare_capacity(&mut events);
-            let timeout = self.timeout(Instant::now());
+            let before = Instant::now();
+            let timeout = self.timeout(before);
             match epoll::wait(&self.epoll, spare, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -123,6 +128,8 @@ impl Worker {
                 }
             }
             let now = now();
+            let waited = now.instant.saturating_duration_since(before);
+            self.queues.begin_turn(waited);
             let mut stopped = false;
             for event in &events {
                 // Copied out: the struct is packed.
@@ -145,6 +152,7 @@ impl Worker {
             if stopped {
                 return;
             }
+            self.queues.end_turn(now.instant);
             self.server.handle_timeout(now.instant);
             self.obey(now.instant);
             self.sweep(now.instant);
@@ -225,7 +233,12 @@ impl Worker {
                 return;
             }
             let mut batch = recycle(std::mem::take(&mut self.batch));
+            let time = unix();
             for arrival in self.buffers.arrivals() {
+                // Requests are answered also when they are late: they would be repeated.
+                if is_channel_data(arrival.bytes) && is_let_go(&mut self.queues, &arrival, time) {
+                    continue;
+                }
                 // Without a local address no reply could leave from it.
                 let Some(local) = arrival.local else {
                     continue;
@@ -261,13 +274,36 @@ impl Worker {
                 return;
             }
             let mut batch = recycle(std::mem::take(&mut self.batch));
+            let (time, mut late) = (unix(), false);
             for arrival in self.buffers.arrivals() {
+                if is_let_go(&mut self.queues, &arrival, time) {
+                    late = true;
+                    continue;
+                }
                 route_arrival(&mut self.server, relay, arrival, now.instant, &mut batch);
             }
             self.sockets
                 .dispatch(&mut batch, &mut self.streams, &mut self.failures);
             self.batch = recycle(batch);
+            if late {
+                return self.empty(relay);
+            }
             if filled < SLOTS {
+                return;
+            }
+        }
+    }
+
+    /// Throws away what waits at a relay whose queue begins with what is late: read only to be dropped, it would take the time
+    /// that all others are waiting for.
+    fn empty(&mut self, relay: RelayId) {
+        let Some(socket) = self.sockets.relay(relay) else {
+            return;
+        };
+        for _ in 0..DISCARDS_A_TURN {
+            let (runs, datagrams) = socket.discard();
+            self.queues.let_go(datagrams);
+            if runs < SLOTS {
                 return;
             }
         }
@@ -403,6 +439,7 @@ impl Worker {
             connections: self.streams.len(),
             peer_connections: self.peers.len(),
             slow_client_drops: self.streams.dropped,
+            late_drops: self.queues.dropped,
             send_failures: self.send_failures,
         });
     }
@@ -422,6 +459,7 @@ fn bind_relay(local: SocketAddr) -> Result<UdpSocket, OpenError> {
         reuse_port: false,
         fragment: true,
         packet_info: false,
+        timestamps: true,
         receive_buffer: RELAY_BUFFER_BYTES,
         send_buffer: RELAY_BUFFER_BYTES,
     };
@@ -505,6 +543,12 @@ fn route_arrival<'p>(
     }
 }
 
+/// Whether a run is dropped because it has waited for too long in a queue that stands.
+fn is_let_go(queues: &mut StandingQueues, run: &Arrival<'_>, now: Duration) -> bool {
+    let age = run.at.map(|at| now.saturating_sub(at));
+    queues.lets_go(age, run.bytes.len().div_ceil(run.segment_size))
+}
+
 /// An empty batch in the room of another one: collecting in place keeps it.
 pub(super) fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
     batch.clear();
@@ -512,11 +556,15 @@ pub(super) fn recycle<'p>(mut batch: Vec<Routed<'_>>) -> Vec<Routed<'p>> {
 }
 
 fn now() -> Now {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH);
     Now {
         instant: Instant::now(),
-        unix: unix.map_or(0, |time| time.as_secs()),
+        unix: unix().as_secs(),
     }
+}
+
+fn unix() -> Duration {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+    unix.unwrap_or_default()
 }
 
 #[cfg(test)]
