@@ -12,6 +12,8 @@ use crate::{asset, output, wait_until};
 
 /// Until a server answers, on a machine that is busy.
 const START: Duration = Duration::from_secs(60);
+/// Until an API server heeds a policy that is new.
+const POLICY_COUNTS: Duration = Duration::from_secs(30);
 /// The admin of these tests: what `kubectl` shows.
 const ADMIN_TOKEN: &str = "admin-of-the-tests";
 /// Where the manifests put wice.
@@ -121,6 +123,20 @@ impl Cluster {
     pub fn install(&self, overlay: &str) -> Result<()> {
         self.kubectl(&["apply", "-k", &overlay_folder(overlay)])
             .map(drop)
+    }
+
+    /// Waits until an admission policy that is new is heeded, which takes an API server a moment: until `token` may no more
+    /// label an object (kind and name), which no policy of ours allows.
+    pub fn wait_for_policy(&self, token: &str, [kind, name]: [&str; 2]) -> Result<()> {
+        let mut number = 0;
+        wait_until("the policy counts", POLICY_COUNTS, || {
+            number += 1;
+            let label = format!("tried={number}");
+            let label = ["label", kind, name, "--overwrite", &label];
+            self.kubectl_at(self.address, token, &label)
+                .is_err_and(|error| error.to_string().contains("only annotations"))
+        })?;
+        Ok(())
     }
 
     /// Where the API listens.

@@ -216,6 +216,7 @@ async fn a_pods_token_does_what_the_agent_needs_and_nothing_else() {
     let cluster = cluster();
     let token = cluster.token("a").unwrap();
     let a = |arguments: &[&str]| cluster.kubectl_at(cluster.address(), &token, arguments);
+    beside(|| cluster.wait_for_policy(&token, ["node", "a"]).unwrap()).await;
     // What it may.
     a(&["get", "nodes"]).unwrap();
     a(&["get", "peers.kilo.squat.ai"]).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use wice::lab::{NatKind, Pings};
-use wice_kube_tests::{Cluster, KubeMesh, wait_until};
+use wice_kube_tests::{Cluster, KubeMesh};
 
 const ADVERT: &str = "wice.riasc.eu/advert";
 /// Two Nodes and a machine outside.
@@ -117,13 +117,7 @@ fn a_bridges_token_annotates_peers_and_does_nothing_else() -> Result<()> {
     bridge(&["get", "nodes"])?;
     bridge(&["get", "peers.kilo.squat.ai"])?;
     let entry = format!("{ADVERT}=x");
-    // An API server takes a moment to heed a policy that is new.
-    let mut number = 0;
-    wait_until("the policy counts", ANSWERED, || {
-        number += 1;
-        let label = format!("tried={number}");
-        bridge(&["label", "peers.kilo.squat.ai", "box", "--overwrite", &label]).is_err()
-    })?;
+    cluster.wait_for_policy(&token, ["peers.kilo.squat.ai", "box"])?;
     bridge(&["annotate", "peers.kilo.squat.ai", "box", &entry])?;
     let large = format!("{ADVERT}={}", "x".repeat(8193));
     let refused: [(&[&str], &str); 9] = [

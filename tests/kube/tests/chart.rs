@@ -189,6 +189,17 @@ fn values_say_what_an_operator_changes() {
     );
     let policy = find(&objects, "ValidatingAdmissionPolicy").to_string();
     assert!(policy.contains("'paths.example/'") && !policy.contains("wice.riasc.eu"));
+    // Instead of what the files say, not beside it.
+    let relay = chart(&[
+        "agent.enabled=false",
+        "turn.enabled=true",
+        "turn.existingSecret=own",
+        "turn.env.WICE_TURN_METRICS=0.0.0.0:9587",
+    ]);
+    assert_eq!(
+        find(&relay, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["env"],
+        serde_json::json!([{"name": "WICE_TURN_METRICS", "value": "0.0.0.0:9587"}])
+    );
     // What the operator left alone, and what was not asked for.
     let kinds: BTreeSet<&str> = objects
         .iter()

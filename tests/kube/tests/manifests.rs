@@ -214,6 +214,44 @@ fn the_bridge_gets_what_it_needs_and_no_more() {
     }
 }
 
+/// Prometheus' operator finds pods by a label and their port by its name.
+#[test]
+fn every_podmonitor_finds_pods_with_its_port() {
+    let workloads = [rendered("kilo-kubeadm"), rendered("turn")].concat();
+    let monitors = rendered("podmonitor");
+    assert_eq!(monitors.len(), 2);
+    for monitor in monitors {
+        let labels = &monitor["spec"]["selector"]["matchLabels"];
+        let found = workloads
+            .iter()
+            .map(|workload| &workload["spec"]["template"])
+            .find(|template| !labels.is_null() && template["metadata"]["labels"] == *labels);
+        let container = &found.expect("pods")["spec"]["containers"][0];
+        let port = &monitor["spec"]["podMetricsEndpoints"][0]["port"];
+        let ports = container["ports"].as_array().unwrap();
+        assert!(ports.iter().any(|named| named["name"] == *port), "{port}");
+    }
+}
+
+/// The relay's own command line and configuration, as the overlay has them.
+#[test]
+fn the_relay_takes_its_overlay() {
+    let objects = rendered("turn");
+    let pod = &find(&objects, "DaemonSet")["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(pod["hostNetwork"], true);
+    let metrics = &container["env"][0];
+    assert_eq!(metrics["value"], "127.0.0.1:9587");
+    let named = format!("$({})", metrics["name"].as_str().unwrap());
+    let help = wice(&["turn", "--help"]);
+    let arguments = container["args"].as_array().unwrap();
+    assert!(arguments.iter().any(|argument| *argument == named.as_str()));
+    for argument in arguments {
+        let text = argument.as_str().unwrap();
+        assert!(!text.starts_with("--") || help.contains(text), "{text}");
+    }
+}
+
 fn wice(arguments: &[&str]) -> String {
     output(
         Command::new(wice_binary().unwrap())

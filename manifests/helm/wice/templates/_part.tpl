@@ -82,8 +82,10 @@ Takes: root, folder, values.
 {{- $env := deepCopy ($values.env | default dict) }}
 {{- if ne $root.Values.annotationPrefix "wice.riasc.eu" }}{{ $_ := set $env "WICE_ANNOTATION_PREFIX" $root.Values.annotationPrefix }}{{ end }}
 {{- range $name, $value := $env }}
+{{- $others := list }}
+{{- range $container.env }}{{ if ne .name $name }}{{ $others = append $others . }}{{ end }}{{ end }}
 {{- $entry := dict "name" $name "value" (toString $value) }}
-{{- $_ := set $container "env" (append ($container.env | default list) $entry) }}
+{{- $_ := set $container "env" (append $others $entry) }}
 {{- end }}
 {{- range $values.hostFiles }}
 {{- $mount := dict "name" .name "mountPath" .mountPath "readOnly" true }}
