@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSliceMut};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -29,6 +29,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) enum Kind {
     /// recvmmsg with UDP_GRO in, UDP_SEGMENT out, runs gathered over a whole batch.
     GroGso,
+    /// The same as a proxy for many peers must do it: no socket is connected, and every run tells and is told its addresses.
+    Addressed,
     /// quinn-udp, each run as it was received.
     Quinn,
     /// tokio's `recv_from` and `send`.
@@ -53,6 +55,7 @@ impl Forwarder {
             0,
         ))?;
         outward.connect(to)?;
+        let local = outward.local_addr()?.ip();
         let (stop, cpu) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -65,7 +68,8 @@ impl Forwarder {
         std::thread::spawn(move || {
             let running = Running { stop, cpu };
             let ran = match kind {
-                Kind::GroGso => gro_gso(&inward, &outward, &running, &ready),
+                Kind::GroGso => gro_gso(&inward, &outward, None, &running, &ready),
+                Kind::Addressed => gro_gso(&inward, &inward, Some((local, to)), &running, &ready),
                 Kind::Quinn => quinn(&inward, &outward, to, &running, &ready),
                 Kind::Tokio => tokio(inward, outward, &running, &ready),
             };
@@ -103,12 +107,17 @@ impl Running {
     }
 }
 
-fn set(socket: &UdpSocket, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+fn set(
+    socket: &UdpSocket,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the value is a c_int that lives for the call.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_UDP,
+            level,
             name,
             std::ptr::from_ref(&value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
@@ -128,10 +137,17 @@ struct Control([u8; CONTROL]);
 fn gro_gso(
     inward: &UdpSocket,
     outward: &UdpSocket,
+    by: Option<(IpAddr, SocketAddr)>,
     running: &Running,
     ready: &mpsc::Sender<()>,
 ) -> io::Result<()> {
-    set(inward, libc::UDP_GRO, 1)?;
+    set(inward, libc::SOL_UDP, libc::UDP_GRO, 1)?;
+    if by.is_some() {
+        set(inward, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    }
+    let way = by.and_then(Way::new);
+    // SAFETY: plain data for which all zero is valid.
+    let mut names: [libc::sockaddr_in; SLOTS] = unsafe { std::mem::zeroed() };
     let mut data = vec![0u8; SLOTS * SLOT_BYTES];
     let mut controls = [Control([0; CONTROL]); SLOTS];
     let _ = ready.send(());
@@ -149,6 +165,10 @@ fn gro_gso(
                 header.msg_iovlen = 1;
                 header.msg_control = controls[slot].0.as_mut_ptr().cast();
                 header.msg_controllen = CONTROL;
+                if way.is_some() {
+                    header.msg_name = (&raw mut names[slot]).cast();
+                    header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+                }
             }
             // SAFETY: every header points at buffers that outlive the call.
             let filled = unsafe {
@@ -163,7 +183,7 @@ fn gro_gso(
             let Ok(filled) = usize::try_from(filled) else {
                 break;
             };
-            send_gathered(&data, &messages[..filled], outward);
+            send_gathered(&data, &messages[..filled], outward, way.as_ref());
             if filled < SLOTS {
                 break;
             }
@@ -173,7 +193,7 @@ fn gro_gso(
 }
 
 /// Runs of equal size leave together.
-fn send_gathered(data: &[u8], messages: &[libc::mmsghdr], outward: &UdpSocket) {
+fn send_gathered(data: &[u8], messages: &[libc::mmsghdr], outward: &UdpSocket, way: Option<&Way>) {
     // SAFETY: plain data for which all zero is valid.
     let mut iovecs: [libc::iovec; MAX_SEGMENTS] = unsafe { std::mem::zeroed() };
     let (mut used, mut segments, mut bytes, mut size, mut closed) = (0, 0, 0, 0, true);
@@ -182,7 +202,7 @@ fn send_gathered(data: &[u8], messages: &[libc::mmsghdr], outward: &UdpSocket) {
         let own = segment_size(&message.msg_hdr).unwrap_or(len).max(1);
         let count = len.div_ceil(own);
         if closed || own != size || segments + count > MAX_SEGMENTS || bytes + len > MAX_BYTES {
-            send(&mut iovecs[..used], segments, size, outward);
+            send(&mut iovecs[..used], segments, size, outward, way);
             (used, segments, bytes, size) = (0, 0, 0, own);
         }
         iovecs[used] = libc::iovec {
@@ -194,10 +214,67 @@ fn send_gathered(data: &[u8], messages: &[libc::mmsghdr], outward: &UdpSocket) {
         bytes += len;
         closed = !len.is_multiple_of(own);
     }
-    send(&mut iovecs[..used], segments, size, outward);
+    send(&mut iovecs[..used], segments, size, outward, way);
 }
 
-fn send(iovecs: &mut [libc::iovec], segments: usize, size: usize, outward: &UdpSocket) {
+/// From where to where a run goes, over IPv4, where the socket is not connected.
+struct Way {
+    to: libc::sockaddr_in,
+    from: libc::in_pktinfo,
+}
+
+impl Way {
+    fn new((from, to): (IpAddr, SocketAddr)) -> Option<Self> {
+        let (IpAddr::V4(from), SocketAddr::V4(to)) = (from, to) else {
+            return None;
+        };
+        let address = |ip: std::net::Ipv4Addr| libc::in_addr {
+            s_addr: u32::from(ip).to_be(),
+        };
+        Some(Self {
+            to: libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: to.port().to_be(),
+                sin_addr: address(*to.ip()),
+                sin_zero: [0; 8],
+            },
+            from: libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: address(from),
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            },
+        })
+    }
+}
+
+/// Writes a control message behind those that are there.
+fn add<T>(
+    control: &mut Control,
+    header: &mut libc::msghdr,
+    (level, kind): (libc::c_int, libc::c_int),
+    value: T,
+) {
+    let used = header.msg_controllen;
+    let bytes = size_of::<T>() as libc::c_uint;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: these compute lengths, and write one header and a value into a buffer that has room for an address and a size.
+    unsafe {
+        header.msg_controllen += libc::CMSG_SPACE(bytes) as usize;
+        let message = control.0.as_mut_ptr().add(used).cast::<libc::cmsghdr>();
+        (*message).cmsg_level = level;
+        (*message).cmsg_type = kind;
+        (*message).cmsg_len = libc::CMSG_LEN(bytes) as usize;
+        libc::CMSG_DATA(message).cast::<T>().write_unaligned(value);
+    }
+}
+
+fn send(
+    iovecs: &mut [libc::iovec],
+    segments: usize,
+    size: usize,
+    outward: &UdpSocket,
+    way: Option<&Way>,
+) {
     if iovecs.is_empty() {
         return;
     }
@@ -206,19 +283,15 @@ fn send(iovecs: &mut [libc::iovec], segments: usize, size: usize, outward: &UdpS
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = iovecs.as_mut_ptr();
     header.msg_iovlen = iovecs.len();
+    if let Some(way) = way {
+        header.msg_name = std::ptr::from_ref(&way.to).cast_mut().cast();
+        header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        let kind = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+        add(&mut control, &mut header, kind, way.from);
+    }
     if segments > 1 {
-        header.msg_control = control.0.as_mut_ptr().cast();
-        // SAFETY: these compute lengths, and write one header and a u16 into a buffer that has room.
-        unsafe {
-            header.msg_controllen = libc::CMSG_SPACE(2) as usize;
-            let message = libc::CMSG_FIRSTHDR(&raw const header);
-            (*message).cmsg_level = libc::SOL_UDP;
-            (*message).cmsg_type = libc::UDP_SEGMENT;
-            (*message).cmsg_len = libc::CMSG_LEN(2) as usize;
-            libc::CMSG_DATA(message)
-                .cast::<u16>()
-                .write_unaligned(size as u16);
-        }
+        let kind = (libc::SOL_UDP, libc::UDP_SEGMENT);
+        add(&mut control, &mut header, kind, size as u16);
     }
     // SAFETY: everything that the header points at outlives the call. What is refused is lost.
     unsafe { libc::sendmsg(outward.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
@@ -227,14 +300,16 @@ fn send(iovecs: &mut [libc::iovec], segments: usize, size: usize, outward: &UdpS
 fn segment_size(header: &libc::msghdr) -> Option<usize> {
     // SAFETY: the kernel wrote msg_control and its length; UDP_GRO carries one c_int.
     unsafe {
-        let message = libc::CMSG_FIRSTHDR(header);
-        let is_gro = !message.is_null()
-            && ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO);
-        is_gro.then(|| {
-            let size = libc::CMSG_DATA(message).cast::<libc::c_int>();
-            usize::try_from(size.read_unaligned()).unwrap_or(0)
-        })
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
+                let size = libc::CMSG_DATA(message).cast::<libc::c_int>();
+                return usize::try_from(size.read_unaligned()).ok();
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
     }
+    None
 }
 
 fn quinn(

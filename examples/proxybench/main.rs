@@ -7,16 +7,8 @@ mod load;
 #[path = "../../tests/common/namespace.rs"]
 mod namespace;
 mod node;
-mod relay;
 mod rig;
 mod tunnel;
-#[path = "../../tests/simulation/turn_server.rs"]
-#[allow(
-    dead_code,
-    clippy::unwrap_used,
-    reason = "the simulation needs all of it, and is a test"
-)]
-mod turn_server;
 #[path = "../../tests/common/wireguard_go.rs"]
 mod wireguard_go;
 
@@ -282,6 +274,10 @@ fn print(rounds: u32, samples: &mut Samples) {
     line("wice's proxy", &Item::Proxy);
     for (kind, name) in [
         (Kind::GroGso, "bare: recvmmsg, GRO, gathered UDP_SEGMENT"),
+        (
+            Kind::Addressed,
+            "the same for many peers: unconnected, with addresses",
+        ),
         (Kind::Quinn, "bare: quinn-udp, as received"),
         (Kind::Tokio, "bare: tokio, recv and send"),
     ] {

@@ -8,19 +8,21 @@ use wice::core::node::RelayServer;
 use wice::core::slots::{SLOT_PORT, slot_of};
 use wice::io::udp::UdpSocket;
 use wice_signaling::protocol::RelayTransport;
+use wice_turn::io::{Listen, Service, Settings};
+use wice_turn::server::Transport;
 
 use super::forward::{Forwarder, Kind};
 use super::load::Sink;
 use super::namespace::{Namespace, two_namespaces};
 use super::node::{AttachedNode, Config, Error};
-use super::relay::Relay;
-use super::turn_server::{PASSWORD, USER};
 
 /// What stands for WireGuard's port.
 const WIREGUARD: u16 = 51820;
 /// Where forwarders listen: one of a kind at the first machine, and the next at the second.
 const FORWARDERS: u16 = 7000;
 const TURN: u16 = 3478;
+const USER: &str = "alice";
+const PASSWORD: &str = "wonderland";
 /// Paths, relays included, are found within this.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -87,7 +89,7 @@ impl Pair {
         let mut b = Side::start(&b, runtime, config(2, "veth-b"))?;
         introduce(&mut a, &mut b, false)?;
         let mut forwarders = Vec::new();
-        for (number, kind) in [Kind::GroGso, Kind::Quinn, Kind::Tokio]
+        for (number, kind) in [Kind::GroGso, Kind::Addressed, Kind::Quinn, Kind::Tokio]
             .into_iter()
             .enumerate()
         {
@@ -153,11 +155,11 @@ fn introduce(a: &mut Side, b: &mut Side, relayed: bool) -> Result<(), Error> {
     b.node.wait_path(a.node.key, relayed, PATIENCE)
 }
 
-/// Two machines that reach each other only through the first's relay.
+/// Two machines that reach each other only through the first's relay, a `wice turn` between them.
 pub(crate) struct Relayed {
     pub(crate) a: Side,
     pub(crate) b: Side,
-    _server: Relay,
+    _server: Service,
 }
 
 impl Relayed {
@@ -176,7 +178,19 @@ impl Relayed {
             end.ip(&format!("route add default via 198.51.{net}.254"));
         }
         let listen = SocketAddr::from(([198, 51, 2, 254], TURN));
-        let relay = between.spawn(move || Relay::start(listen, [198, 51, 3, 254].into()));
+        // Its thread is in the namespace of the one that starts it.
+        let relay = between.spawn(move || {
+            Service::start(&Settings {
+                listen: vec![Listen {
+                    transport: Transport::Udp,
+                    address: listen,
+                }],
+                relay_ips: vec![[198, 51, 3, 254].into()],
+                users: vec![(USER.to_owned(), PASSWORD.to_owned())],
+                threads: 1,
+                ..Settings::new()
+            })
+        });
         let server = relay.join().map_err(|_| "the relay did not start")??;
         let config = |number: u8, net: u8, relay| Config {
             secret: [number; 32],
