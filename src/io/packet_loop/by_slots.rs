@@ -23,6 +23,17 @@ use crate::io::udp::{
 /// message (WireGuard paper §5.4.6).
 const FRAMED_NAMES_LEN: usize = CHANNEL_HEADER_LEN + 8;
 
+/// How data that comes on a channel begins, and how long it is. What is the same is of the same session, and is not looked at again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Names([u8; FRAMED_NAMES_LEN], usize);
+
+impl Names {
+    fn of(datagram: &[u8]) -> Option<Self> {
+        let begins = datagram.first_chunk()?;
+        Some(Self(*begins, datagram.len()))
+    }
+}
+
 /// WireGuard is knocked at no more often, however many checks come: well below the round trip that passes until a peer
 /// that hears of its port's end has asked whether it is so.
 const KNOCK_EVERY: Duration = TA_NODE;
@@ -255,37 +266,28 @@ impl BySlots {
         now: Instant,
     ) {
         let (mut inward, slots) = self.inward(notes, now);
-        // Of data that came on a channel: how it begins, and its length. What is the same is for the
-        // same session, and is not looked at again.
-        let mut like: Option<([u8; FRAMED_NAMES_LEN], usize)> = None;
+        let mut like: Option<Names> = None;
         for run in buffers.arrivals() {
             let mut rest = run.bytes;
             while !rest.is_empty() {
                 let size = run.segment_size.min(rest.len());
-                let (bytes, after) = rest.split_at(size);
-                let names = |bytes: &[u8]| {
-                    let begins = bytes.first_chunk::<FRAMED_NAMES_LEN>().copied();
-                    begins.map(|begins| (begins, bytes.len()))
-                };
-                let this = names(bytes);
-                if like.is_some() && like == this {
-                    let more = after.chunks(size).take_while(|next| names(next) == this);
-                    let alike = 1 + more.count();
-                    let (_, payload) = rest.split_at(CHANNEL_HEADER_LEN);
+                let is_alike = |next: &&[u8]| like.is_some() && Names::of(next) == like;
+                let alike = rest.chunks(size).take_while(is_alike).count();
+                if alike > 0 {
+                    let (_, first) = rest.split_at(CHANNEL_HEADER_LEN);
                     let len = size - CHANNEL_HEADER_LEN;
-                    let payloads = Payloads::spaced(payload, size, len, alike);
-                    inward.deliver_alike(slots, payloads);
-                    rest = &rest[alike * size..];
+                    inward.deliver_alike(slots, Payloads::spaced(first, size, len, alike));
+                    (_, rest) = rest.split_at(alike * size);
                     continue;
                 }
+                let (datagram, after) = rest.split_at(size);
                 rest = after;
-                like = None;
-                inward.last = None;
-                if let Some((from, payload)) = node.handle_relay_datagram(relay, bytes, now) {
+                (like, inward.last) = (None, None);
+                if let Some((from, payload)) = node.handle_relay_datagram(relay, datagram, now) {
                     let arrival = Arrival::Relay { relay, from };
                     inward.deliver_one(slots, arrival, payload, node);
-                    let on_channel = payload.len() + CHANNEL_HEADER_LEN == bytes.len();
-                    like = this.filter(|_| on_channel && inward.last.is_some());
+                    let on_channel = payload.len() + CHANNEL_HEADER_LEN == size;
+                    like = Names::of(datagram).filter(|_| on_channel && inward.last.is_some());
                 }
             }
         }

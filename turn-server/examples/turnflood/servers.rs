@@ -8,7 +8,8 @@ use wice_turn::codec::{CHANNEL_HEADER_LEN, channel_header};
 use wice_turn::io::{Service, Settings};
 use wice_turn::server::{DEFAULT_QUOTAS, Quotas, Rate};
 use wice_udp::{
-    Arrival, Coalescer, Destination, Payloads, ReceiveBuffers, SendFailures, UdpOptions, UdpSocket,
+    Arrival, Coalescer, Destination, Payloads, ReceiveBuffers, SLOTS, SendFailures, UdpOptions,
+    UdpSocket,
 };
 
 use super::{CHANNEL, set};
@@ -121,9 +122,7 @@ impl Bare {
 
     fn take_clients(&mut self, buffers: &mut ReceiveBuffers, failures: &SendFailures) {
         for _ in 0..RECEIVES_A_TURN {
-            if self.listener.receive(buffers).expect("received") == 0 {
-                return;
-            }
+            let filled = self.listener.receive(buffers).expect("received");
             for arrival in buffers.arrivals() {
                 if !self.by_address.contains_key(&arrival.remote) {
                     self.greet(&arrival, failures);
@@ -147,15 +146,17 @@ impl Bare {
                 let payloads = Payloads::spaced(first, size, size - CHANNEL_HEADER_LEN, usize::MAX);
                 out.push_all(relayed.peer, None, payloads);
             }
+            drop(open);
+            if filled < SLOTS {
+                return;
+            }
         }
     }
 
     fn take_peers(&mut self, client: usize, buffers: &mut ReceiveBuffers, failures: &SendFailures) {
         let relayed = &self.clients[client];
         for _ in 0..RECEIVES_A_TURN {
-            if relayed.socket.receive(buffers).expect("received") == 0 {
-                return;
-            }
+            let filled = relayed.socket.receive(buffers).expect("received");
             let mut out = Coalescer::new(&self.listener, failures);
             for arrival in buffers.arrivals() {
                 let header = |len| channel_header(CHANNEL, len).expect("a header");
@@ -165,6 +166,10 @@ impl Bare {
                     arrival.bytes,
                     arrival.segment_size,
                 );
+            }
+            drop(out);
+            if filled < SLOTS {
+                return;
             }
         }
     }
