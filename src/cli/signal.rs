@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal as os_signal};
-use wice_signaling::protocol::{NetworkId, ServerAddress};
+use wice_signaling::protocol::{NetworkId, ServerAddress, ServerKind};
 use wice_signaling::server::{Config, Networks, Server, Transport, TurnSecrets};
 
 use super::log::ServiceLog;
@@ -113,6 +113,15 @@ async fn run(args: &SignalArgs, named: BTreeSet<NetworkId>) -> anyhow::Result<()
     let count = networks.count();
     let config = config(args, networks)?;
     let secrets = config.turn_secrets.clone();
+    let relay = |server: &&ServerAddress| matches!(server.kind, ServerKind::Turn(_));
+    if let Some(relay) = args.turn.iter().find(relay)
+        && secrets.is_empty()
+    {
+        return Err(Usage(format!(
+            "nodes get no credentials for {relay}: the secret that it shares with this service is missing\n  give --turn-secret-file FILE, the same that `wice turn` has as --secret-file"
+        ))
+        .into());
+    }
     let server = Server::bind(config).await?;
     let mut hangup = os_signal(SignalKind::hangup())?;
     let pin = server.pin().map(|pin| pin.to_string());
@@ -181,5 +190,11 @@ fn turn_secrets(args: &SignalArgs) -> anyhow::Result<Vec<String>> {
             path.display()
         )
     })?;
-    Ok(TurnSecrets::parse(&text))
+    let secrets = TurnSecrets::parse(&text);
+    anyhow::ensure!(
+        !secrets.is_empty(),
+        "there is no TURN secret in {}\n  write one a line; the first mints credentials",
+        path.display()
+    );
+    Ok(secrets)
 }

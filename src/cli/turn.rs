@@ -165,7 +165,7 @@ pub(super) fn turn(args: &TurnArgs) -> anyhow::Result<Health> {
     for listen in service.listeners() {
         tracing::info!(event = "turn-serving", transport = ?listen.transport, address = %listen.address, realm = %settings.realm);
     }
-    runtime.block_on(wait(args, &service, &mut signals));
+    runtime.block_on(wait(args, &settings, &service, &mut signals));
     tracing::info!(
         event = "turn-draining",
         allocations = service.allocations(),
@@ -239,20 +239,42 @@ impl Signals {
 }
 
 /// Reloads on SIGHUP until SIGTERM or SIGINT.
-async fn wait(args: &TurnArgs, service: &Service, signals: &mut Signals) {
+async fn wait(args: &TurnArgs, begun: &Settings, service: &Service, signals: &mut Signals) {
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
             _ = signals.hangup.recv() => {
-                let reloaded = settings(args).and_then(|(settings, _)| service.reload(&settings).map_err(usage));
+                let reloaded = settings(args).and_then(|(settings, _)| {
+                    service.reload(&settings).map_err(usage)?;
+                    Ok(settings)
+                });
                 match reloaded {
-                    Ok(()) => tracing::info!(event = "turn-reloaded"),
+                    Ok(settings) => {
+                        let needs_restart = changed(begun, &settings);
+                        tracing::info!(event = "turn-reloaded", needs_restart);
+                    }
                     Err(error) => tracing::error!(event = "turn-not-reloaded", error = %format!("{error:#}")),
                 }
             }
         }
     }
+}
+
+/// What has changed that a reload leaves as it was: the names of the settings.
+fn changed(begun: &Settings, now: &Settings) -> Option<String> {
+    let all = [
+        ("listen", begun.listen != now.listen),
+        ("relay_ip", begun.relay_ips != now.relay_ips),
+        ("ports", begun.ports != now.ports),
+        ("threads", begun.threads != now.threads),
+        ("metrics", begun.metrics != now.metrics),
+    ];
+    let names: Vec<&str> = all
+        .into_iter()
+        .filter_map(|(name, changed)| changed.then_some(name))
+        .collect();
+    (!names.is_empty()).then(|| names.join(","))
 }
 
 /// Flags over file over defaults, and the time to drain.

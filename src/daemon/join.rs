@@ -16,7 +16,7 @@ pub enum JoinError {
     NoToken,
     /// The token is for another network than the node is in.
     #[error(
-        "this node is in the network {present}, the token is for {other}\n  a machine is in one network at a time: to change over, stop wice (wice down), then `wice leave`, then join with the token"
+        "this node is in the network {present}, the token is for {other}\n  a node is in one network at a time: to change over, stop wice (wice down), leave it (wice leave; an attached interface: wice leave --state-dir /var/lib/wice/attached/INTERFACE), then join with the token"
     )]
     OtherNetwork {
         /// The one it is in.

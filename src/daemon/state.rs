@@ -42,7 +42,7 @@ pub enum StateError {
     },
     /// Another daemon has it.
     #[error(
-        "the state folder {0} is in use by another wice\n  stop that one first (wice down), or give this one its own --state-dir and --interface"
+        "the state folder {0} is in use by another wice, which runs already\n  stop that one first (systemctl stop, Ctrl-C or wice down); a second node of `wice up` needs its own --state-dir and --interface"
     )]
     InUse(String),
     /// A file's content makes no sense.

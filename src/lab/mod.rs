@@ -45,6 +45,8 @@ pub use process::Process;
 pub use proxy::PROXY_PORT;
 pub use servers::{Ready, STUN_PORT, TURN_REALM, TURN_SECRET, TURNS_PORT, WEB_TLS_PORT};
 pub use switch::{Counters, Link};
-pub use tools::{acquire_privilege, catch_interrupts, check_tools, interrupted, run_in_foreground};
+pub use tools::{
+    acquire_privilege, catch_interrupts, check_tools, interrupt, interrupted, run_in_foreground,
+};
 pub use truth::{Expected, behavior, ground_truth, same_carrier, same_lan};
 pub use world::{Lab, Node, tcp_passes};

@@ -76,6 +76,11 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Ends the lab as Ctrl-C does.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
 /// Turns the first Ctrl-C or SIGTERM into [`interrupted`], so that the lab is taken down in order;
 /// the second ends the process at once, and the kernel takes the lab down.
 pub fn catch_interrupts() {
@@ -108,7 +113,7 @@ pub fn run_in_foreground(command: &mut Command) -> io::Result<ExitStatus> {
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_interrupt(_signal: libc::c_int) {
-    INTERRUPTED.store(true, Ordering::Relaxed);
+    interrupt();
 }
 
 fn may_unshare() -> io::Result<()> {

@@ -177,8 +177,11 @@ impl AnyBackend {
         }
         match Kernel::open(interface) {
             Ok(kernel) => Ok(Self::Kernel(kernel)),
-            Err(BackendError::NoWireGuard { interface, .. }) => {
+            Err(BackendError::NoWireGuard { interface, .. }) if exists(&interface) => {
                 Err(BackendError::NoWireGuard { interface, path })
+            }
+            Err(BackendError::NoWireGuard { interface, .. }) => {
+                Err(BackendError::NoSuchInterface(interface))
             }
             Err(error) => Err(error),
         }
@@ -191,6 +194,15 @@ impl AnyBackend {
             Self::Uapi(_) => "userspace",
         }
     }
+}
+
+/// Whether this network namespace has such an interface, of whatever kind.
+fn exists(interface: &str) -> bool {
+    let Ok(name) = std::ffi::CString::new(interface) else {
+        return false;
+    };
+    // SAFETY: a C string that lives for the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
 }
 
 impl Backend for AnyBackend {

@@ -243,6 +243,25 @@ fn an_error_tells_its_cause_once() {
     assert_eq!(code(&output), 2);
 }
 
+/// Nodes would be told of a relay that lets none of them in.
+#[test]
+fn a_relay_without_the_secret_that_it_shares_is_refused() {
+    let folder = Folder::new("relay-secret");
+    let empty = folder.write("secret", "\n\n");
+    let relay = ["--turn", "turn:relay.example"];
+    let of_the_file = ["--turn-secret-file", text(&empty)];
+    for (more, wanted, words) in [
+        (&relay[..], 64, "--turn-secret-file"),
+        (&of_the_file[..], 2, "there is no TURN secret in"),
+    ] {
+        let begin = ["signal", "--listen", "127.0.0.1:0", "--state-dir"];
+        let output = wice(&[&begin[..], &[text(&folder.0)], more].concat(), &[]);
+        let said = stderr(&output);
+        assert_eq!(code(&output), wanted, "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}
+
 #[test]
 fn who_is_in_no_network_cannot_leave() {
     let folder = Folder::new("leave");

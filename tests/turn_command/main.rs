@@ -211,7 +211,16 @@ fn it_reloads_on_sighup_and_ends_on_sigterm() {
         0o600,
     );
     running.signal(Signal::HUP);
-    running.line("turn-reloaded");
+    let line = running.line("turn-reloaded");
+    assert!(!line.contains("needs_restart"), "{line}");
+    folder.write(
+        "turn.toml",
+        "realm = \"lab\"\nuser = [\"bob:builder\"]\nports = \"50000-50100\"\nthreads = 3\n",
+        0o600,
+    );
+    running.signal(Signal::HUP);
+    let line = running.line("turn-reloaded");
+    assert!(line.contains("needs_restart=ports,threads"), "{line}");
     folder.write("turn.toml", "rubbish", 0o600);
     running.signal(Signal::HUP);
     assert!(running.line("turn-not-reloaded").contains("turn.toml"));

@@ -1,11 +1,21 @@
 //! What a lab tells, as text and as JSON lines.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{DEGRADED, FAILED, LabArgs, Pair};
-use crate::lab::{Lab, LabError, PeerStatus, TurnServer};
+use crate::lab::{self, Lab, LabError, PeerStatus, TurnServer};
+
+/// Prints a line. A reader that has seen enough (`| head`) ends the lab.
+macro_rules! say {
+    ($($part:tt)*) => {
+        if writeln!(std::io::stdout(), $($part)*).is_err() {
+            lab::interrupt();
+        }
+    };
+}
 
 /// Version of the JSON lines.
 const SCHEMA: u32 = 1;
@@ -52,12 +62,12 @@ impl Show {
             TurnServer::Wice => "relay",
             TurnServer::Coturn => "coturn",
         };
-        println!(
+        say!(
             "internet   signaling, 2 STUN, {relay} (udp tcp tls)     {each_way} ms each way{loss}"
         );
         for row in homes.chunks(2) {
             let cells = row.iter().map(|h| format!("{:<10} {:<22}", h.name, h.nat));
-            println!("{}", cells.collect::<Vec<_>>().join(" ").trim_end());
+            say!("{}", cells.collect::<Vec<_>>().join(" ").trim_end());
         }
     }
 
@@ -67,9 +77,9 @@ impl Show {
             let at = -millis(before) + 0.0;
             self.line(json!({"event": "started", "at_ms": at, "node": name}));
         } else if before.is_zero() {
-            println!("{:<8} {name} started", seconds(before));
+            say!("{:<8} {name} started", seconds(before));
         } else {
-            println!("{:<8} {name} started", "before");
+            say!("{:<8} {name} started", "before");
         }
     }
 
@@ -84,7 +94,7 @@ impl Show {
             true => "is in, and has a relay",
             false => "is not in yet, or has no relay",
         };
-        println!(
+        say!(
             "{:<8} {name} {how}; nobody is there to meet: give --nat once more",
             seconds(at)
         );
@@ -175,16 +185,17 @@ impl Show {
                 Some(_) => described(pair.path.as_ref()),
                 None => format!("no ping answered, path {}", described(pair.path.as_ref())),
             };
-            println!(
+            say!(
                 "not as the NATs allow: {} <-> {} {have}, not {want}",
-                pair.first, pair.second
+                pair.first,
+                pair.second
             );
         }
         if wrong.is_empty() && !pairs.is_empty() {
             let mut kinds: Vec<&str> = pairs.iter().map(Pair::kind).collect();
             kinds.sort_unstable();
             kinds.dedup();
-            println!("as the NATs allow: {}", kinds.join(", "));
+            say!("as the NATs allow: {}", kinds.join(", "));
         }
         code
     }
@@ -193,7 +204,7 @@ impl Show {
         if self.json {
             self.line(json!({"event": "kept", "directory": lab.directory()}));
         } else {
-            println!("kept       {}", lab.directory().display());
+            say!("kept       {}", lab.directory().display());
         }
     }
 
@@ -205,7 +216,7 @@ impl Show {
     }
 
     fn text(&self, at: Duration, pair: &Pair, what: &str) {
-        println!(
+        say!(
             "{:<8} {} <-> {}  {what}",
             seconds(at),
             pair.first,
@@ -215,7 +226,7 @@ impl Show {
 
     fn line(&self, mut object: Value) {
         object["schema"] = SCHEMA.into();
-        println!("{object}");
+        say!("{object}");
     }
 }
 

@@ -102,6 +102,8 @@ pub struct PeerSnapshot {
     pub revoked: bool,
     /// What it says of its NAT.
     pub nat: Option<NatBehavior>,
+    /// The candidates that it has published: kind and address.
+    pub advertised: Vec<(CandidateKind, SocketAddr)>,
     /// Our role towards it.
     pub role: Option<Role>,
     /// What carries its data.
@@ -296,6 +298,12 @@ impl Node {
             name: peer.advert.as_ref().map(|advert| advert.name.clone()),
             revoked: peer.revoked,
             nat: peer.advert.as_ref().map(|advert| advert.nat),
+            advertised: peer
+                .advert
+                .iter()
+                .flat_map(|advert| &advert.candidates)
+                .map(|candidate| (candidate.kind, candidate.address))
+                .collect(),
             role: slot.map(|slot| slot.agent.role()),
             path: peer
                 .path

@@ -350,12 +350,11 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
         Verdict::Impossible(_) => return with_port_mapping(pair_unreachable(here, port), facts),
         Verdict::Possible | Verdict::Unknown => {}
     }
-    if direct.is_empty() {
-        return if facts.peer.name.is_none() {
-            checking(age)
-        } else {
-            no_common_family()
-        };
+    if direct.is_empty() && facts.peer.name.is_none() {
+        return checking(age);
+    }
+    if have_no_common_family(facts) {
+        return no_common_family();
     }
     if shares_address(facts) && !patient_for(SETTLED) {
         return advised(
@@ -387,6 +386,19 @@ fn no_direct_path(facts: &Facts<'_>) -> Reason {
             "a firewall on one side drops UDP: allow UDP {port} in and out on both nodes and their routers (two STUN servers tell more about the NATs)"
         ),
     )
+}
+
+/// Of the addresses that both have themselves, relays' apart.
+fn have_no_common_family(facts: &Facts<'_>) -> bool {
+    let has = |candidates: &[(CandidateKind, SocketAddr)], ipv4: bool| {
+        candidates
+            .iter()
+            .any(|(kind, address)| *kind != CandidateKind::Relayed && address.is_ipv4() == ipv4)
+    };
+    let (here, there) = (&facts.node.candidates, &facts.peer.advertised);
+    let one_alone =
+        |ipv4: bool| has(here, ipv4) && !has(here, !ipv4) && has(there, !ipv4) && !has(there, ipv4);
+    one_alone(true) || one_alone(false)
 }
 
 /// Whoever is told to set up port mapping is told what became of it here.

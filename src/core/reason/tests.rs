@@ -109,6 +109,7 @@ fn peer(nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnapshot {
         name: nat.map(|_| "lab-b".into()),
         revoked: false,
         nat,
+        advertised: vec![(CandidateKind::Host, "192.168.7.2:51821".parse().unwrap())],
         role: None,
         path: None,
         changes: 0,
@@ -337,9 +338,19 @@ fn relayed_for_reasons_other_than_nats() {
         code(&plain, &relayed(peer(Some(eim), vec![dead]))),
         Code::WireguardUnanswered
     );
+    let mut other_family = relayed(peer(Some(eim), vec![]));
+    other_family.advertised = vec![
+        (CandidateKind::Host, "[2001:db8::7]:51821".parse().unwrap()),
+        (
+            CandidateKind::Relayed,
+            "198.51.100.2:50000".parse().unwrap(),
+        ),
+    ];
+    assert_eq!(code(&plain, &other_family), Code::NoCommonFamily);
+    // The only address of its own is one that this node has as well: no pair, and the same family.
     assert_eq!(
         code(&plain, &relayed(peer(Some(eim), vec![]))),
-        Code::NoCommonFamily
+        Code::DirectFailedSilent
     );
     let same = pair(
         CandidateKind::Host,

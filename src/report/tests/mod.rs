@@ -65,6 +65,7 @@ fn peer(number: u8, nat: Option<NatBehavior>, pairs: Vec<PairView>) -> PeerSnaps
         key: PublicKey([number; 32]),
         name: nat.map(|_| format!("lab-{}", char::from(b'a' + number))),
         nat,
+        advertised: Vec::new(),
         role: Some(Role::Controlling),
         path: selected.map(|pair| PathView {
             pair: pair.clone(),

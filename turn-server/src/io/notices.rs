@@ -53,6 +53,12 @@ fn words(refusal: Refusal) -> (String, &'static str) {
                 "if it is meant to be reached, open its range with --allow-peer",
             );
         }
+        Refusal::ChannelNumber(number) => {
+            return (
+                format!("channel number {number:#06x} is not in 0x4000 to 0x4FFF"),
+                "a client of before RFC 8656: start the server with --old-clients (turnutils_uclient: or give it -s)",
+            );
+        }
         Refusal::Quota(Exceeded::User) => (
             "the user has all the allocations that it may have",
             "see --user-quota; a client that never ends its allocations fills it",
@@ -117,7 +123,10 @@ fn plain(code: ErrorCode) -> (&'static str, &'static str) {
 
 fn is_warning(refusal: Refusal) -> bool {
     match refusal {
-        Refusal::Plain(_) | Refusal::PeerDenied(_) | Refusal::Draining => false,
+        Refusal::Plain(_)
+        | Refusal::ChannelNumber(_)
+        | Refusal::PeerDenied(_)
+        | Refusal::Draining => false,
         Refusal::UnknownUser
         | Refusal::Expired
         | Refusal::WrongPassword

@@ -30,6 +30,8 @@ const MAX_NAME: usize = 64;
 pub enum Refusal {
     /// The code says all there is.
     Plain(ErrorCode),
+    /// 400: a channel number that is none of this server's.
+    ChannelNumber(u16),
     /// 401: no user of that name, and no name with a time in front.
     UnknownUser,
     /// 401: a time-limited name whose time is over.
@@ -61,6 +63,7 @@ impl Refusal {
     pub fn code(self) -> ErrorCode {
         match self {
             Self::Plain(code) => code,
+            Self::ChannelNumber(_) => ErrorCode::BadRequest,
             Self::UnknownUser
             | Self::Expired
             | Self::WrongPassword
@@ -95,7 +98,8 @@ impl Refusal {
                 | ErrorCode::ConnectionAlreadyExists
                 | ErrorCode::ConnectionFailed => false,
             },
-            Self::UnknownUser
+            Self::ChannelNumber(_)
+            | Self::UnknownUser
             | Self::Expired
             | Self::WrongPassword
             | Self::WrongSecret

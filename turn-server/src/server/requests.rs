@@ -116,7 +116,7 @@ impl Server {
             CHANNELS
         };
         if !numbers.contains(&number) {
-            return Err(ErrorCode::BadRequest.into());
+            return Err(Refusal::ChannelNumber(number));
         }
         let peer = self.peer_asked_for(message, id)?;
         if self.get(id).is_some_and(|a| a.connections.is_some()) {
