@@ -118,6 +118,15 @@ impl Gatherer {
         }
     }
 
+    /// Asks those again now that have been silent: something shows that UDP leaves.
+    pub fn ask_silent(&mut self, now: Instant) {
+        for probe in self.probes.values_mut().filter(|probe| probe.silent > 0) {
+            if let ProbeState::Idle { until } = &mut probe.state {
+                *until = now.min(*until);
+            }
+        }
+    }
+
     /// When [`Self::poll_request`] has something.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.probes.values().map(Probe::due).min()
@@ -434,6 +443,22 @@ mod tests {
         );
         assert_eq!(gathered(&two, |_| None).nat().mapping, Mapping::Blocked);
         assert_eq!(gathered(&two[..1], by_host).nat().mapping, Mapping::Unknown);
+    }
+
+    #[test]
+    fn who_was_silent_is_asked_at_once_when_udp_leaves_again() {
+        let servers = ["198.51.100.1:3478", "198.51.100.2:3478"];
+        let first = |server: SocketAddr| server == address("198.51.100.1:3478");
+        let seen = address("203.0.113.9:51821");
+        let mut gatherer = gathered(&servers, |server| first(server).then_some(seen));
+        let now = Instant::now() + Duration::from_secs(20);
+        let mut ids = (1_000_000u128..).map(TransactionId::from);
+        let mut poll = |gatherer: &mut Gatherer| gatherer.poll_request(ids.next().unwrap(), now);
+        assert_eq!(poll(&mut gatherer), None, "nobody is due");
+        gatherer.ask_silent(now);
+        let asked = poll(&mut gatherer).unwrap();
+        assert_eq!(asked.server, address(servers[1]));
+        assert_eq!(poll(&mut gatherer), None, "who answers is not");
     }
 
     #[test]

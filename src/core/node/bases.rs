@@ -249,12 +249,13 @@ impl Node {
         self.pump();
     }
 
-    /// The STUN servers, best first.
+    /// The STUN servers, best first. They are told of when signaling is there again, with which UDP may be, too.
     pub fn handle_stun_servers(&mut self, servers: &[StunServer], now: std::time::Instant) {
         self.now = now;
         self.stun_servers = servers.to_vec();
         let addresses: Vec<SocketAddr> = servers.iter().map(|server| server.address).collect();
         self.gatherer.set_servers(&addresses, now);
+        self.gatherer.ask_silent(now);
         self.pump();
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use wice_signaling::protocol::RelayTransport;
+
 use super::scheduler::AgentRef;
 use super::{Arrival, Event, Inbound, Node, PeerId, RelayId, RelayServer};
 use crate::core::ice::{BaseId, PairKey, Use};
@@ -109,7 +111,11 @@ impl Node {
     /// Opens what is to be opened, lets every allocation do what is due, and hears what happened.
     pub(super) fn drive_relays(&mut self) {
         let now = self.now;
-        if self.relays.note_silence(now) {
+        let heard = self.relays.note_silence(now);
+        if heard.by_udp {
+            self.gatherer.ask_silent(now);
+        }
+        if heard.changed {
             self.note_candidates();
             self.close_superfluous();
         }
@@ -283,6 +289,9 @@ impl Node {
                 let Some(relay) = self.relays.active.get_mut(&id) else {
                     return;
                 };
+                if relay.server.transport == RelayTransport::Udp {
+                    self.gatherer.ask_silent(self.now);
+                }
                 let base = self.bases.add_relay(id, relayed, relay.server.transport);
                 relay.base = Some(base);
                 self.spread_base(base);

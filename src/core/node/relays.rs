@@ -62,6 +62,15 @@ pub(super) struct Relays {
     refused: BTreeMap<(RelayId, SocketAddr), Instant>,
 }
 
+/// What has changed about who answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heard {
+    /// A server has gone silent, or answers again.
+    pub(super) changed: bool,
+    /// One answers again over UDP.
+    pub(super) by_udp: bool,
+}
+
 /// What is known of one configured server.
 pub(super) struct ServerView<'a> {
     pub(super) server: &'a RelayServer,
@@ -160,15 +169,16 @@ impl Relays {
         }
     }
 
-    /// Looks which servers have gone silent or answer again; whether any has. Where one has gone
+    /// Looks which servers have gone silent or answer again. Where one has gone
     /// silent the other ways to its host are tried now: this one may be blocked since.
-    pub(super) fn note_silence(&mut self, now: Instant) -> bool {
+    pub(super) fn note_silence(&mut self, now: Instant) -> Heard {
         let mut silenced = Vec::new();
-        let mut changed = false;
+        let mut heard = Heard::default();
         for relay in self.active.values_mut() {
             let silent = relay.base.is_some() && relay.allocation.is_silent(now);
             if std::mem::replace(&mut relay.is_silent, silent) != silent {
-                changed = true;
+                heard.changed = true;
+                heard.by_udp |= !silent && relay.server.transport == RelayTransport::Udp;
                 silenced.extend(silent.then(|| relay.server.name.clone()));
             }
         }
@@ -178,7 +188,7 @@ impl Relays {
                 *at = now.min(*at);
             }
         }
-        changed
+        heard
     }
 
     /// The connection or its allocation is gone.
