@@ -111,20 +111,13 @@ impl Gatherer {
 
     /// Asks everybody again now, and believes what is known until they answer.
     pub fn ask_again(&mut self, now: Instant) {
-        for probe in self.probes.values_mut() {
-            if let ProbeState::Idle { until } = &mut probe.state {
-                *until = now.min(*until);
-            }
-        }
+        self.probes.values_mut().for_each(|probe| probe.hurry(now));
     }
 
     /// Asks those again now that have been silent: something shows that UDP leaves.
     pub fn ask_silent(&mut self, now: Instant) {
-        for probe in self.probes.values_mut().filter(|probe| probe.silent > 0) {
-            if let ProbeState::Idle { until } = &mut probe.state {
-                *until = now.min(*until);
-            }
-        }
+        let silent = self.probes.values_mut().filter(|probe| probe.silent > 0);
+        silent.for_each(|probe| probe.hurry(now));
     }
 
     /// When [`Self::poll_request`] has something.
@@ -327,6 +320,13 @@ impl Gatherer {
 }
 
 impl Probe {
+    /// Has it ask now, unless it is asking.
+    fn hurry(&mut self, now: Instant) {
+        if let ProbeState::Idle { until } = &mut self.state {
+            *until = now.min(*until);
+        }
+    }
+
     fn due(&self) -> Instant {
         match &self.state {
             ProbeState::Idle { until } => *until,
