@@ -20,7 +20,7 @@ pub use annotator::Annotator;
 pub use cluster::{Cluster, NAMESPACE, Place, Server, overlay_folder};
 pub use mesh::KubeMesh;
 pub use mesh_agent::{INTERFACE, Local, MeshAgents};
-pub use rendered::{find, kustomized, parse};
+pub use rendered::{arguments, environment, find, kustomized, parse};
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(50);

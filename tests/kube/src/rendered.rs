@@ -33,3 +33,26 @@ pub fn find<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let found = objects.iter().find(|object| object["kind"] == kind);
     found.unwrap_or_else(|| panic!("no {kind}"))
 }
+
+/// What a container's `env` says, of what is said by its value.
+#[must_use]
+pub fn environment(container: &Value) -> Vec<(&str, &str)> {
+    let entries = container["env"].as_array().into_iter().flatten();
+    entries
+        .filter_map(|entry| Some((entry["name"].as_str()?, entry["value"].as_str()?)))
+        .collect()
+}
+
+/// A container's `args` as the kubelet gives them: `$(NAME)` is its variable's value.
+#[must_use]
+pub fn arguments(container: &Value) -> Vec<String> {
+    let environment = environment(container);
+    let words = container["args"].as_array().into_iter().flatten();
+    let expanded = |word: &Value| {
+        let word = word.as_str().expect("a word is text").to_owned();
+        environment.iter().fold(word, |word, (name, value)| {
+            word.replace(&format!("$({name})"), value)
+        })
+    };
+    words.map(expanded).collect()
+}

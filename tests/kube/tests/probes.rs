@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use wice::lab::NatKind;
 use wice_kube_tests::{
-    KubeMesh, asset, find, kustomized, output, overlay_folder, wait_until, wice_binary,
+    KubeMesh, arguments, asset, environment, find, kustomized, output, overlay_folder, wait_until,
+    wice_binary,
 };
 
 const NODE: &str = "home-a";
@@ -204,19 +205,16 @@ fn the_probes_of_relay_and_service_are_answered() {
     ] {
         let objects = kustomized(overlay).unwrap();
         let container = &find(&objects, kind)["spec"]["template"]["spec"]["containers"][0];
-        let arguments: Vec<String> = container["args"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|word| {
-                let word = word.as_str().unwrap();
-                word.replace(mounted, &overlay_folder(overlay))
-            })
+        let folder = overlay_folder(overlay);
+        let arguments = arguments(container).into_iter();
+        let arguments: Vec<String> = arguments
+            .map(|word| word.replace(mounted, &folder))
             .collect();
         let process = mesh.lab.start(NODE, overlay, |ns| {
             let mut command = ns.command(wice_binary().unwrap());
             command
                 .args(&arguments)
+                .envs(environment(container))
                 .env("WICE_STATE_DIR", machine.state_dir());
             command
         });
