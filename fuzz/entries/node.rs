@@ -274,7 +274,8 @@ impl Rig {
                 Event::Publish { .. }
                 | Event::PeerAdded { .. }
                 | Event::PeerRemoved { .. }
-                | Event::PathChanged { .. } => {}
+                | Event::PathChanged { .. }
+                | Event::Initiation { .. } => {}
             }
         }
     }

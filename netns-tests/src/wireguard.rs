@@ -185,8 +185,20 @@ impl WireGuards {
 
     /// Waits until both ping each other, and gives how long after `start` that was.
     pub fn first_pings(&self, first: &str, second: &str, start: Instant) -> Result<Duration> {
+        self.first_pings_apart(first, second, Duration::ZERO, start)
+    }
+
+    /// The same with the second to begin after the first by so much.
+    pub fn first_pings_apart(
+        &self,
+        first: &str,
+        second: &str,
+        apart: Duration,
+        start: Instant,
+    ) -> Result<Duration> {
         const EVERY: Duration = Duration::from_millis(10);
         let there = self.pings(first, second, EVERY)?;
+        std::thread::sleep(apart);
         let back = self.pings(second, first, EVERY)?;
         let answers = [&there, &back].map(|pings| pings.back_after(start, crate::PATIENCE));
         let [Some(there), Some(back)] = answers else {

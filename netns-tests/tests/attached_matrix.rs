@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use wice::lab::{LabConfig, NatKind, TurnServer};
+use wice::lab::{LabConfig, NatKind};
 use wice_netns_tests::{PATIENCE, RTT, Random, Table, Want, WireGuards, alone, seconds, wait_for};
 
 /// From the first ping to answers both ways: less than the 5 s after which WireGuard repeats a handshake
@@ -52,9 +52,6 @@ fn fourteen_homes(direct: &str, holds: fn(&Want, usize) -> Result<()>) -> Result
     let mut table = Table::new(title);
     let config = LabConfig {
         rtt: RTT,
-        // With `wice turn` paths settle some three seconds sooner, and first pings then fall together with relayed paths that
-        // move to another port: two handshakes that cross there cost 5 s, in three of seven runs.
-        turn_server: TurnServer::Coturn,
         ..LabConfig::of_kinds(NatKind::MATRIX.into_iter().chain(NatKind::MATRIX))
     };
     let homes = config.homes.clone();

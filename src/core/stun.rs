@@ -28,6 +28,8 @@ const PRIORITY: u16 = 0x0024;
 const USE_CANDIDATE: u16 = 0x0025;
 const ICE_CONTROLLED: u16 = 0x8029;
 const ICE_CONTROLLING: u16 = 0x802A;
+/// RFC 8656 §18.3. In a Binding indication it is ours alone.
+const DATA: u16 = 0x0013;
 /// libwebrtc's and pion's renomination counter: 32 bits of which the low 24 count.
 const NOMINATION: u16 = 0xC001;
 
@@ -139,6 +141,23 @@ pub fn encode_error(id: TransactionId, code: u16, key: &IntegrityKey) -> Vec<u8>
     seal(message, Some(key))
 }
 
+/// An indication that encloses a datagram: whoever reads no STUN passes it over.
+pub fn encode_enclosed(
+    id: TransactionId,
+    username: &str,
+    datagram: &[u8],
+    key: &IntegrityKey,
+) -> Vec<u8> {
+    let kind = MessageType::from_class_method(MessageClass::Indication, BINDING);
+    let capacity = CAPACITY + datagram.len();
+    let mut message = Message::builder(kind, id, MessageWriteVec::with_capacity(capacity));
+    if let Ok(username) = Username::new(username) {
+        add(&mut message, &username);
+    }
+    add(&mut message, &RawAttribute::new(DATA.into(), datagram));
+    seal(message, Some(key))
+}
+
 fn add(message: &mut MessageWriteVec, attribute: &dyn stun_types::attribute::AttributeWrite) {
     // Fails only past 64 KiB or after MESSAGE-INTEGRITY; neither happens here.
     let added = message.add_attribute(attribute);
@@ -170,7 +189,7 @@ pub enum BindingClass {
     Success,
     /// The refusal of a request of ours.
     Error,
-    /// No effect (RFC 8445 §11).
+    /// A keepalive without effect (RFC 8445 §11), or one that encloses a datagram.
     Indication,
 }
 
@@ -271,6 +290,11 @@ impl<'a> Binding<'a> {
         Some(self.attribute::<ErrorCode>()?.code())
     }
 
+    /// The datagram of `N` bytes that an indication encloses.
+    pub fn enclosed<const N: usize>(&self) -> Option<[u8; N]> {
+        self.integer(DATA)
+    }
+
     fn attribute<'s, A: AttributeFromRaw<'s> + AttributeStaticType>(&'s self) -> Option<A> {
         self.message.attribute::<A>().ok()
     }
@@ -343,6 +367,21 @@ mod tests {
         let bytes = encode_error(check().id, ROLE_CONFLICT, &key);
         let parsed = Binding::parse(&bytes).unwrap();
         assert_eq!(parsed.error_code(), Some(ROLE_CONFLICT));
+    }
+
+    #[test]
+    fn what_is_enclosed_comes_out_as_it_went_in() {
+        let key = integrity_key("secret");
+        let bytes = encode_enclosed(check().id, "theirs:ours", &[7; 148], &key);
+        assert!(is_stun(&bytes));
+        let parsed = Binding::parse(&bytes).unwrap();
+        assert_eq!(parsed.class(), BindingClass::Indication);
+        assert_eq!(parsed.username(), Some(("theirs".into(), "ours".into())));
+        assert!(parsed.has_fingerprint() && parsed.is_authentic(&key));
+        assert_eq!(parsed.enclosed(), Some([7; 148]));
+        assert_eq!(parsed.enclosed::<147>(), None);
+        let plain = encode_success(check().id, "198.51.100.7:1".parse().unwrap(), &key);
+        assert_eq!(Binding::parse(&plain).unwrap().enclosed::<148>(), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! STUN from whom the node does not know, or who does not know the keys: no reply of any kind.
 
-use wice::core::node::Counters;
+use wice::core::node::{Counters, Event};
 use wice::core::stun::{
-    TransactionId, encode_binding, encode_error, encode_success, integrity_key,
+    TransactionId, encode_binding, encode_enclosed, encode_error, encode_success, integrity_key,
 };
 
 use wice_signaling::protocol::Session;
@@ -138,4 +138,63 @@ fn where_the_node_is_not() {
         assert_eq!(victim.hears_at(&datagram, local.into()), []);
     }
     assert_eq!(victim.node.counters().no_base, 2);
+}
+
+/// An initiation that is enclosed in STUN is told of if it is the peer's, and costs no cryptography else.
+#[test]
+fn what_others_enclose_goes_nowhere() {
+    let mut victim = Victim::new();
+    let enclosed = |username: &str, password: &str, datagram: &[u8]| {
+        let id = TransactionId::from(1);
+        encode_enclosed(id, username, datagram, &integrity_key(password))
+    };
+    let (own, peer) = victim.credentials(&victim.peer, FIRST);
+    let (_, stranger) = victim.credentials(&victim.stranger, FIRST);
+    let (_, unknown) = victim.credentials(&victim.peer, SECOND);
+    let named = |sender: &str| format!("{}:{sender}", own.ufrag);
+    let by_peer = named(&peer.ufrag);
+    let initiation = [1; 148];
+    for datagram in [
+        enclosed(&named(&stranger.ufrag), &own.password, &initiation),
+        enclosed("a:b", &own.password, &initiation),
+    ] {
+        ignored(&mut victim, &datagram, |counters| counters.strangers);
+    }
+    for datagram in [
+        enclosed(&by_peer, &peer.password, &initiation),
+        enclosed(&named(&unknown.ufrag), &own.password, &initiation),
+    ] {
+        ignored(&mut victim, &datagram, |counters| counters.unauthentic);
+    }
+    // Neither a keepalive nor anything that is no initiation.
+    for datagram in [&[][..], &[1; 147], &[1; 149]] {
+        assert_eq!(
+            victim.hears(&enclosed(&by_peer, &own.password, datagram)),
+            []
+        );
+    }
+    assert_eq!(victim.node.poll_event(), None);
+
+    for _ in 0..3 {
+        assert_eq!(
+            victim.hears(&enclosed(&by_peer, &own.password, &initiation)),
+            []
+        );
+    }
+    let told = victim.node.poll_event();
+    let Some(Event::Initiation {
+        arrival,
+        initiation: told,
+        ..
+    }) = told
+    else {
+        panic!("{told:?}");
+    };
+    assert_eq!(arrival, Victim::arrival(ATTACKER.into()));
+    assert_eq!(*told, initiation);
+    assert_eq!(
+        victim.node.poll_event(),
+        None,
+        "the latest of a peer alone waits"
+    );
 }

@@ -206,7 +206,7 @@ impl World {
                 let changes = &mut self.hosts[id].paths_changed;
                 changes.entry(other).or_default().push(now);
             }
-            Event::PeerAdded { .. } | Event::PeerRemoved { .. } => {}
+            Event::PeerAdded { .. } | Event::PeerRemoved { .. } | Event::Initiation { .. } => {}
         }
     }
 

@@ -82,6 +82,8 @@ pub enum Event {
         key: PublicKey,
         /// Where.
         endpoint: SocketAddr,
+        /// What stood there.
+        instead_of: Option<SocketAddr>,
         /// Why.
         cause: Cause,
     },
@@ -198,6 +200,13 @@ impl Binder {
         }
     }
 
+    /// The addresses at relays by which a peer may reach WireGuard's own port: that WireGuard sends there is nobody's doing.
+    pub fn handle_relayed(&mut self, key: &PublicKey, relayed: &[SocketAddr]) {
+        if let Some(peer) = self.peers.get_mut(key) {
+            peer.set_relayed(relayed);
+        }
+    }
+
     /// When the interface is to be looked at, if that is before the next time: where something else stands in
     /// place of ours, a second is long.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
@@ -263,6 +272,7 @@ impl Binder {
             self.events.push_back(Event::SetEndpoint {
                 key,
                 endpoint,
+                instead_of: peer.endpoint(),
                 cause,
             });
         }

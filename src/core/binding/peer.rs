@@ -60,6 +60,8 @@ pub(super) struct Peer {
     counted: Option<Instant>,
     /// Theirs, which we have put back ourselves.
     retried: Option<SocketAddr>,
+    /// The peer's relayed addresses from which WireGuard may hear it.
+    relayed: Vec<SocketAddr>,
     /// It came together with something from the peer: WireGuard may have roamed.
     may_have_roamed: bool,
     /// And that was half a handshake: WireGuard has roamed, and nobody else has done it.
@@ -93,6 +95,11 @@ impl Peer {
         let given = given.filter(|given| sighting.endpoint == Some(*given));
         let ours = |endpoint: &SocketAddr| *endpoint == slot || Some(*endpoint) == given;
         let theirs = sighting.endpoint.filter(|endpoint| !ours(endpoint));
+        // Where the peer has no endpoint at all, that is what its owner wants now.
+        let original = match sighting.endpoint {
+            None => None,
+            Some(_) => theirs.or(remembered),
+        };
         let in_session = sighting.handshake_age.is_some_and(|age| age < SESSION);
         // A handshake was sent before we came, and none has ever been answered.
         let asked = sighting.handshake.is_none() && sighting.tx_bytes > 0;
@@ -109,12 +116,13 @@ impl Peer {
             displaced: None,
             counted: None,
             retried: None,
+            relayed: Vec::new(),
             may_have_roamed: false,
             half_heard: false,
             failed: None,
-            original: theirs.or(remembered),
+            original,
             original_found: false,
-            native: theirs.or(remembered),
+            native: original,
             rx_bytes: sighting.rx_bytes,
             tx_bytes: sighting.tx_bytes,
             handshake: sighting.handshake,
@@ -127,6 +135,10 @@ impl Peer {
 
     pub(super) fn original(&self) -> Option<SocketAddr> {
         self.original
+    }
+
+    pub(super) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
     }
 
     pub(super) fn given(&self) -> Option<SocketAddr> {
@@ -152,6 +164,12 @@ impl Peer {
                 works: self.heard && self.unanswered_for(self.looked) < NATIVE_DEAD,
                 idle: self.unanswered.is_none(),
             },
+        }
+    }
+
+    pub(super) fn set_relayed(&mut self, relayed: &[SocketAddr]) {
+        if self.relayed != relayed {
+            self.relayed = relayed.to_vec();
         }
     }
 
@@ -359,6 +377,8 @@ impl Peer {
                 if was_ours {
                     self.displaced = Some(now);
                 }
+                self.original = None;
+                self.native = None;
             }
         }
     }
@@ -394,7 +414,12 @@ impl Peer {
             return None;
         }
         self.failed = None;
+        // It is theirs from now on, whatever a path has led to before.
         self.given = self.given.filter(|given| *given != native);
+        self.given_before = self.given_before.filter(|given| *given != native);
+        if self.endpoint == Some(native) {
+            return None;
+        }
         self.retried = Some(native);
         Some((native, Cause::Retry))
     }
@@ -422,11 +447,14 @@ impl Peer {
         (endpoint, reset)
     }
 
-    /// WireGuard has heard the peer's host from another port than the path's: its wice, by the way of before. Nobody has set that.
+    /// WireGuard has heard the peer's host from another port than the path's, or from a relay of the peer's: its wice, by the
+    /// way of before. Nobody has set that.
     fn has_roamed_beside(&self) -> bool {
         let led = self.path.ready.filter(|ready| *ready != self.slot);
-        let beside = |led: SocketAddr| self.endpoint.is_some_and(|at| at.ip() == led.ip());
-        self.may_have_roamed && led.is_some_and(beside)
+        let Some(at) = self.endpoint.filter(|_| self.may_have_roamed) else {
+            return false;
+        };
+        led.is_some_and(|led| at.ip() == led.ip()) || self.relayed.contains(&at)
     }
 
     /// The distance of the last resets, if three of them are about equal.

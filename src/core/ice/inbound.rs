@@ -39,18 +39,7 @@ impl Agent {
         if !policy::is_candidate_address(from.ip()) {
             return Reply::Ignore;
         }
-        let Some((receiver, sender)) = request.username() else {
-            return Reply::Ignore;
-        };
-        let for_us = receiver == self.local.ufrag;
-        let from_peer = self
-            .remote
-            .as_ref()
-            .is_none_or(|(remote, _)| remote.ufrag == sender);
-        if !for_us || !from_peer || !request.has_fingerprint() {
-            return Reply::Ignore;
-        }
-        if !request.is_authentic(&self.local_key) {
+        if !self.is_from_other_side(request) {
             return Reply::Ignore;
         }
         let Some(fields) = request.check_fields() else {
@@ -66,6 +55,19 @@ impl Agent {
             self.adopt(key, fields.nomination.unwrap_or(0));
         }
         Reply::Send(encode_success(request.id(), from, &self.local_key))
+    }
+
+    /// Whether a request or an indication is for us, and the other side's. Costs an HMAC where it says so.
+    pub fn is_from_other_side(&self, message: &Binding<'_>) -> bool {
+        let Some((receiver, sender)) = message.username() else {
+            return false;
+        };
+        let for_us = receiver == self.local.ufrag;
+        let from_peer = self
+            .remote
+            .as_ref()
+            .is_none_or(|(remote, _)| remote.ufrag == sender);
+        for_us && from_peer && message.has_fingerprint() && message.is_authentic(&self.local_key)
     }
 
     /// An answer from `from` that arrived at `base`. `true` if it ended a transaction of ours.

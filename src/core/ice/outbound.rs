@@ -10,7 +10,7 @@ use super::pair::{Failure, Pair, PairKey, PairState, Use};
 use super::priority::candidate_priority;
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, Nomination, Role};
-use crate::core::stun::{Check, TransactionId};
+use crate::core::stun::{Check, TransactionId, encode_enclosed};
 use crate::core::timing::{IDLE_RC, MAX_PAIRS, RC, RECHECK, RECHECK_RC, RTO_MIN};
 
 /// Probes of the selected path that go unanswered before all others are checked.
@@ -122,6 +122,14 @@ impl Agent {
 
     /// The best pair that has not been checked: first the best direct, then the best relayed one,
     /// then by priority (RFC 8445 §6.1.4.2 has priority alone).
+    /// A datagram of the owner's, for the other side's agent: authentic, and in the shape of a check. `None` while the
+    /// other side's credentials are not known.
+    pub fn enclose(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
+        let id = self.next_id();
+        let (_, key) = self.remote.as_ref()?;
+        Some(encode_enclosed(id, &self.username, datagram, key))
+    }
+
     fn best_waiting(&self) -> Option<PairKey> {
         let tried = |relayed: bool| {
             let of_class = |pair: &&Pair| (pair.relays() > 0) == relayed;

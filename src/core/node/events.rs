@@ -31,6 +31,7 @@ impl Events {
             Event::PeerRemoved { peer, .. } => {
                 self.take(|e| matches!(e, Event::Bind { peer: p, .. } if p == peer));
                 self.take(|e| matches!(e, Event::PathChanged { peer: p, .. } if p == peer));
+                self.take(|e| matches!(e, Event::Initiation { peer: p, .. } if p == peer));
                 if self.take(|e| matches!(e, Event::PeerAdded { peer: p, .. } if p == peer)) {
                     return;
                 }
@@ -38,6 +39,9 @@ impl Events {
             Event::Bind { peer, .. } => return self.bind(*peer, event),
             Event::PathChanged { peer, .. } => {
                 self.take(|e| matches!(e, Event::PathChanged { peer: p, .. } if p == peer));
+            }
+            Event::Initiation { peer, .. } => {
+                self.take(|e| matches!(e, Event::Initiation { peer: p, .. } if p == peer));
             }
         }
         self.0.push_back(event);

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use super::peer::Peer;
 use super::scheduler::AgentRef;
-use super::{Arrival, Inbound, Node, PeerId, Via};
+use super::{Arrival, Event, Inbound, Node, PathRef, PeerId, Via};
 use crate::core::credentials::{End, derive, parse_ufrag};
 use crate::core::ice::{BaseId, PairKey, Reply, Witness};
+use crate::core::slots::INITIATION_LEN;
 use crate::core::stun::{Binding, BindingClass, integrity_key, is_stun, quoted_id};
 use wice_signaling::protocol::Session;
 
@@ -34,7 +36,7 @@ impl Node {
             BindingClass::Success | BindingClass::Error => {
                 self.handle_response(base, from, &message);
             }
-            BindingClass::Indication => {}
+            BindingClass::Indication => self.handle_indication(arrival, &message),
         }
         self.pump();
         Inbound::Consumed
@@ -84,21 +86,62 @@ impl Node {
         }
     }
 
+    /// What is no keepalive encloses an initiation of a known session's WireGuard ([`Self::send_enclosed`]).
+    fn handle_indication(&mut self, arrival: Arrival, indication: &Binding<'_>) {
+        let Some(initiation) = indication.enclosed::<INITIATION_LEN>() else {
+            return;
+        };
+        let Some((peer, session)) = self.named(indication) else {
+            self.counters.strangers += 1;
+            return;
+        };
+        let slot = peer.slots.iter().find(|slot| slot.session == session);
+        if !slot.is_some_and(|slot| slot.agent.is_from_other_side(indication)) {
+            self.counters.unauthentic += 1;
+            return;
+        }
+        let peer = peer.id;
+        self.events.push(Event::Initiation {
+            peer,
+            arrival,
+            initiation: Box::new(initiation),
+        });
+    }
+
+    /// Sends an initiation of our WireGuard's by the peer's path to its wice, where that ends at the port of its
+    /// WireGuard and so would be taken before anybody has seen it.
+    pub fn send_enclosed(&mut self, id: PeerId, initiation: &[u8; INITIATION_LEN], now: Instant) {
+        self.now = now;
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
+        let paths: Vec<PathRef> = peer.carrying().collect();
+        for path in paths {
+            let slot = self
+                .peers
+                .get_mut(&id)
+                .and_then(|peer| peer.slot_mut(path.generation));
+            if let Some(enclosed) = slot.and_then(|slot| slot.agent.enclose(initiation)) {
+                self.send_from(path.key.base, path.key.remote, enclosed);
+            }
+        }
+    }
+
+    /// Whom a message to us says it is from.
+    fn named(&self, message: &Binding<'_>) -> Option<(&Peer, Session)> {
+        let (receiver, sender) = message.username()?;
+        let (hash, session) = parse_ufrag(&sender).filter(|_| receiver == self.own.ufrag())?;
+        let peer = self.by_hash.get(&hash).and_then(|id| self.peers.get(id))?;
+        Some((peer, session))
+    }
+
     fn handle_request(&mut self, base: BaseId, from: SocketAddr, request: &Binding<'_>) {
         // Through a mesh agent's overlay: a path would carry itself.
         if self.excluded.contains(from.ip()) {
             self.counters.strangers += 1;
             return;
         }
-        let named = request
-            .username()
-            .filter(|(receiver, _)| *receiver == self.own.ufrag());
-        let Some((hash, session)) = named.and_then(|(_, sender)| parse_ufrag(&sender)) else {
-            self.counters.strangers += 1;
-            return;
-        };
-        let peer = self.by_hash.get(&hash).and_then(|id| self.peers.get(id));
-        let Some(peer) = peer else {
+        let Some((peer, session)) = self.named(request) else {
             self.counters.strangers += 1;
             return;
         };

@@ -156,14 +156,14 @@ impl Node {
         direct.into_iter().map(|(_, key)| key.remote).collect()
     }
 
-    /// Whether the peer's end of its path is its WireGuard's own port: what arrives there nobody sees before
-    /// WireGuard does.
+    /// Whether the peer's end of a path that carries its packets, during a switch of either, is its WireGuard's own port: what
+    /// arrives there nobody sees before WireGuard does.
     pub fn ends_at_wireguard(&self, id: PeerId) -> bool {
-        let pair = self
-            .peers
-            .get(&id)
-            .and_then(|peer| peer.pair(peer.path.selected?));
-        pair.is_some_and(|pair| {
+        let Some(peer) = self.peers.get(&id) else {
+            return false;
+        };
+        let mut pairs = peer.carrying().filter_map(|path| peer.pair(path));
+        pairs.any(|pair| {
             let remote = pair.remote();
             remote.kind != CandidateKind::Relayed && !is_own_socket(remote.priority)
         })
@@ -346,13 +346,8 @@ impl Node {
             return;
         };
         let selected = peer.path.selected;
-        let previous = peer.path.previous.map(|(path, _)| path);
-        let valid = |path: &PathRef| peer.pair(*path).is_some_and(|pair| pair.is_valid());
-        let routes: Vec<Route> = selected
-            .into_iter()
-            .chain(previous.filter(valid))
-            .filter_map(|path| self.route(id, path))
-            .collect();
+        let routes = peer.carrying().filter_map(|path| self.route(id, path));
+        let routes: Vec<Route> = routes.collect();
         let controls = self.own.key > peer.key;
         let confirmed = |path: PathRef| peer.pair(path).is_some_and(|pair| pair.is_confirmed());
         let is_confirmed = selected.is_some_and(confirmed) && !routes.is_empty();

@@ -92,6 +92,14 @@ impl Peer {
         self.slot(path.generation)?.agent.pair(path.key)
     }
 
+    /// What carries its packets: the path, and while it is new the one before, unless that is dead.
+    pub(super) fn carrying(&self) -> impl Iterator<Item = PathRef> {
+        let previous = self.path.previous.map(|(path, _)| path);
+        let is_valid = |path: &PathRef| self.pair(*path).is_some_and(Pair::is_valid);
+        let selected = self.path.selected.into_iter();
+        selected.chain(previous.filter(is_valid))
+    }
+
     /// Whether one of its agents has this pair.
     pub(super) fn has_pair(&self, key: PairKey) -> bool {
         self.slots.iter().any(|slot| slot.agent.pair(key).is_some())

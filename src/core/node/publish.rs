@@ -143,7 +143,8 @@ mod tests {
             | Event::PeerAdded { .. }
             | Event::PeerRemoved { .. }
             | Event::Bind { .. }
-            | Event::PathChanged { .. } => None,
+            | Event::PathChanged { .. }
+            | Event::Initiation { .. } => None,
         };
         events.filter_map(of).collect()
     }

@@ -135,7 +135,7 @@ pub struct PathView {
 }
 
 /// How there is a way to a peer, in short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
     /// The peer.
     pub key: PublicKey,
@@ -147,6 +147,8 @@ pub struct Way {
     pub has_path: bool,
     /// Where that leads, if it begins at WireGuard's own port.
     pub native: Option<SocketAddr>,
+    /// The peer's addresses at relays by which it reaches WireGuard's own port.
+    pub relayed: Vec<SocketAddr>,
 }
 
 /// One pair.
@@ -229,9 +231,20 @@ impl Node {
                 connected: peer.presence == Presences::Connected,
                 has_path: path.is_some(),
                 native: native.map(|path| path.key.remote),
+                relayed: self.relayed_of(peer),
             }
         };
         self.peers.values().map(of)
+    }
+
+    fn relayed_of(&self, peer: &super::Peer) -> Vec<SocketAddr> {
+        let pairs = peer.slots.iter().flat_map(|slot| slot.agent.pairs());
+        let relayed = pairs.filter(|pair| {
+            pair.is_valid()
+                && pair.remote().kind == CandidateKind::Relayed
+                && self.bases.is_shared(pair.key().base)
+        });
+        relayed.map(|pair| pair.key().remote).collect()
     }
 
     /// How the packets of every peer with a path leave this node; `None` where a stream carries them, in which any size

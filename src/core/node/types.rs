@@ -6,6 +6,7 @@ use std::time::Instant;
 use wice_signaling::protocol::{PublicKey, RelayTransport, Session};
 
 use crate::core::ice::PairKey;
+use crate::core::slots::INITIATION_LEN;
 
 /// A peer, numbered by the node; a number is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -248,6 +249,15 @@ pub enum Event {
         peer: PeerId,
         /// When.
         at: Instant,
+    },
+    /// The peer's wice has brought an initiation of its WireGuard's, which is ours to hand on or to drop.
+    Initiation {
+        /// The peer.
+        peer: PeerId,
+        /// How it came: the answer goes back there.
+        arrival: Arrival,
+        /// The message.
+        initiation: Box<[u8; INITIATION_LEN]>,
     },
 }
 

@@ -27,6 +27,8 @@ pub const SLOT_PORT: u16 = 51822;
 /// How long an answer may take to follow the handshake message that it answers: past WireGuard's
 /// REKEY_TIMEOUT (paper §6.1) the other side has started anew.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// How long our WireGuard may take to answer an initiation that was handed to it: far less, but on a machine that is busy.
+const ANSWERING: Duration = Duration::from_millis(250);
 /// How long an initiation is kept for a path: WireGuard replaces it every 5 s until it gives up after
 /// REKEY_ATTEMPT_TIME (paper §6.1), and the last one can still be answered.
 const HELD_TIME: Duration = Duration::from_secs(90);
@@ -170,7 +172,7 @@ struct Entry {
     stats: SlotStats,
     /// The latest initiation that found no path.
     held: Option<(Box<[u8; INITIATION_LEN]>, Instant)>,
-    /// Where the peer's latest initiation came from.
+    /// Where the peer's latest initiation came from, and when.
     asked: Option<(Arrival, Instant)>,
     /// When an initiation of ours left that has no answer yet.
     initiated: Option<Instant>,
@@ -219,6 +221,11 @@ impl Slots {
     /// The peer's slot.
     pub fn slot(&self, peer: PeerId) -> Option<Ipv4Addr> {
         Some(self.peers.get(&peer)?.slot)
+    }
+
+    /// Its name.
+    pub fn key(&self, peer: PeerId) -> Option<&PublicKey> {
+        Some(&self.peers.get(&peer)?.key)
     }
 
     /// What the peer has carried.
@@ -361,7 +368,7 @@ impl Slots {
         crosses
     }
 
-    /// Whether the peer's initiations go before ours where two would cross.
+    /// Whether the peer's initiations go before ours where two cross ([`Self::crosses`]).
     pub fn yields(&self, peer: PeerId, own: &PublicKey) -> bool {
         self.peers.get(&peer).is_some_and(|entry| *own < entry.key)
     }
@@ -369,15 +376,22 @@ impl Slots {
     /// An initiation of the peer came in here and went to WireGuard.
     pub fn note_asked(&mut self, peer: PeerId, arrival: Arrival, now: Instant) {
         if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.asked = Some((arrival, now + ANSWER_TIME));
+            entry.asked = Some((arrival, now));
         }
+    }
+
+    /// Until when an answer of our WireGuard's to an initiation of the peer is to be expected, if one is. An initiation that it
+    /// sends before that crosses: it was under way when that came, and WireGuard has forgotten it by the answer.
+    pub fn answers_until(&self, peer: PeerId, now: Instant) -> Option<Instant> {
+        let (_, asked) = self.peers.get(&peer)?.asked?;
+        Some(asked + ANSWERING).filter(|until| now < *until)
     }
 
     /// Where a response or cookie goes: back to where the initiation came from, which may be before
     /// the peer has a path. Once.
     pub fn take_asked(&mut self, peer: PeerId, now: Instant) -> Option<Arrival> {
-        let (arrival, until) = self.peers.get_mut(&peer)?.asked.take()?;
-        (now < until).then_some(arrival)
+        let (arrival, asked) = self.peers.get_mut(&peer)?.asked.take()?;
+        (now < asked + ANSWER_TIME).then_some(arrival)
     }
 
     /// What our WireGuard says of its sessions is true: it alone can send here.

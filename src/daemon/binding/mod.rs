@@ -212,6 +212,7 @@ impl Binding {
                     let ready = way.has_path.then(|| endpoint_of(&way.key, way.native));
                     let advert = way.advert;
                     self.set_path(way.key, PathState { advert, ready });
+                    self.binder.handle_relayed(&way.key, &way.relayed);
                 }
                 Ok(Seen::Picture(picture))
             }
@@ -396,9 +397,10 @@ impl Binding {
                 Event::SetEndpoint {
                     key,
                     endpoint,
+                    instead_of,
                     cause,
                 } => {
-                    self.log_cause(&key, endpoint, cause);
+                    self.log_cause(&key, endpoint, instead_of, cause);
                     self.watcher.set(key, endpoint);
                     self.repeat_initiation(&key, endpoint, cause);
                 }
@@ -426,14 +428,21 @@ impl Binding {
         }
     }
 
-    fn log_cause(&mut self, key: &PublicKey, endpoint: SocketAddr, cause: Cause) {
+    fn log_cause(
+        &mut self,
+        key: &PublicKey,
+        endpoint: SocketAddr,
+        instead_of: Option<SocketAddr>,
+        cause: Cause,
+    ) {
         match cause {
             Cause::Reset { .. } if self.whose == Whose::Wice => {
                 tracing::debug!(event = "endpoint-set", peer = %key, %endpoint, reason = "roamed");
             }
             Cause::Reset { times, every } => {
                 let culprit = self.find_culprit(every);
-                tracing::warn!(event = "endpoint-reset", peer = %key, times, culprit);
+                let set_to = instead_of.map_or("none".to_owned(), |at| at.to_string());
+                tracing::warn!(event = "endpoint-reset", peer = %key, set_to, times, culprit);
             }
             Cause::Unset => {
                 tracing::info!(event = "endpoint-set", peer = %key, %endpoint, reason = "unset");

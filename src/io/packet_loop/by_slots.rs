@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use wice_signaling::protocol::PublicKey;
 
+use super::inward::Inward;
 use super::links::{Batch, Links};
-use super::notes::Notes;
+use super::notes::{self, Notes};
 use crate::core::node::{
     Arrival, HostSocket, Inbound, Node, PeerId, RelayId, Route, WireGuardPacket,
 };
-use crate::core::slots::{INITIATION_LEN, Message, Recipients, Sender, Slots, spans};
+use crate::core::slots::{INITIATION_LEN, Message, Recipients, Slots, spans};
 use crate::core::timing::TA_NODE;
 use crate::io::slots::SlotSocket;
-use crate::io::udp::{
-    CHANNEL_HEADER_LEN, Coalescer, PathErrorKind, Payloads, ReceiveBuffers, SendFailures,
-};
+use crate::io::udp::{CHANNEL_HEADER_LEN, PathErrorKind, Payloads, ReceiveBuffers, SendFailures};
 
 /// On a channel: its number and length (RFC 8656 §12.4), then type and receiver's index of a transport
 /// message (WireGuard paper §5.4.6).
@@ -37,9 +36,6 @@ impl Names {
 /// WireGuard is knocked at no more often, however many checks come: well below the round trip that passes until a peer
 /// that hears of its port's end has asked whether it is so.
 const KNOCK_EVERY: Duration = TA_NODE;
-/// At WireGuard's own port nobody can drop one of two initiations that cross, so the other side's waits for
-/// so long: paths are ready on both sides within a round trip, and half of one more brings theirs here. For round trips up to 160 ms; beyond, WireGuard's own retry has to do.
-const YIELD: Duration = Duration::from_millis(250);
 
 /// The slots, their socket, and every peer's routes.
 pub(super) struct BySlots {
@@ -51,8 +47,8 @@ pub(super) struct BySlots {
     own: PublicKey,
     /// Peers whose paths end at their WireGuard's own port.
     natives: BTreeSet<PeerId>,
-    /// Whose held initiations leave when.
-    yielding: BTreeMap<PeerId, Instant>,
+    /// Whose held initiations leave when, unless WireGuard has answered the peer's.
+    answering: BTreeMap<PeerId, Instant>,
     failures: SendFailures,
     /// When WireGuard was knocked at last.
     knocked: Option<Instant>,
@@ -67,7 +63,7 @@ impl BySlots {
             routes: BTreeMap::new(),
             own,
             natives: BTreeSet::new(),
-            yielding: BTreeMap::new(),
+            answering: BTreeMap::new(),
             failures: SendFailures::new(),
             knocked: None,
         }
@@ -81,12 +77,12 @@ impl BySlots {
     pub(super) fn remove_peer(&mut self, peer: PeerId) {
         self.slots.remove(peer);
         self.routes.remove(&peer);
-        self.yielding.remove(&peer);
+        self.answering.remove(&peer);
         self.natives.remove(&peer);
     }
 
-    /// Takes a peer's routes. The handshake that waited for them leaves at once, unless it yields: `native`
-    /// is whether the first of them ends at the port of the peer's WireGuard.
+    /// Takes a peer's routes; `native` is whether the first of them ends at the port of the peer's WireGuard. The handshake
+    /// that waited for them leaves at once.
     pub(super) fn bind(
         &mut self,
         peer: PeerId,
@@ -104,49 +100,56 @@ impl BySlots {
             true => self.natives.insert(peer),
             false => self.natives.remove(&peer),
         };
-        if known.is_empty() {
-            return;
-        }
-        if self.yields(peer) {
-            self.yielding.entry(peer).or_insert(now + YIELD);
-            return;
-        }
         self.release(peer, links, notes, now);
     }
 
-    /// Lets the initiations go that have yielded for long enough.
+    /// Lets the initiations go that have waited for an answer in vain.
     pub(super) fn handle_timeout(&mut self, links: &Links, notes: &mut Notes, now: Instant) {
-        while let Some(peer) = self.next_yielding().filter(|(at, _)| *at <= now) {
-            self.yielding.remove(&peer.1);
-            self.release(peer.1, links, notes, now);
+        while let Some((_, peer)) = self.next_answering().filter(|(at, _)| *at <= now) {
+            self.answering.remove(&peer);
+            self.release(peer, links, notes, now);
         }
     }
 
     /// When [`Self::handle_timeout`] has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.next_yielding().map(|(at, _)| at)
+        self.next_answering().map(|(at, _)| at)
     }
 
-    fn next_yielding(&self) -> Option<(Instant, PeerId)> {
-        self.yielding.iter().map(|(peer, at)| (*at, *peer)).min()
+    fn next_answering(&self) -> Option<(Instant, PeerId)> {
+        self.answering.iter().map(|(peer, at)| (*at, *peer)).min()
     }
 
-    /// Whether an initiation of ours is to wait for the peer's.
-    fn yields(&self, peer: PeerId) -> bool {
+    /// Whether an initiation of ours goes to the peer's wice, which drops it if it crosses one of theirs: WireGuard, at whose own
+    /// port the path ends, would answer it and forget its own. Theirs may come to ours as they are, for it is ours that
+    /// is dropped.
+    fn encloses(&self, peer: PeerId) -> bool {
         self.natives.contains(&peer) && self.slots.yields(peer, &self.own)
     }
 
     /// The handshake that waited leaves by the routes that there are.
     fn release(&mut self, peer: PeerId, links: &Links, notes: &mut Notes, now: Instant) {
+        let encloses = self.encloses(peer);
+        if self.answering.contains_key(&peer) {
+            return;
+        }
         let Some(known) = self.routes.get(&peer).filter(|routes| !routes.is_empty()) else {
             return;
         };
         let Some(initiation) = self.slots.take_held(peer, now) else {
             return;
         };
-        let mut batch = links.batch();
-        for route in known {
-            batch.push(route, &initiation[..], initiation.len());
+        let message = Message::parse(&initiation[..]);
+        if encloses {
+            notes.enclosed.push((peer, initiation));
+        } else {
+            let mut batch = links.batch();
+            for route in known {
+                batch.push(route, &initiation[..], initiation.len());
+            }
+        }
+        if let Some(message) = message {
+            notes::tell(&self.slots, peer, message, "leaves after waiting");
         }
         notes.sent(peer, WireGuardPacket::HandshakeInitiation);
         self.slots.note_initiated(peer, now);
@@ -306,6 +309,25 @@ impl BySlots {
         inward.deliver_one(slots, arrival, payload, node);
     }
 
+    /// An initiation that the peer's wice has brought.
+    pub(super) fn take_enclosed(
+        &mut self,
+        peer: PeerId,
+        arrival: Arrival,
+        initiation: &[u8; INITIATION_LEN],
+        notes: &mut Notes,
+        now: Instant,
+    ) {
+        let (mut inward, slots) = self.inward(notes, now);
+        let Some(message) = Message::parse(initiation) else {
+            slots.counters.malformed_in += 1;
+            return;
+        };
+        if let Ok(sender) = slots.sender(Some(peer), message, now) {
+            inward.hand_on(slots, arrival, sender, message, initiation, INITIATION_LEN);
+        }
+    }
+
     /// An initiation that WireGuard has sent elsewhere, as though it had come by the peer's slot.
     pub(super) fn send_initiation(
         &mut self,
@@ -341,26 +363,53 @@ impl BySlots {
     ) {
         let now = out.now;
         if let Message::Initiation { .. } = message
-            && self.yields(peer)
+            && let Some(until) = self.slots.answers_until(peer, now)
         {
             self.slots.hold(peer, bytes, now);
-            self.yielding.entry(peer).or_insert(now + YIELD);
+            self.answering.insert(peer, until);
+            notes::tell(&self.slots, peer, message, "waits for an answer");
             return;
         }
         let answered = match message {
             Message::Response { .. } | Message::Cookie { .. } => self.slots.take_asked(peer, now),
             Message::Initiation { .. } | Message::Data { .. } => None,
         };
+        if let (Message::Response { .. }, Some(_)) = (message, &answered)
+            && self.answering.remove(&peer).is_some()
+        {
+            self.slots.take_held(peer, now);
+            notes::tell(&self.slots, peer, message, "overtakes our initiation");
+        }
         let routes = self.routes.get(&peer).map_or(&[][..], Vec::as_slice);
         let carried = answered.is_some() || !routes.is_empty();
-        match answered {
-            Some(arrival) => out.answer(arrival, bytes),
-            None => {
+        let enclosed = match message {
+            Message::Initiation { .. } if carried && self.encloses(peer) => bytes.try_into().ok(),
+            Message::Initiation { .. }
+            | Message::Response { .. }
+            | Message::Cookie { .. }
+            | Message::Data { .. } => None,
+        };
+        let step = match (answered, enclosed) {
+            (Some(arrival), _) => {
+                out.answer(arrival, bytes);
+                "back to where it was asked"
+            }
+            (None, Some(initiation)) => {
+                out.notes.enclosed.push((peer, Box::new(initiation)));
+                "to the peer's wice"
+            }
+            (None, None) => {
                 for route in routes {
                     out.batch.push(route, bytes, segment_size);
                 }
+                if carried {
+                    "by the path"
+                } else {
+                    "waits for a path"
+                }
             }
-        }
+        };
+        notes::tell(&self.slots, peer, message, step);
         if !carried {
             self.slots.counters.no_path += bytes.len().div_ceil(segment_size) as u64;
             if let Message::Initiation { .. } = message {
@@ -384,11 +433,13 @@ impl BySlots {
             slots,
             socket,
             port,
+            own,
             failures,
             ..
         } = self;
         let inward = Inward {
             out: socket.coalescer(failures),
+            own: *own,
             port: *port,
             notes,
             now,
@@ -428,96 +479,6 @@ impl<'p> Outbound<'_, '_, 'p> {
                 self.notes.relay_replies.push(reply);
             }
         }
-    }
-}
-
-/// From the network to WireGuard.
-struct Inward<'s, 'p> {
-    out: Coalescer<'s, 'p>,
-    port: Option<u16>,
-    notes: &'s mut Notes,
-    now: Instant,
-    /// The last data's arrival, receiver index and sender: it comes in runs.
-    last: Option<(Arrival, u32, Sender)>,
-}
-
-impl<'p> Inward<'_, 'p> {
-    fn deliver_one(&mut self, slots: &mut Slots, arrival: Arrival, payload: &'p [u8], node: &Node) {
-        match Message::parse(payload) {
-            Some(message) => {
-                self.deliver(slots, arrival, message, payload, payload.len(), node);
-            }
-            None => slots.counters.malformed_in += 1,
-        }
-    }
-
-    fn deliver(
-        &mut self,
-        slots: &mut Slots,
-        arrival: Arrival,
-        message: Message,
-        bytes: &'p [u8],
-        segment_size: usize,
-        node: &Node,
-    ) {
-        let Some(sender) = self.sender(slots, arrival, message, node) else {
-            return;
-        };
-        let Some(port) = self.port else {
-            slots.counters.no_port += bytes.len().div_ceil(segment_size) as u64;
-            return;
-        };
-        if let Message::Initiation { .. } = message {
-            if slots.crosses(sender.peer, &node.public_key(), self.now) {
-                return;
-            }
-            slots.note_asked(sender.peer, arrival, self.now);
-        }
-        let towards = SlotSocket::towards(port, sender.slot);
-        self.out.push_segments(towards, bytes, segment_size);
-        slots.note_received(sender.peer, bytes.len(), self.now);
-        if let Some(packet) = message.packet().filter(|_| sender.in_session) {
-            self.notes.received(sender.peer, arrival, packet);
-        }
-    }
-
-    /// More of what was delivered last.
-    fn deliver_alike(&mut self, slots: &mut Slots, payloads: Payloads<'p>) {
-        let Some((_, _, sender)) = self.last else {
-            return;
-        };
-        let Some(port) = self.port else {
-            slots.counters.no_port += payloads.count() as u64;
-            return;
-        };
-        let towards = SlotSocket::towards(port, sender.slot);
-        self.out.push_all(towards, None, payloads);
-        let bytes = payloads.count() * payloads.each();
-        slots.note_received(sender.peer, bytes, self.now);
-    }
-
-    fn sender(
-        &mut self,
-        slots: &mut Slots,
-        arrival: Arrival,
-        message: Message,
-        node: &Node,
-    ) -> Option<Sender> {
-        if let Message::Data { receiver, .. } = message
-            && let Some((from, index, sender)) = self.last
-            && from == arrival
-            && index == receiver
-        {
-            return Some(sender);
-        }
-        let sender = slots
-            .sender(node.peer_at(&arrival), message, self.now)
-            .ok()?;
-        self.last = match message {
-            Message::Data { receiver, .. } => Some((arrival, receiver, sender)),
-            Message::Initiation { .. } | Message::Response { .. } | Message::Cookie { .. } => None,
-        };
-        Some(sender)
     }
 }
 

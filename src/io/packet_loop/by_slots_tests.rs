@@ -360,43 +360,93 @@ fn a_closed_port_is_noticed_by_what_is_sent_to_it() {
     assert_eq!(rig.counters().no_port, 1);
 }
 
-/// Two WireGuards that send to each other themselves: of initiations that would cross one waits.
+/// At the port of the peer's WireGuard nobody could drop an initiation that crosses theirs, so its wice gets it.
 #[test]
-fn on_a_path_between_wireguards_one_side_lets_the_other_begin() {
+fn what_could_cross_at_wireguards_own_port_goes_to_the_peers_wice() {
     let mut rig = Rig::new();
-    let native = Route::Host {
-        socket: HostSocket::WireGuard,
-        local: Ipv4Addr::LOCALHOST.into(),
-        interface: 0,
-        remote: rig.peer.local_addr().unwrap(),
-    };
     let own = rig.node.public_key();
-    for (yields, key) in [(false, PublicKey([0; 32])), (true, PublicKey([0xff; 32]))] {
-        assert_eq!(own < key, yields);
+    for (encloses, key) in [(false, PublicKey([0; 32])), (true, PublicKey([0xff; 32]))] {
+        assert_eq!(own < key, encloses);
         rig.plane.remove_peer(PEER);
         rig.plane.add_peer(PEER, &key);
         rig.plane.slots.hold(PEER, &message(1, 1, 148), rig.now);
-        rig.bind_to(vec![native], true);
-        assert_eq!(rig.plane.poll_timeout().is_some(), yields);
-        let left = rig.plane.slots.take_held(PEER, rig.now);
-        assert_eq!(left.is_some(), yields);
+        let route = rig.route();
+        rig.bind_to(vec![route], true);
+        let mut slot = rig.slot();
+        slot.set_ip(slot_of(&key).into());
+        rig.wireguard.send_to(&message(1, 2, 148), slot).unwrap();
+        rig.pump(1);
+        for sender in [1, 2] {
+            if !encloses {
+                assert_eq!(receive(&rig.peer).0, message(1, sender, 148));
+            }
+        }
+        assert!(is_silent(&rig.peer));
+        let enclosed: Vec<Vec<u8>> = rig
+            .notes
+            .enclosed
+            .drain(..)
+            .map(|(_, i)| i.to_vec())
+            .collect();
+        let both = [message(1, 1, 148), message(1, 2, 148)];
+        assert_eq!(enclosed, if encloses { &both[..] } else { &[] });
+        // What follows is for WireGuard itself, and cannot cross anything.
+        rig.wireguard.send_to(&message(4, 9, 64), slot).unwrap();
+        rig.pump(1);
+        assert_eq!(receive(&rig.peer).0, message(4, 9, 64));
     }
-    // Another path is not waited for, and what has waited leaves.
-    rig.plane.slots.hold(PEER, &message(1, 2, 148), rig.now);
-    let due = rig.plane.poll_timeout().unwrap();
+}
+
+/// WireGuard has sent an initiation just before it was handed the peer's: by its answer it has forgotten that.
+#[test]
+fn an_initiation_that_the_answer_has_overtaken_stays_here() {
+    let mut rig = Rig::new();
     let route = rig.route();
     rig.bind(vec![route]);
-    assert_eq!(receive(&rig.peer).0, message(1, 2, 148));
-    rig.now = due;
-    let Rig {
-        plane,
-        links,
-        notes,
-        now,
-        ..
-    } = &mut rig;
-    plane.handle_timeout(links, notes, *now);
-    assert_eq!(plane.poll_timeout(), None);
+    let host = rig.links.v4.as_ref().unwrap().local_addr().unwrap();
+    let arrival = Arrival::Host {
+        socket: HostSocket::Own,
+        local: host.ip(),
+        interface: 0,
+        from: rig.peer.local_addr().unwrap(),
+    };
+    let brought: [u8; INITIATION_LEN] = message(1, 7, 148).try_into().unwrap();
+    for answered in [true, false] {
+        let Rig {
+            plane, notes, now, ..
+        } = &mut rig;
+        plane.take_enclosed(PEER, arrival, &brought, notes, *now);
+        assert_eq!(receive(&rig.wireguard).0, brought);
+        rig.wireguard
+            .send_to(&message(1, 8, 148), rig.slot())
+            .unwrap();
+        rig.pump(1);
+        assert!(is_silent(&rig.peer));
+        let due = rig.plane.poll_timeout().unwrap();
+        if answered {
+            rig.wireguard
+                .send_to(&message(2, 9, 92), rig.slot())
+                .unwrap();
+            rig.pump(1);
+            assert_eq!(receive(&rig.peer).0, message(2, 9, 92));
+        }
+        assert_eq!(rig.plane.poll_timeout().is_none(), answered);
+        rig.now = due;
+        let Rig {
+            plane,
+            links,
+            notes,
+            now,
+            ..
+        } = &mut rig;
+        plane.handle_timeout(links, notes, *now);
+        assert_eq!(plane.poll_timeout(), None);
+        match answered {
+            true => assert!(is_silent(&rig.peer)),
+            // It was no initiation that WireGuard would answer.
+            false => assert_eq!(receive(&rig.peer).0, message(1, 8, 148)),
+        }
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::core::node::{Arrival, Event, PeerId, RecordOutcome, RelayId, RelayServer};
 use crate::core::overlay::Owned;
+use crate::core::slots::INITIATION_LEN;
 use crate::core::turn::Failure;
 use crate::io::relay::{CloseReason, RelayConnection, RelayEvent};
 use crate::io::shared_port::SharedPort;
@@ -193,6 +194,35 @@ impl PacketLoop {
                 if let Some(snapshot) = self.node.peer_snapshot(peer, now) {
                     self.notify(Notice::Path(Box::new(snapshot)));
                 }
+            }
+            Event::Initiation {
+                peer,
+                arrival,
+                initiation,
+            } => self.take_initiation(peer, arrival, &initiation, now),
+        }
+    }
+
+    fn take_initiation(
+        &mut self,
+        peer: PeerId,
+        arrival: Arrival,
+        initiation: &[u8; INITIATION_LEN],
+        now: Instant,
+    ) {
+        let Self {
+            plane,
+            links,
+            notes,
+            ..
+        } = self;
+        match plane {
+            // Nobody encloses what goes to sockets of our own, but what is authentic is welcome.
+            Plane::InProcess(in_process) => {
+                in_process.handle_datagram(arrival, initiation, links, notes, now);
+            }
+            Plane::BySlots(by_slots) => {
+                by_slots.take_enclosed(peer, arrival, initiation, notes, now);
             }
         }
     }

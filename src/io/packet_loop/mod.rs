@@ -6,6 +6,7 @@ mod by_slots;
 mod commands;
 mod in_process;
 mod inbox;
+mod inward;
 mod links;
 mod notes;
 mod oversize;

@@ -160,6 +160,9 @@ impl PacketLoop {
         for (relay, to, packet) in self.notes.relay_replies.drain(..) {
             self.node.reply_relayed(relay, to, &packet, now);
         }
+        for (peer, initiation) in self.notes.enclosed.drain(..) {
+            self.node.send_enclosed(peer, &initiation, now);
+        }
     }
 
     fn receive(&mut self, token: u64, buffers: &mut ReceiveBuffers, now: Instant) {

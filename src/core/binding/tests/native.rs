@@ -264,3 +264,67 @@ fn half_a_handshake_that_stays_one_was_no_reset() {
     assert_eq!(interface.peer.endpoint, Some(slot()));
     assert_eq!(interface.binder.resets(&KEY), 0);
 }
+
+/// The peer sends by its relay to WireGuard's own port, as it does while its path is new: WireGuard roams there, and nobody
+/// has set that. Without anything from the peer somebody has.
+#[test]
+fn an_address_at_a_relay_of_the_peer_is_nobodys_doing() {
+    for (heard, resets) in [(true, 0), (false, 1)] {
+        let mut interface = Interface::on_slot();
+        interface.binder.handle_relayed(&KEY, &[elsewhere()]);
+        interface.peer.endpoint = Some(elsewhere());
+        for _ in 0..4 {
+            if heard && interface.peer.endpoint == Some(elsewhere()) {
+                interface.receive(DATA);
+            }
+            interface.later(SECOND / 2);
+            interface.sending(DATA, 1);
+            interface.handshake();
+        }
+        interface.sending(DATA, 20);
+        assert_eq!(interface.peer.endpoint, Some(slot()), "{heard}");
+        assert_eq!(interface.binder.resets(&KEY), resets, "{heard}");
+    }
+}
+
+/// An address that WireGuard had found was a path's, and WireGuard left it before the next look. When all paths are gone it is
+/// tried again once, not every second.
+#[test]
+fn what_is_tried_again_is_tried_once_also_where_a_path_led_there_before() {
+    let mut interface = Interface::on_slot();
+    interface.roam(elsewhere());
+    interface.roam(slot());
+    interface.ready(Some(elsewhere()));
+    interface.ready(Some(direct()));
+    interface.roam(direct());
+    interface.told.clear();
+    interface.ready(None);
+    interface.sending(DATA, 120);
+    let retries = interface.causes();
+    let retries = retries.iter().filter(|cause| **cause == Cause::Retry);
+    assert!(retries.count() <= 2, "{:?}", interface.causes());
+}
+
+/// Somebody has taken the endpoint out of the configuration, and the interface anew.
+#[test]
+fn an_endpoint_that_is_no_longer_configured_is_forgotten() {
+    let remembered = BTreeMap::from([(KEY, native())]);
+    let mut interface = Interface::with(None, None, remembered);
+    interface.path(true);
+    interface.sending(DATA, 2);
+    assert_eq!(interface.peer.endpoint, Some(slot()));
+    assert!(interface.binder.originals().is_empty());
+    assert_eq!(interface.binder.restore(), (vec![], vec![KEY]));
+    // Also while the daemon runs.
+    let mut interface = Interface::on_slot();
+    interface.replace(None);
+    interface.later(SECOND);
+    assert!(interface.binder.originals().is_empty());
+    interface.path(false);
+    interface.sending(DATA, 60);
+    assert!(
+        !interface.causes().contains(&Cause::Retry),
+        "{:?}",
+        interface.causes()
+    );
+}
