@@ -36,7 +36,7 @@ netns: setup-test ## real daemons behind real kernel NATs
 
 # Tests whose WireGuard is chosen by the environment, and the lab itself: its NATs are those of another kernel there. The two that
 # time the machine rather than the lab are left to make netns: an emulated processor proves nothing by them.
-UML_TESTS := managed_kernel kernel_wireguard kernel_backend attached attached_matrix attached_shared_port attached_full_tunnel shared_port lab
+UML_TESTS := managed_kernel kernel_wireguard kernel_backend attached attached_matrix attached_crossing attached_shared_port attached_full_tunnel shared_port lab
 UML_ARGS := --include-ignored --test-threads=1 --skip delay_is_as_asked --skip a_lab_of_two_homes_is_built_in_time
 UML := WICE_TEST_WIREGUARD=kernel CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=$(CURDIR)/netns-tests/uml/run
 

@@ -15,7 +15,7 @@ mod wireguard_go;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use forward::Kind;
+use forward::{Forwarder, Kind};
 use load::{Pattern, drive};
 use node::Error;
 use rig::{Pair, Relayed, listen_at};
@@ -80,13 +80,15 @@ fn main() -> Result<(), Error> {
         {
             pair.segment_on_link(link == Link::Segmented)?;
             for singles in [false, true] {
-                forwarders(&pair, link, singles, &mut samples)?;
+                let setting = Setting { link, singles };
+                compare(&pair, &relayed, setting, round, &mut samples)?;
             }
         }
-        if packets {
-            channel_data(&relayed, &mut samples)?;
+        let mut turns = [(&tunnels[0], false), (&tunnels[1], true)];
+        if round % 2 == 0 {
+            turns.reverse();
         }
-        for (tunnel, proxied) in tunnels.iter().zip([false, true]).filter(|_| tunneled) {
+        for (tunnel, proxied) in turns.into_iter().filter(|_| tunneled) {
             let run = tunnel.run(IPERF_SECONDS)?;
             eprintln!("  proxied {proxied}: {run:?}");
             add(&mut samples, Item::Rate(proxied), run.rate);
@@ -105,20 +107,67 @@ fn add(samples: &mut Samples, item: Item, value: f64) {
     samples.entry(item).or_default().push(value);
 }
 
-/// The proxy and every bare forwarder, from the first machine to the second.
-fn forwarders(pair: &Pair, link: Link, singles: bool, samples: &mut Samples) -> Result<(), Error> {
-    let pattern = if singles {
-        Pattern::Singles
-    } else {
-        Pattern::Segments
-    };
-    let (a, b) = (&pair.a, &pair.b);
-    let before = (a.node.cpu()?, b.node.cpu()?);
-    let carried = drive(&a.wireguard, b.slot(), pattern, &b.sink, STEP);
+/// Who takes part in one comparison.
+#[derive(Clone, Copy)]
+enum Contestant<'a> {
+    Proxy,
+    Bare(&'a (Kind, Forwarder, Forwarder)),
+    ChannelData,
+}
+
+/// How packets go from the first machine to the second.
+#[derive(Clone, Copy)]
+struct Setting {
+    link: Link,
+    singles: bool,
+}
+
+impl Setting {
+    fn pattern(self) -> Pattern {
+        match self.singles {
+            true => Pattern::Singles,
+            false => Pattern::Segments,
+        }
+    }
+}
+
+/// All in one setting, one after the other; another one is the first in each round, for what was measured before warms caches
+/// and clocks.
+fn compare(
+    pair: &Pair,
+    relayed: &Relayed,
+    setting: Setting,
+    round: u32,
+    samples: &mut Samples,
+) -> Result<(), Error> {
+    let mut contestants = vec![Contestant::Proxy];
+    if setting.link == Link::Whole && !setting.singles {
+        contestants.push(Contestant::ChannelData);
+    }
+    contestants.extend(pair.forwarders.iter().map(Contestant::Bare));
+    let first = round as usize % contestants.len();
+    contestants.rotate_left(first);
+    for contestant in contestants {
+        match contestant {
+            Contestant::Proxy => proxy(pair, setting, samples)?,
+            Contestant::Bare(forwarders) => bare(pair, forwarders, setting, samples),
+            Contestant::ChannelData => channel_data(relayed, samples)?,
+        }
+    }
+    Ok(())
+}
+
+/// CPU microseconds a packet.
+fn each(before: Duration, after: Duration, packets: u64) -> f64 {
+    (after - before).as_secs_f64() * 1e6 / packets.max(1) as f64
+}
+
+fn proxy(pair: &Pair, setting: Setting, samples: &mut Samples) -> Result<(), Error> {
+    let (a, b, Setting { link, singles }) = (&pair.a, &pair.b, setting);
+    let (before, handed_on) = ((a.node.cpu()?, b.node.cpu()?), b.node.handed_on()?);
+    let carried = drive(&a.wireguard, b.slot(), setting.pattern(), &b.sink, STEP);
     let after = (a.node.cpu()?, b.node.cpu()?);
-    let each = |before: Duration, after: Duration, packets: u64| {
-        (after - before).as_secs_f64() * 1e6 / packets.max(1) as f64
-    };
+    let a_call = a_call(handed_on, b.node.handed_on()?);
     let (out, inward) = (
         each(before.0, after.0, carried.packets),
         each(before.1, after.1, carried.packets),
@@ -126,36 +175,40 @@ fn forwarders(pair: &Pair, link: Link, singles: bool, samples: &mut Samples) -> 
     add(samples, Item::Proxy(link, singles, End::Out), out);
     add(samples, Item::Proxy(link, singles, End::In), inward);
     let sent = (carried.packets + carried.lost).max(1);
-    add(
-        samples,
-        Item::Lost,
-        carried.lost as f64 * 100.0 / sent as f64,
-    );
+    let lost = carried.lost as f64 * 100.0 / sent as f64;
+    add(samples, Item::Lost, lost);
     eprintln!(
-        "  {link:?} singles {singles} proxy {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second",
+        "  {link:?} singles {singles} proxy {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second, {a_call:.1} a call to WireGuard",
         carried.packets, carried.lost, carried.rate
     );
-    for (kind, first, second) in &pair.forwarders {
-        let before = (first.cpu(), second.cpu());
-        let carried = drive(&a.plain, listen_at(*kind), pattern, &b.sink, STEP);
-        let (out, inward) = (
-            each(before.0, first.cpu(), carried.packets),
-            each(before.1, second.cpu(), carried.packets),
-        );
-        add(samples, Item::Bare(*kind, link, singles, End::Out), out);
-        add(samples, Item::Bare(*kind, link, singles, End::In), inward);
-        eprintln!(
-            "  {link:?} singles {singles} {kind:?} {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second",
-            carried.packets, carried.lost, carried.rate
-        );
-    }
     Ok(())
+}
+
+fn bare(
+    pair: &Pair,
+    (kind, first, second): &(Kind, Forwarder, Forwarder),
+    setting: Setting,
+    samples: &mut Samples,
+) {
+    let (a, b, Setting { link, singles }) = (&pair.a, &pair.b, setting);
+    let before = (first.cpu(), second.cpu());
+    let carried = drive(&a.plain, listen_at(*kind), setting.pattern(), &b.sink, STEP);
+    let (out, inward) = (
+        each(before.0, first.cpu(), carried.packets),
+        each(before.1, second.cpu(), carried.packets),
+    );
+    add(samples, Item::Bare(*kind, link, singles, End::Out), out);
+    add(samples, Item::Bare(*kind, link, singles, End::In), inward);
+    eprintln!(
+        "  {link:?} singles {singles} {kind:?} {out:.3} + {inward:.3} µs, {} packets, {} lost, {:.0} a second",
+        carried.packets, carried.lost, carried.rate
+    );
 }
 
 fn channel_data(relayed: &Relayed, samples: &mut Samples) -> Result<(), Error> {
     let Relayed { a, b, .. } = relayed;
     for (from, to, end) in [(a, b, End::Out), (b, a, End::In)] {
-        let before = a.node.cpu()?;
+        let (before, handed_on) = (a.node.cpu()?, to.node.handed_on()?);
         let carried = drive(
             &from.wireguard,
             to.slot(),
@@ -163,15 +216,20 @@ fn channel_data(relayed: &Relayed, samples: &mut Samples) -> Result<(), Error> {
             &to.sink,
             STEP,
         );
-        let cpu = (a.node.cpu()? - before).as_secs_f64();
-        let each = cpu * 1e6 / carried.packets.max(1) as f64;
+        let each = each(before, a.node.cpu()?, carried.packets);
+        let a_call = a_call(handed_on, to.node.handed_on()?);
         eprintln!(
-            "  ChannelData {end:?} {each:.3} µs, {} packets, {} lost",
+            "  ChannelData {end:?} {each:.3} µs, {} packets, {} lost, {a_call:.1} a call to WireGuard",
             carried.packets, carried.lost
         );
         add(samples, Item::ChannelData(end), each);
     }
     Ok(())
+}
+
+/// Packets a system call: the longer the runs are that arrive together, the less each costs.
+fn a_call(before: (u64, u64), after: (u64, u64)) -> f64 {
+    (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64
 }
 
 fn print(rounds: u32, samples: &mut Samples) {

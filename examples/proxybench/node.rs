@@ -187,6 +187,14 @@ impl AttachedNode {
         }
     }
 
+    /// Packets handed to WireGuard, and the system calls that it took.
+    pub(crate) fn handed_on(&self) -> Result<(u64, u64), Error> {
+        self.look(|view| {
+            let counters = attached(view).socket.udp().counters();
+            (counters.sent, counters.send_calls)
+        })
+    }
+
     /// CPU time that the loop's thread has used, user and kernel.
     pub(crate) fn cpu(&self) -> Result<Duration, Error> {
         self.look(|_| thread_cpu())

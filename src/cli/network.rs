@@ -146,6 +146,8 @@ pub(super) fn invite(args: &InviteArgs) -> anyhow::Result<Health> {
 }
 
 fn new(args: &NewArgs) -> anyhow::Result<Health> {
+    // Before anybody is asked for a certificate.
+    Network::place(&args.state.state_dir, &args.name)?;
     let pin = match &args.pin {
         Some(text) => Some(parse_pin(text)?),
         None => pin::find(&args.signal, &args.state.state_dir)?,

@@ -52,6 +52,17 @@ pub(super) struct InviteRecord {
 }
 
 impl Network {
+    /// Where a network of that name would be, which must be a name that can be had and is not taken.
+    pub(super) fn place(state_dir: &Path, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = folder_of(state_dir, name)?;
+        if folder.join(NETWORK).exists() {
+            bail!(
+                "there is a network {name} already\n  see it with `wice network show`, or take another name"
+            );
+        }
+        Ok(folder)
+    }
+
     /// Makes a network of that name; there must be none yet.
     pub(super) fn create(
         state_dir: &Path,
@@ -61,12 +72,7 @@ impl Network {
         admin: AdminKey,
         network_key: &NetworkKey,
     ) -> anyhow::Result<Self> {
-        let folder = folder_of(state_dir, name)?;
-        if folder.join(NETWORK).exists() {
-            bail!(
-                "there is a network {name} already\n  see it with `wice network show`, or take another name"
-            );
-        }
+        let folder = Self::place(state_dir, name)?;
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

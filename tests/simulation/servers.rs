@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wice::core::node::NodeSnapshot;
 use wice::core::reason::{Code, Facts, reason};
-use wice_signaling::protocol::Mapping;
+use wice_signaling::protocol::{Mapping, RelayTransport};
 
 use crate::checks::Kind;
 use crate::events::*;
@@ -91,6 +91,33 @@ fn udp_is_blocked_later() {
             world.agreed(A, B),
             Some(Kind::Relayed),
             "{}",
+            world.describe()
+        );
+    }
+}
+
+/// And let out again: the path is back on UDP in half a minute, with nothing lost for it.
+#[test]
+fn udp_is_let_out_again() {
+    for (seed, blocked) in (1530..).zip([secs(60), secs(300), secs(1000)]) {
+        let mut world = connected(seed, (SYMMETRIC, SYMMETRIC), Some(TRAFFIC));
+        let open = world.network.routers[0].behavior;
+        world.network.routers[0].behavior = UDP_BLOCKED;
+        world.run_for(blocked);
+        let transport = |world: &World| world.path(A, B)?.pair.relay_transport;
+        let blocked = transport(&world);
+        assert!(blocked.is_some_and(|transport| transport != RelayTransport::Udp));
+        forget_gaps(&mut world);
+        world.network.routers[0].behavior = open;
+        let back = world.run_till(secs(35), STEP, |w| {
+            transport(w) == Some(RelayTransport::Udp)
+        });
+        assert!(back.is_some(), "{}", world.describe());
+        println!("on UDP after {back:?}");
+        assert!(
+            gap(&world) <= secs(1),
+            "{:?}\n{}",
+            gap(&world),
             world.describe()
         );
     }

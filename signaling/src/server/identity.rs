@@ -30,7 +30,8 @@ pub enum StartError {
     },
     /// The address.
     #[error(
-        "cannot listen on {listen} ({protocol}): {error}\n  choose another address or port, or stop what uses it: ss -lnp"
+        "cannot listen on {listen} ({protocol}): {error}\n  {}",
+        listen_hint(error)
     )]
     Listen {
         /// Where.
@@ -54,6 +55,16 @@ pub enum StartError {
     /// The configuration contradicts itself.
     #[error("{0}")]
     Config(&'static str),
+}
+
+fn listen_hint(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::AddrNotAvailable {
+        "no interface of this machine has this address: ip address"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "choose a port above 1023, or run as root"
+    } else {
+        "choose another address or port, or stop what uses it: ss -lnp"
+    }
 }
 
 /// Folder and files of the service.

@@ -21,7 +21,10 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Where credentials are refused somebody is at work on the secret: tried again this often at least,
 /// which costs the server one MAC.
 const CREDENTIALS_RETRY_MAX: Duration = Duration::from_secs(30);
-/// Blocked UDP is tried again this often at least.
+/// UDP that is blocked is tried again this often at least, for some hundred bytes: everything else is slower than what comes when
+/// it is let out.
+const BLOCKED_RETRY_MAX: Duration = Duration::from_secs(30);
+/// All others are.
 const RETRY_MAX: Duration = Duration::from_secs(120);
 
 /// A refused channel is asked for again after this: a number may be free by then.
@@ -201,6 +204,7 @@ impl Relays {
         };
         candidate.relay = None;
         candidate.last_failure = failure.or(candidate.last_failure);
+        let is_udp = candidate.server.transport == RelayTransport::Udp;
         let refuses = matches!(failure, Some(Failure::Family(_)));
         let wait = match failure {
             Some(_) if refuses && !std::mem::replace(&mut candidate.lacks_ipv4, true) => {
@@ -210,6 +214,8 @@ impl Relays {
             Some(failure) => {
                 let most = if failure == Failure::WrongCredentials {
                     CREDENTIALS_RETRY_MAX
+                } else if is_udp && failure == Failure::NoAnswer {
+                    BLOCKED_RETRY_MAX
                 } else {
                     RETRY_MAX
                 };

@@ -145,7 +145,8 @@ impl Attached {
         state.set_node(&node_state)?;
         let slots = SlotSocket::open(SLOT_PORT).map_err(|error| AttachError::SlotPort {
             port: SLOT_PORT,
-            why: error.to_string(),
+            // Its own advice is to take another port.
+            why: error.to_string().lines().take(1).collect(),
         })?;
         let view = Arc::default();
         let (kind, peers) = (backend.kind(), device.peers.len());

@@ -96,6 +96,17 @@ pub struct External {
 #[error("{0:?} is no {1}\n  write it like {2}")]
 pub struct TextError(String, &'static str, &'static str);
 
+fn tcp_hint(address: SocketAddr, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrNotAvailable {
+        "no interface of this machine has this address: ip address".to_owned()
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "choose a port above 1023, or give CAP_NET_BIND_SERVICE".to_owned()
+    } else {
+        let port = address.port();
+        format!("see what uses it: ss -ltnp 'sport = :{port}', or choose another port")
+    }
+}
+
 /// Why the service does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -107,8 +118,7 @@ pub enum StartError {
     Udp(#[from] UdpError),
     /// A TCP socket.
     #[error(
-        "cannot listen on TCP {address}: {error}\n  see what uses it: ss -ltnp 'sport = :{port}', or choose another port",
-        port = .address.port()
+        "cannot listen on TCP {address}: {error}\n  {}", tcp_hint(*address, error)
     )]
     Tcp {
         /// Where.
@@ -176,6 +186,19 @@ impl Settings {
         let fail = |text: String| Err(StartError::Settings(text));
         if self.listen.is_empty() {
             return fail("nothing to listen on\n  give --listen udp://0.0.0.0:3478".into());
+        }
+        // TCP and TLS share their ports.
+        let is_udp = |listen: &Listen| listen.transport == Transport::Udp;
+        let mut ports: Vec<(SocketAddr, bool)> = Vec::new();
+        for listen in &self.listen {
+            let port = (listen.address, is_udp(listen));
+            if listen.address.port() != 0 && ports.contains(&port) {
+                return fail(format!(
+                    "--listen: {} is there twice\n  give each address and port once",
+                    listen.address
+                ));
+            }
+            ports.push(port);
         }
         if self.users.is_empty() && self.secrets.is_empty() {
             return fail(
@@ -449,6 +472,7 @@ mod tests {
         assert!(bad(|s| s.users.clear()).contains("--user"));
         assert!(bad(|s| s.ports = 5000..=5000).contains("too small"));
         assert!(bad(|s| s.listen.clear()).contains("--listen"));
+        assert!(bad(|s| s.listen.extend(s.listen.clone())).contains("twice"));
         assert!(bad(|s| s.threads = 0).contains("--threads"));
         assert!(bad(|s| s.listen.push("tls://127.0.0.1".parse().unwrap())).contains("--cert"));
         assert!(bad(|s| s.relay_ips = vec!["0.0.0.0".parse().unwrap()]).contains("--relay-ip"));
