@@ -85,7 +85,7 @@ fn main() -> Result<(), Error> {
             }
         }
         let mut turns = [(&tunnels[0], false), (&tunnels[1], true)];
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             turns.reverse();
         }
         for (tunnel, proxied) in turns.into_iter().filter(|_| tunneled) {
@@ -131,8 +131,8 @@ impl Setting {
     }
 }
 
-/// All in one setting, one after the other; another one is the first in each round, for what was measured before warms caches
-/// and clocks.
+/// All in one setting, one after the other; another one is the first in each round, and follows another one, for what was
+/// measured before warms caches and clocks.
 fn compare(
     pair: &Pair,
     relayed: &Relayed,
@@ -147,6 +147,9 @@ fn compare(
     contestants.extend(pair.forwarders.iter().map(Contestant::Bare));
     let first = round as usize % contestants.len();
     contestants.rotate_left(first);
+    if round.is_multiple_of(2) {
+        contestants.reverse();
+    }
     for contestant in contestants {
         match contestant {
             Contestant::Proxy => proxy(pair, setting, samples)?,

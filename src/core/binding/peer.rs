@@ -280,7 +280,7 @@ impl Peer {
     /// Where the endpoint should point instead, if it should.
     pub(super) fn decide(&mut self, now: Instant) -> Option<(SocketAddr, Cause)> {
         let mut ours = self.path.ready.unwrap_or(self.slot);
-        // The first handshake goes by the slot, where one of two that cross can wait. WireGuard then
+        // The first handshake goes by the slot, where one of two that cross can be dropped. WireGuard then
         // roams by itself, or the next look finds the session. Two that have crossed all the same are both
         // repeated after 5 s, and would cross again.
         let handshaken = self.handshaken.is_some_and(|at| now < at + SESSION);

@@ -120,8 +120,6 @@ impl Agent {
         self.start(key, Purpose::Validate, RC, rto, now)
     }
 
-    /// The best pair that has not been checked: first the best direct, then the best relayed one,
-    /// then by priority (RFC 8445 §6.1.4.2 has priority alone).
     /// A datagram of the owner's, for the other side's agent: authentic, and in the shape of a check. `None` while the
     /// other side's credentials are not known.
     pub fn enclose(&mut self, datagram: &[u8]) -> Option<Vec<u8>> {
@@ -130,6 +128,8 @@ impl Agent {
         Some(encode_enclosed(id, &self.username, datagram, key))
     }
 
+    /// The best pair that has not been checked: first the best direct, then the best relayed one,
+    /// then by priority (RFC 8445 §6.1.4.2 has priority alone).
     fn best_waiting(&self) -> Option<PairKey> {
         let tried = |relayed: bool| {
             let of_class = |pair: &&Pair| (pair.relays() > 0) == relayed;

@@ -91,7 +91,10 @@ impl Node {
         let Some(initiation) = indication.enclosed::<INITIATION_LEN>() else {
             return;
         };
-        let Some((peer, session)) = self.named(indication) else {
+        // The answer goes back there, so it must be where the peer has been met: who has recorded one can repeat it from anywhere.
+        let met = self.peer_at(&arrival);
+        let named = self.named(indication);
+        let Some((peer, session)) = named.filter(|(peer, _)| met == Some(peer.id)) else {
             self.counters.strangers += 1;
             return;
         };

@@ -16,7 +16,7 @@ use crate::core::turn::{Allocation, AllocationConfig, Credentials, Failure, Fami
 const FALLBACK_AFTER: Duration = Duration::from_millis(250);
 /// The most servers that are used, each in up to three ways.
 const MAX_SERVERS: usize = 12;
-/// First wait after a failure that gives no wait of its own; doubled up to [`RETRY_MAX`].
+/// First wait after a failure that gives no wait of its own; doubled up to the longest for such failures.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 /// Where credentials are refused somebody is at work on the secret: tried again this often at least,
 /// which costs the server one MAC.
@@ -24,7 +24,7 @@ const CREDENTIALS_RETRY_MAX: Duration = Duration::from_secs(30);
 /// UDP that is blocked is tried again this often at least, for some hundred bytes: everything else is slower than what comes when
 /// it is let out.
 const BLOCKED_RETRY_MAX: Duration = Duration::from_secs(30);
-/// All others are.
+/// After any other failure a server is tried again this often at least.
 const RETRY_MAX: Duration = Duration::from_secs(120);
 
 /// A refused channel is asked for again after this: a number may be free by then.

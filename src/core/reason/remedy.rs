@@ -166,9 +166,11 @@ pub(crate) fn wrong_credentials(minted: bool) -> (&'static str, &'static str) {
 }
 
 pub(super) fn relay_unavailable(relays: &[RelaySnapshot]) -> Reason {
+    // What a relay answers says more than silence, which is all that blocked UDP shows of it.
     let failed = relays
         .iter()
-        .find_map(|relay| Some((relay, relay.failure?)));
+        .filter_map(|relay| Some((relay, relay.failure?)))
+        .min_by_key(|(_, failure)| *failure == turn::Failure::NoAnswer);
     let Some((relay, failure)) = failed else {
         return advised(
             Code::RelayUnavailable,

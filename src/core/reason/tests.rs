@@ -432,7 +432,9 @@ fn no_path_at_all() {
         (turn::Failure::Certificate, "certificate"),
         (turn::Failure::Transport, "does not work"),
     ] {
-        plain.relays = vec![relay(RelayTransport::Udp, Some(failure))];
+        // Where UDP is blocked, what TLS says is the reason.
+        let silent = relay(RelayTransport::Udp, Some(turn::Failure::NoAnswer));
+        plain.relays = vec![silent, relay(RelayTransport::Tls, Some(failure))];
         let reason = reason(&facts(&plain, &failed));
         assert_eq!(reason.code, Code::RelayUnavailable);
         assert!(reason.summary.contains(cause), "{}", reason.summary);

@@ -37,6 +37,13 @@ const HELD_TIME: Duration = Duration::from_secs(90);
 /// trip on which people use a mesh, shorter than REKEY_TIMEOUT (paper §6.1).
 const CROSSING: Duration = Duration::from_secs(1);
 
+/// WireGuard repeats an initiation that has no answer after REKEY_TIMEOUT and some jitter (paper §6.1): what follows one within
+/// this time repeats it.
+const REPEATED: Duration = Duration::from_secs(10);
+/// How many initiations in a row go to the peer's wice: there may be none that takes them, though WireGuard would. The second may
+/// be one whose first was dropped for one that was lost, and both sides repeat theirs together.
+const ENCLOSED_IN_A_ROW: u32 = 2;
+
 const SLOT_LABEL: &[u8] = b"wice-slot-v1\0";
 /// Slots are 127.1.0.0 to 127.255.255.254: 127.0.0.0/16 is in use on many machines (resolvers), and
 /// 127.255.255.255 is a broadcast address.
@@ -170,12 +177,14 @@ struct Entry {
     /// How the peer is known to our WireGuard.
     remote: Indices,
     stats: SlotStats,
-    /// The latest initiation that found no path.
+    /// The latest initiation that found no path, or waits for what WireGuard answers to the peer's.
     held: Option<(Box<[u8; INITIATION_LEN]>, Instant)>,
     /// Where the peer's latest initiation came from, and when.
     asked: Option<(Arrival, Instant)>,
     /// When an initiation of ours left that has no answer yet.
     initiated: Option<Instant>,
+    /// How many in a row went to the peer's wice rather than its WireGuard, and when the last did.
+    enclosed: (u32, Option<Instant>),
 }
 
 impl Slots {
@@ -195,6 +204,7 @@ impl Slots {
             held: None,
             asked: None,
             initiated: None,
+            enclosed: (0, None),
         };
         self.peers.insert(peer, entry);
         self.by_slot.entry(slot).or_default().push(peer);
@@ -331,7 +341,7 @@ impl Slots {
         })
     }
 
-    /// Keeps an initiation that found no path, until there is one.
+    /// Keeps an initiation until it can leave.
     pub fn hold(&mut self, peer: PeerId, initiation: &[u8], now: Instant) {
         if let (Some(entry), Ok(initiation)) = (
             self.peers.get_mut(&peer),
@@ -371,6 +381,23 @@ impl Slots {
     /// Whether the peer's initiations go before ours where two cross ([`Self::crosses`]).
     pub fn yields(&self, peer: PeerId, own: &PublicKey) -> bool {
         self.peers.get(&peer).is_some_and(|entry| *own < entry.key)
+    }
+
+    /// Whether the initiation that leaves now goes to the peer's wice. After [`ENCLOSED_IN_A_ROW`] it goes to its WireGuard once.
+    pub fn encloses_next(&mut self, peer: PeerId, now: Instant) -> bool {
+        let Some(entry) = self.peers.get_mut(&peer) else {
+            return false;
+        };
+        let (count, last) = entry.enclosed;
+        let repeats = last.is_some_and(|at| now < at + REPEATED);
+        let count = if repeats { count } else { 0 };
+        let encloses = count < ENCLOSED_IN_A_ROW;
+        entry.enclosed = if encloses {
+            (count + 1, Some(now))
+        } else {
+            (0, None)
+        };
+        encloses
     }
 
     /// An initiation of the peer came in here and went to WireGuard.

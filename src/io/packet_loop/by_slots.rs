@@ -81,8 +81,8 @@ impl BySlots {
         self.natives.remove(&peer);
     }
 
-    /// Takes a peer's routes; `native` is whether the first of them ends at the port of the peer's WireGuard. The handshake
-    /// that waited for them leaves at once.
+    /// Takes a peer's routes; `native` is whether one of them ends at the port of the peer's WireGuard. The handshake
+    /// that waited for them leaves at once, unless WireGuard is about to answer the peer's.
     pub(super) fn bind(
         &mut self,
         peer: PeerId,
@@ -100,6 +100,9 @@ impl BySlots {
             true => self.natives.insert(peer),
             false => self.natives.remove(&peer),
         };
+        if let Some(until) = self.slots.answers_until(peer, now) {
+            self.answering.entry(peer).or_insert(until);
+        }
         self.release(peer, links, notes, now);
     }
 
@@ -120,37 +123,38 @@ impl BySlots {
         self.answering.iter().map(|(peer, at)| (*at, *peer)).min()
     }
 
-    /// Whether an initiation of ours goes to the peer's wice, which drops it if it crosses one of theirs: WireGuard, at whose own
-    /// port the path ends, would answer it and forget its own. Theirs may come to ours as they are, for it is ours that
-    /// is dropped.
-    fn encloses(&self, peer: PeerId) -> bool {
-        self.natives.contains(&peer) && self.slots.yields(peer, &self.own)
+    /// Whether the initiation of ours that leaves now goes to the peer's wice, which drops it if it crosses one of theirs:
+    /// WireGuard, at whose own port the path ends, would answer it and forget its own. Theirs may come to ours as they are,
+    /// for it is ours that is dropped.
+    fn encloses(&mut self, peer: PeerId, now: Instant) -> bool {
+        self.natives.contains(&peer)
+            && self.slots.yields(peer, &self.own)
+            && self.slots.encloses_next(peer, now)
     }
 
     /// The handshake that waited leaves by the routes that there are.
     fn release(&mut self, peer: PeerId, links: &Links, notes: &mut Notes, now: Instant) {
-        let encloses = self.encloses(peer);
-        if self.answering.contains_key(&peer) {
+        let has_path = self.routes.get(&peer).is_some_and(|r| !r.is_empty());
+        if !has_path || self.answering.contains_key(&peer) {
             return;
         }
-        let Some(known) = self.routes.get(&peer).filter(|routes| !routes.is_empty()) else {
-            return;
-        };
         let Some(initiation) = self.slots.take_held(peer, now) else {
             return;
         };
+        let encloses = self.encloses(peer, now);
         let message = Message::parse(&initiation[..]);
         if encloses {
             notes.enclosed.push((peer, initiation));
         } else {
             let mut batch = links.batch();
-            for route in known {
+            for route in self.routes.get(&peer).into_iter().flatten() {
                 batch.push(route, &initiation[..], initiation.len());
             }
         }
         if let Some(message) = message {
             notes::tell(&self.slots, peer, message, "leaves after waiting");
         }
+        self.slots.note_sent(peer, INITIATION_LEN, true, now);
         notes.sent(peer, WireGuardPacket::HandshakeInitiation);
         self.slots.note_initiated(peer, now);
     }
@@ -319,7 +323,7 @@ impl BySlots {
         now: Instant,
     ) {
         let (mut inward, slots) = self.inward(notes, now);
-        let Some(message) = Message::parse(initiation) else {
+        let Some(message @ Message::Initiation { .. }) = Message::parse(initiation) else {
             slots.counters.malformed_in += 1;
             return;
         };
@@ -367,6 +371,8 @@ impl BySlots {
         {
             self.slots.hold(peer, bytes, now);
             self.answering.insert(peer, until);
+            self.slots.note_sent(peer, bytes.len(), false, now);
+            out.notes.sent(peer, WireGuardPacket::HandshakeInitiation);
             notes::tell(&self.slots, peer, message, "waits for an answer");
             return;
         }
@@ -374,16 +380,19 @@ impl BySlots {
             Message::Response { .. } | Message::Cookie { .. } => self.slots.take_asked(peer, now),
             Message::Initiation { .. } | Message::Data { .. } => None,
         };
-        if let (Message::Response { .. }, Some(_)) = (message, &answered)
-            && self.answering.remove(&peer).is_some()
-        {
-            self.slots.take_held(peer, now);
-            notes::tell(&self.slots, peer, message, "overtakes our initiation");
+        if let (Message::Response { .. }, Some(_)) = (message, &answered) {
+            self.answering.remove(&peer);
+            // By its answer WireGuard has forgotten what it had sent itself.
+            if self.slots.take_held(peer, now).is_some() {
+                notes::tell(&self.slots, peer, message, "overtakes our initiation");
+            }
         }
-        let routes = self.routes.get(&peer).map_or(&[][..], Vec::as_slice);
-        let carried = answered.is_some() || !routes.is_empty();
+        let has_path = self.routes.get(&peer).is_some_and(|r| !r.is_empty());
+        let carried = answered.is_some() || has_path;
         let enclosed = match message {
-            Message::Initiation { .. } if carried && self.encloses(peer) => bytes.try_into().ok(),
+            Message::Initiation { .. } if has_path && self.encloses(peer, now) => {
+                bytes.try_into().ok()
+            }
             Message::Initiation { .. }
             | Message::Response { .. }
             | Message::Cookie { .. }
@@ -399,7 +408,7 @@ impl BySlots {
                 "to the peer's wice"
             }
             (None, None) => {
-                for route in routes {
+                for route in self.routes.get(&peer).into_iter().flatten() {
                     out.batch.push(route, bytes, segment_size);
                 }
                 if carried {

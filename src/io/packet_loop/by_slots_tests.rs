@@ -374,12 +374,15 @@ fn what_could_cross_at_wireguards_own_port_goes_to_the_peers_wice() {
         rig.bind_to(vec![route], true);
         let mut slot = rig.slot();
         slot.set_ip(slot_of(&key).into());
-        rig.wireguard.send_to(&message(1, 2, 148), slot).unwrap();
-        rig.pump(1);
-        for sender in [1, 2] {
-            if !encloses {
-                assert_eq!(receive(&rig.peer).0, message(1, sender, 148));
-            }
+        // WireGuard repeats it, and again: every third one is for WireGuard, should there be no wice.
+        for sender in [2, 3, 4] {
+            rig.now += Duration::from_secs(5);
+            let again = message(1, sender, 148);
+            rig.wireguard.send_to(&again, slot).unwrap();
+            rig.pump(1);
+        }
+        for sender in if encloses { &[3][..] } else { &[1, 2, 3, 4] } {
+            assert_eq!(receive(&rig.peer).0, message(1, *sender, 148));
         }
         assert!(is_silent(&rig.peer));
         let enclosed: Vec<Vec<u8>> = rig
@@ -388,8 +391,8 @@ fn what_could_cross_at_wireguards_own_port_goes_to_the_peers_wice() {
             .drain(..)
             .map(|(_, i)| i.to_vec())
             .collect();
-        let both = [message(1, 1, 148), message(1, 2, 148)];
-        assert_eq!(enclosed, if encloses { &both[..] } else { &[] });
+        let others = [1, 2, 4].map(|sender| message(1, sender, 148));
+        assert_eq!(enclosed, if encloses { &others[..] } else { &[] });
         // What follows is for WireGuard itself, and cannot cross anything.
         rig.wireguard.send_to(&message(4, 9, 64), slot).unwrap();
         rig.pump(1);
@@ -397,38 +400,46 @@ fn what_could_cross_at_wireguards_own_port_goes_to_the_peers_wice() {
     }
 }
 
-/// WireGuard has sent an initiation just before it was handed the peer's: by its answer it has forgotten that.
+/// WireGuard has sent an initiation before it was handed the peer's, and it is still here: by its answer WireGuard has forgotten it.
 #[test]
 fn an_initiation_that_the_answer_has_overtaken_stays_here() {
     let mut rig = Rig::new();
     let route = rig.route();
-    rig.bind(vec![route]);
-    let host = rig.links.v4.as_ref().unwrap().local_addr().unwrap();
     let arrival = Arrival::Host {
         socket: HostSocket::Own,
-        local: host.ip(),
+        local: Ipv4Addr::LOCALHOST.into(),
         interface: 0,
         from: rig.peer.local_addr().unwrap(),
     };
     let brought: [u8; INITIATION_LEN] = message(1, 7, 148).try_into().unwrap();
-    for answered in [true, false] {
+    let rounds = [(false, true), (true, true), (false, false), (true, false)];
+    for (ours, (had_no_path, answered)) in (10..).zip(rounds) {
+        let ours = message(1, ours, 148);
+        // The answer of the round before is long overdue.
+        rig.now += Duration::from_secs(10);
+        rig.bind(if had_no_path { vec![] } else { vec![route] });
+        if had_no_path {
+            rig.wireguard.send_to(&ours, rig.slot()).unwrap();
+            rig.pump(1);
+        }
         let Rig {
             plane, notes, now, ..
         } = &mut rig;
         plane.take_enclosed(PEER, arrival, &brought, notes, *now);
         assert_eq!(receive(&rig.wireguard).0, brought);
-        rig.wireguard
-            .send_to(&message(1, 8, 148), rig.slot())
-            .unwrap();
-        rig.pump(1);
+        if had_no_path {
+            rig.bind(vec![route]);
+        } else {
+            rig.wireguard.send_to(&ours, rig.slot()).unwrap();
+            rig.pump(1);
+        }
         assert!(is_silent(&rig.peer));
         let due = rig.plane.poll_timeout().unwrap();
         if answered {
-            rig.wireguard
-                .send_to(&message(2, 9, 92), rig.slot())
-                .unwrap();
+            let answer = message(2, 9, 92);
+            rig.wireguard.send_to(&answer, rig.slot()).unwrap();
             rig.pump(1);
-            assert_eq!(receive(&rig.peer).0, message(2, 9, 92));
+            assert_eq!(receive(&rig.peer).0, answer);
         }
         assert_eq!(rig.plane.poll_timeout().is_none(), answered);
         rig.now = due;
@@ -441,11 +452,12 @@ fn an_initiation_that_the_answer_has_overtaken_stays_here() {
         } = &mut rig;
         plane.handle_timeout(links, notes, *now);
         assert_eq!(plane.poll_timeout(), None);
-        match answered {
-            true => assert!(is_silent(&rig.peer)),
-            // It was no initiation that WireGuard would answer.
-            false => assert_eq!(receive(&rig.peer).0, message(1, 8, 148)),
+        if !answered {
+            // The peer's was no initiation that WireGuard would answer.
+            assert_eq!(receive(&rig.peer).0, ours);
         }
+        rig.bind(vec![route]);
+        assert!(is_silent(&rig.peer));
     }
 }
 
