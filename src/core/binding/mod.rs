@@ -200,10 +200,10 @@ impl Binder {
         }
     }
 
-    /// The addresses at relays by which a peer may reach WireGuard's own port: that WireGuard sends there is nobody's doing.
-    pub fn handle_relayed(&mut self, key: &PublicKey, relayed: &[SocketAddr]) {
+    /// The addresses from which a peer has reached WireGuard's own port: when paths change, WireGuard may go there by itself.
+    pub fn handle_met_at(&mut self, key: &PublicKey, addresses: &[SocketAddr]) {
         if let Some(peer) = self.peers.get_mut(key) {
-            peer.set_relayed(relayed);
+            peer.set_met_at(addresses);
         }
     }
 

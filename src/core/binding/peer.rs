@@ -32,6 +32,9 @@ const MOVE_AGAIN: Duration = Duration::from_millis(800);
 const MOVE_AGAIN_MAX: Duration = Duration::from_secs(16);
 /// What has stayed for so long was no to and fro.
 const MOVE_CALM: Duration = Duration::from_secs(60);
+/// For so long after a path has changed the peer may still send by another, or already do: it finds a dead path in some
+/// seconds, each side for itself, and a better one as soon.
+const CHANGING: Duration = Duration::from_secs(15);
 /// Resets that are remembered, to see whether they are regular: three distances.
 const REMEMBERED_RESETS: usize = 4;
 /// Distances of resets count as equal up to this: looks are a second apart.
@@ -60,8 +63,10 @@ pub(super) struct Peer {
     counted: Option<Instant>,
     /// Theirs, which we have put back ourselves.
     retried: Option<SocketAddr>,
-    /// The peer's relayed addresses from which WireGuard may hear it.
-    relayed: Vec<SocketAddr>,
+    /// The peer's addresses from which WireGuard may hear it.
+    met_at: Vec<SocketAddr>,
+    /// When the path changed last.
+    path_changed: Instant,
     /// It came together with something from the peer: WireGuard may have roamed.
     may_have_roamed: bool,
     /// And that was half a handshake: WireGuard has roamed, and nobody else has done it.
@@ -116,7 +121,8 @@ impl Peer {
             displaced: None,
             counted: None,
             retried: None,
-            relayed: Vec::new(),
+            met_at: Vec::new(),
+            path_changed: now,
             may_have_roamed: false,
             half_heard: false,
             failed: None,
@@ -167,9 +173,9 @@ impl Peer {
         }
     }
 
-    pub(super) fn set_relayed(&mut self, relayed: &[SocketAddr]) {
-        if self.relayed != relayed {
-            self.relayed = relayed.to_vec();
+    pub(super) fn set_met_at(&mut self, addresses: &[SocketAddr]) {
+        if self.met_at != addresses {
+            self.met_at = addresses.to_vec();
         }
     }
 
@@ -183,6 +189,7 @@ impl Peer {
         }
         if path.ready != self.path.ready {
             self.moved = None;
+            self.path_changed = now;
         }
         // What the path had itself is ours to change when the path does.
         let led = self.endpoint.filter(|e| *e != self.slot);
@@ -429,7 +436,7 @@ impl Peer {
             self.note_given(endpoint);
         }
         // Once for each displacement, however often it has to be tried.
-        let roamed = self.half_heard || self.has_roamed_beside();
+        let roamed = self.half_heard || self.has_roamed_beside(now);
         let uncounted = |at: &Instant| self.counted != Some(*at) && !roamed;
         let Some(displaced) = self.displaced.filter(uncounted) else {
             return (endpoint, cause);
@@ -447,14 +454,15 @@ impl Peer {
         (endpoint, reset)
     }
 
-    /// WireGuard has heard the peer's host from another port than the path's, or from a relay of the peer's: its wice, by the
-    /// way of before. Nobody has set that.
-    fn has_roamed_beside(&self) -> bool {
+    /// WireGuard has heard the peer's host from another port than the path's, or just when paths change from where it has been
+    /// met: its wice, by the way of before or the next. Nobody has set that.
+    fn has_roamed_beside(&self, now: Instant) -> bool {
         let led = self.path.ready.filter(|ready| *ready != self.slot);
         let Some(at) = self.endpoint.filter(|_| self.may_have_roamed) else {
             return false;
         };
-        led.is_some_and(|led| at.ip() == led.ip()) || self.relayed.contains(&at)
+        let changing = now.saturating_duration_since(self.path_changed) < CHANGING;
+        led.is_some_and(|led| at.ip() == led.ip()) || changing && self.met_at.contains(&at)
     }
 
     /// The distance of the last resets, if three of them are about equal.

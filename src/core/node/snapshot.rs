@@ -147,8 +147,8 @@ pub struct Way {
     pub has_path: bool,
     /// Where that leads, if it begins at WireGuard's own port.
     pub native: Option<SocketAddr>,
-    /// The peer's addresses at relays by which it reaches WireGuard's own port.
-    pub relayed: Vec<SocketAddr>,
+    /// The peer's addresses from which it has reached WireGuard's own port.
+    pub met_at: Vec<SocketAddr>,
 }
 
 /// One pair.
@@ -231,20 +231,16 @@ impl Node {
                 connected: peer.presence == Presences::Connected,
                 has_path: path.is_some(),
                 native: native.map(|path| path.key.remote),
-                relayed: self.relayed_of(peer),
+                met_at: self.met_at(peer),
             }
         };
         self.peers.values().map(of)
     }
 
-    fn relayed_of(&self, peer: &super::Peer) -> Vec<SocketAddr> {
+    fn met_at(&self, peer: &super::Peer) -> Vec<SocketAddr> {
         let pairs = peer.slots.iter().flat_map(|slot| slot.agent.pairs());
-        let relayed = pairs.filter(|pair| {
-            pair.is_valid()
-                && pair.remote().kind == CandidateKind::Relayed
-                && self.bases.is_shared(pair.key().base)
-        });
-        relayed.map(|pair| pair.key().remote).collect()
+        let met = pairs.filter(|pair| self.bases.is_shared(pair.key().base) && pair.checks().1 > 0);
+        met.map(|pair| pair.key().remote).collect()
     }
 
     /// How the packets of every peer with a path leave this node; `None` where a stream carries them, in which any size
