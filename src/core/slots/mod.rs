@@ -383,7 +383,7 @@ impl Slots {
         self.peers.get(&peer).is_some_and(|entry| *own < entry.key)
     }
 
-    /// Whether the initiation that leaves now goes to the peer's wice. After [`ENCLOSED_IN_A_ROW`] it goes to its WireGuard once.
+    /// Whether the initiation that leaves now goes to the peer's wice. After two in a row one goes to its WireGuard.
     pub fn encloses_next(&mut self, peer: PeerId, now: Instant) -> bool {
         let Some(entry) = self.peers.get_mut(&peer) else {
             return false;
