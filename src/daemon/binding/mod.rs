@@ -212,7 +212,9 @@ impl Binding {
                     let ready = way.has_path.then(|| endpoint_of(&way.key, way.native));
                     let advert = way.advert;
                     self.set_path(way.key, PathState { advert, ready });
-                    self.binder.handle_met_at(&way.key, &way.met_at);
+                    if way.advert {
+                        self.binder.handle_met_at(&way.key, &way.met_at);
+                    }
                 }
                 Ok(Seen::Picture(picture))
             }
