@@ -147,7 +147,7 @@ impl Rig {
             15 => {
                 if let Some(key) = self.pair(script) {
                     match script.below(4) {
-                        0 => self.agent.note_sent(key, self.now),
+                        0 => drop(self.agent.note_sent(key, self.now)),
                         1 => self.agent.note_received(key),
                         2 => self.agent.nominate(key),
                         _ => self.agent.fail(key, Failure::DataDead, self.now),

@@ -2,7 +2,7 @@
 //! the loss of a packet, and what is dead is left in time. Through the proxy and from WireGuard's own port.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use wice::lab::{LabConfig, NatKind};
@@ -152,6 +152,12 @@ fn nothing_lost(
     Ok(sent)
 }
 
+/// Up to a second, another each time: what comes by chance between two looks and two checks.
+fn some_time() -> Result<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(Duration::from_nanos(now.subsec_nanos().into()))
+}
+
 fn changes(direct: &str) -> Result<()> {
     let _alone = alone();
     let mut table = Table::new(format!(
@@ -178,6 +184,7 @@ fn changes(direct: &str) -> Result<()> {
         ("there is no route", Cut::Route, SAID),
     ];
     for (what, cut, limit) in ways {
+        std::thread::sleep(some_time()?);
         cut.on(&all, far)?;
         let back = stream.back_after(Instant::now(), 3 * SILENT);
         let back = back.with_context(|| all.evidence("home-a", "home-b"))?;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use stun_types::attribute::AttributeStaticType as _;
 use turn_types::attribute::{Data, XorPeerAddress};
+use wice::core::binding::LOOK_SENDING;
 use wice::core::node::{
-    Arrival, Event, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via, WireGuardPacket,
+    Arrival, Event, HostSocket, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via,
+    WireGuardPacket,
 };
 use wice_signaling::protocol::{Advert, RelayTransport, Session};
 
-use crate::host::{Connection, port_of};
+use crate::host::{Connection, count, port_of};
 use crate::network::{Attached, HostId, INTERNET};
 use crate::turn_server::{self, Client};
 use crate::wireguard;
@@ -26,6 +28,9 @@ impl World {
         let seed = self.random.bytes();
         let now = self.now;
         self.hosts[id].boot(&others, &self.servers, seed, now);
+        if self.hosts[id].shares && self.hosts[id].looked.is_none() {
+            self.look(id);
+        }
         if self.signaling.up {
             for record in self.signaling.records.values().cloned().collect::<Vec<_>>() {
                 if self.knows(id, record.0) {
@@ -364,7 +369,17 @@ impl World {
         let Some(replies) = tunnel.handle(packet, now) else {
             return;
         };
-        if let Some(node) = &mut host.node {
+        let at_wireguard = matches!(
+            arrival,
+            Arrival::Host {
+                socket: HostSocket::WireGuard,
+                ..
+            }
+        );
+        if at_wireguard {
+            let counters = host.counters.entry(from).or_default();
+            count(&mut counters.received, packet.0);
+        } else if let Some(node) = &mut host.node {
             node.note_received(peer, arrival, packet.0, now);
         }
         // The node may have bound routes by this very packet.
@@ -379,11 +394,47 @@ impl World {
                 continue;
             };
             let bytes = wireguard::encode(*packet, id, peer);
+            let native = routes.iter().find_map(|route| match route {
+                Route::Host {
+                    socket: HostSocket::WireGuard,
+                    remote,
+                    ..
+                } => Some(*remote),
+                Route::Host { .. } | Route::Relayed { .. } => None,
+            });
             for route in routes {
                 self.send_by(id, route, &bytes);
             }
-            self.note_sent(id, number, packet.0);
+            if native.is_some() {
+                let counters = self.hosts[id].counters.entry(peer).or_default();
+                counters.endpoint = native;
+                count(&mut counters.sent, packet.0);
+            } else {
+                self.note_sent(id, number, packet.0);
+            }
         }
+    }
+
+    /// The node hears what WireGuard has counted at its own port, as often as the binder asks while something is sent.
+    pub(crate) fn look(&mut self, id: HostId) {
+        let now = self.now;
+        let looked = self.hosts[id].looked.replace(now).unwrap_or(now);
+        let mut all = std::mem::take(&mut self.hosts[id].counters);
+        for (peer, counters) in &mut all {
+            let key = self.hosts[*peer].public;
+            let (sent, received) = (counters.sent.take(), counters.received.take());
+            let quiet_since = counters.heard_after.unwrap_or(looked);
+            counters.heard_after = received.map(|_| looked);
+            let node = self.hosts[id].node.as_mut();
+            if let (Some(node), Some(endpoint)) = (node, counters.endpoint)
+                && (sent.is_some() || received.is_some())
+            {
+                node.note_counted(&key, endpoint, (sent, received), quiet_since, now);
+            }
+        }
+        self.hosts[id].counters = all;
+        self.schedule(now + LOOK_SENDING, Happening::Look(id));
+        self.drain(id);
     }
 
     fn note_sent(&mut self, id: HostId, peer: PeerId, packet: WireGuardPacket) {

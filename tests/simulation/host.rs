@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use wice::core::node::{
     Admission, HostAddress, HostSocket, Node, NodeConfig, PeerId, PeerSnapshot, RelayId,
-    RelayServer, SharedPorts, StunServer,
+    RelayServer, SharedPorts, StunServer, WireGuardPacket,
 };
 use wice::core::stun::{Binding, BindingClass, is_stun};
 use wice::core::timing::TA_NODE;
@@ -39,6 +39,21 @@ pub(crate) struct Interface {
     pub(crate) index: u32,
 }
 
+/// What WireGuard has counted of a peer at its own port since the last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) endpoint: Option<SocketAddr>,
+    pub(crate) sent: Option<WireGuardPacket>,
+    pub(crate) received: Option<WireGuardPacket>,
+    /// Something had come at the last look, after this.
+    pub(crate) heard_after: Option<Instant>,
+}
+
+/// Several packets are told from none, and not from each other.
+pub(crate) fn count(counter: &mut Option<WireGuardPacket>, packet: WireGuardPacket) {
+    *counter = Some(counter.map_or(packet, |_| WireGuardPacket::Data));
+}
+
 /// The connection to a TURN server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Connection {
@@ -56,6 +71,9 @@ pub(crate) struct Host {
     pub(crate) node: Option<Node>,
     /// WireGuard's port is shared with the node.
     pub(crate) shares: bool,
+    /// What passes there, which the node hears of at looks.
+    pub(crate) counters: BTreeMap<HostId, Counters>,
+    pub(crate) looked: Option<Instant>,
     /// The last advert of each peer, as the state folder has it.
     pub(crate) stored: BTreeMap<HostId, Vec<u8>>,
     pub(crate) peers: BTreeMap<PeerId, HostId>,
@@ -89,6 +107,8 @@ impl Host {
             interfaces: Vec::new(),
             node: None,
             shares: false,
+            counters: BTreeMap::new(),
+            looked: None,
             stored: BTreeMap::new(),
             peers: BTreeMap::new(),
             numbers: BTreeMap::new(),

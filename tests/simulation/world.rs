@@ -72,6 +72,7 @@ pub(crate) struct Packet {
 pub(crate) enum Happening {
     Start(HostId),
     Wake(HostId),
+    Look(HostId),
     Arrive(Packet),
     Publish(Record),
     Advert(HostId, Record),
@@ -237,6 +238,7 @@ impl World {
         match happening {
             Happening::Start(host) => self.boot(host),
             Happening::Wake(host) => self.wake(host),
+            Happening::Look(host) => self.look(host),
             Happening::Arrive(packet) => self.arrive(&packet),
             Happening::Publish(record) => self.published(record),
             Happening::Advert(host, record) => self.advert(host, &record),

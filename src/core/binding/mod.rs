@@ -23,6 +23,9 @@ pub use peer::{NATIVE_DEAD, NATIVE_RETRY, NATIVE_RETRY_UNKNOWN, NATIVE_TRIAL, RE
 
 /// How often the interface is looked at: WireGuard tells of no change by itself.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often while WireGuard sends from its own port, where its counters alone show whether something comes back: what
+/// dies silently there would be noticed up to two looks late.
+pub const LOOK_SENDING: Duration = Duration::from_millis(500);
 
 /// A peer as the interface has it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,9 +211,9 @@ impl Binder {
     }
 
     /// When the interface is to be looked at, if that is before the next time: where something else stands in
-    /// place of ours, a second is long.
+    /// place of ours, or WireGuard sends from its own port, a second is long.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let ends = self.peers.values().filter_map(Peer::trial_ends);
+        let ends = self.peers.values().filter_map(Peer::next_look);
         ends.filter(|at| *at > now).min()
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Cause, PathState, Sighting, Standing};
+use super::{Cause, LOOK_SENDING, PathState, Sighting, Standing};
 
 /// A session older than this carries nothing more (WireGuard paper §6.1, REJECT_AFTER_TIME): an
 /// endpoint with a younger one worked when it was seen first.
@@ -85,6 +85,8 @@ pub(super) struct Peer {
     /// When that was, by our clock.
     handshaken: Option<Instant>,
     looked: Instant,
+    /// Something was sent before the last look that wants an answer.
+    sending: bool,
     resets: u64,
     reset_at: VecDeque<Instant>,
 }
@@ -134,6 +136,7 @@ impl Peer {
             handshake: sighting.handshake,
             handshaken: sighting.handshake_age.and_then(|age| now.checked_sub(age)),
             looked: now,
+            sending: false,
             resets: 0,
             reset_at: VecDeque::new(),
         }
@@ -155,10 +158,14 @@ impl Peer {
         self.resets
     }
 
-    /// When it is known what to do with theirs, which stands where ours stood.
-    pub(super) fn trial_ends(&self) -> Option<Instant> {
-        self.path.ready?;
-        Some(self.displaced? + RESET_TRIAL)
+    /// When it is to be looked at: when it is known what to do with theirs, which stands where ours stood, and soon where
+    /// WireGuard sends by a path from its own port.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let ready = self.path.ready?;
+        let native = ready != self.slot && self.endpoint == Some(ready);
+        let sending = (native && self.sending).then(|| self.looked + LOOK_SENDING);
+        let trial_ends = self.displaced.map(|at| at + RESET_TRIAL);
+        [trial_ends, sending].into_iter().flatten().min()
     }
 
     pub(super) fn standing(&self) -> Standing {
@@ -240,6 +247,7 @@ impl Peer {
         self.tx_bytes = sighting.tx_bytes;
         self.handshake = sighting.handshake;
         self.looked = now;
+        self.sending = asked;
         if anew || before != sighting.endpoint {
             self.heard = false;
             self.unanswered = asked.then_some(asked_since);

@@ -214,11 +214,11 @@ impl Agent {
         }
     }
 
-    /// Data left on this pair.
-    pub fn note_sent(&mut self, key: PairKey, now: Instant) {
-        if let Some(pair) = self.pairs.get_mut(&key) {
-            pair.note_sent(now);
-        }
+    /// Data left on this pair. Where silence begins with it, when the first probe is due if nothing comes.
+    pub fn note_sent(&mut self, key: PairKey, now: Instant) -> Option<Instant> {
+        let pair = self.pairs.get_mut(&key)?;
+        let begins = pair.note_sent(now);
+        pair.probe_due().filter(|_| begins)
     }
 
     /// Authentic data came in on this pair.

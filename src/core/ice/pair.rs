@@ -313,10 +313,14 @@ impl Pair {
         self.last_probe.is_some()
     }
 
-    /// Data left at `at`, or not before.
-    pub(super) fn note_sent(&mut self, at: Instant) {
-        let answered = self.last_answer.unwrap_or(at);
-        self.quiet_since.get_or_insert(at.max(answered));
+    /// Data left at `at`, or not before. Whether silence begins with it, or earlier than was known.
+    pub(super) fn note_sent(&mut self, at: Instant) -> bool {
+        let at = self.last_answer.map_or(at, |answered| at.max(answered));
+        let begins = self.quiet_since.is_none_or(|since| at < since);
+        if begins {
+            self.quiet_since = Some(at);
+        }
+        begins
     }
 
     pub(super) fn note_received(&mut self) {

@@ -6,9 +6,8 @@ use std::time::Instant;
 use wice_signaling::protocol::{CandidateKind, PublicKey};
 
 use super::path::{assign_uses, choose, ranked};
-use super::scheduler::Timer;
+use super::scheduler::{AgentRef, Timer};
 use super::{Arrival, Event, Node, PathRef, PeerId, Route, Via, WireGuardPacket};
-use crate::core::binding::LOOK_EVERY;
 use crate::core::ice::{Failure, PairKey, Role, is_own_socket};
 use crate::core::timing::{EAGER_PEERS, HANDSHAKE_GRACE};
 
@@ -21,15 +20,32 @@ impl Node {
         };
         let had_traffic = peer.path.has_traffic(now);
         peer.path.note_sent(packet, now);
-        if let Some(path) = peer.path.selected
-            && let Some(slot) = peer.slot_mut(path.generation)
-        {
-            slot.agent.note_sent(path.key, now);
+        if let Some(path) = peer.path.selected {
+            self.note_sent_on(id, path, now);
         }
+        let Some(peer) = self.peers.get(&id) else {
+            return;
+        };
         if had_traffic != peer.path.has_traffic(now) {
             self.follow_traffic(id);
         }
         self.arm_path(id);
+    }
+
+    /// Data left on this path at `at`. Its agent is looked at when that would be silence, not before its next check: with
+    /// packets both ways that is once in [`SILENCE`](crate::core::timing::SILENCE), however many they are.
+    fn note_sent_on(&mut self, id: PeerId, path: PathRef, at: Instant) {
+        let slot = self
+            .peers
+            .get_mut(&id)
+            .and_then(|peer| peer.slot_mut(path.generation));
+        if let Some(due) = slot.and_then(|slot| slot.agent.note_sent(path.key, at)) {
+            let agent = AgentRef {
+                peer: id,
+                generation: path.generation,
+            };
+            self.scheduler.arm_by(Timer::Agent(agent), due);
+        }
     }
 
     /// WireGuard has authenticated something from this peer.
@@ -76,15 +92,16 @@ impl Node {
         self.arm_path(id);
     }
 
-    /// What another program's WireGuard has counted of a peer whose endpoint is `endpoint`. That is
-    /// where the last authentic packet came from, so what was received came by the path that leads there
-    /// from WireGuard's own port; on all others data is seen and noted as it passes.
+    /// What another program's WireGuard has counted of a peer whose endpoint is `endpoint`: the last that was sent and
+    /// received, and if nothing was received, since when that may be. The endpoint is where the last authentic packet
+    /// came from, so what was received came by the path that leads there from WireGuard's own port; on all others data is
+    /// seen and noted as it passes.
     pub fn note_counted(
         &mut self,
         key: &PublicKey,
         endpoint: SocketAddr,
-        sent: Option<WireGuardPacket>,
-        received: Option<WireGuardPacket>,
+        (sent, received): (Option<WireGuardPacket>, Option<WireGuardPacket>),
+        quiet_since: Instant,
         now: Instant,
     ) {
         let Some(id) = self.peer_of(key) else { return };
@@ -95,12 +112,8 @@ impl Node {
             return;
         };
         if let Some(packet) = sent {
-            // At any time since the last look: silence counts from the earliest.
-            let since = now.checked_sub(LOOK_EVERY).unwrap_or(now);
-            if let (Some(path), Some(peer)) = (native, self.peers.get_mut(&id))
-                && let Some(slot) = peer.slot_mut(path.generation)
-            {
-                slot.agent.note_sent(path.key, since);
+            if let (Some(path), None) = (native, received) {
+                self.note_sent_on(id, path, quiet_since);
             }
             self.note_sent(id, packet, now);
         }

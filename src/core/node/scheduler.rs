@@ -69,6 +69,13 @@ impl Scheduler {
         }
     }
 
+    /// Sets a timer to go off by then: never later than it was.
+    pub(super) fn arm_by(&mut self, timer: Timer, at: Instant) {
+        if self.armed.get(&timer).is_none_or(|before| at < *before) {
+            self.arm(timer, Some(at));
+        }
+    }
+
     /// How many timers are set.
     pub(super) fn timers(&self) -> usize {
         self.timers.len()

@@ -2,40 +2,64 @@
 //! port nobody else sees the packets.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use wice_signaling::protocol::PublicKey;
 
 use crate::core::node::WireGuardPacket;
 use crate::io::packet_loop::Command;
-use crate::wireguard::backend::{Device, DevicePeer};
+use crate::wireguard::backend::Device;
 
 /// Bytes of a handshake's initiation and of a keepalive (WireGuard paper §5.4.2 and §5.4.6).
 const INITIATION: u64 = 148;
 const KEEPALIVE: u64 = 32;
 
-/// Bytes received and sent as they were at the last look.
+/// The last looks.
 #[derive(Debug, Default)]
-pub(super) struct Counted(BTreeMap<PublicKey, (u64, u64)>);
+pub(super) struct Counted {
+    /// When the last was.
+    looked: Option<Instant>,
+    peers: BTreeMap<PublicKey, Count>,
+}
+
+/// A peer as it was at the last look.
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    rx_bytes: u64,
+    tx_bytes: u64,
+    /// Something had come from it then, at any time after this.
+    heard_after: Option<Instant>,
+}
 
 impl Counted {
     /// What is new at this look, of each peer that has sent or was sent something.
-    pub(super) fn look(&mut self, device: &Device) -> Vec<Command> {
-        let before = std::mem::take(&mut self.0);
-        let count = |peer: &DevicePeer| (peer.key, (peer.rx_bytes, peer.tx_bytes));
-        self.0 = device.peers.iter().map(count).collect();
-        let command = |peer: &DevicePeer| {
-            let (rx, tx) = before.get(&peer.key)?;
-            let received = packet(peer.rx_bytes.saturating_sub(*rx));
-            let sent = packet(peer.tx_bytes.saturating_sub(*tx));
-            let endpoint = peer.endpoint.filter(|e| !e.ip().is_loopback())?;
-            (received.is_some() || sent.is_some()).then_some(Command::Counted {
-                key: peer.key,
-                endpoint,
-                sent,
-                received,
-            })
-        };
-        device.peers.iter().filter_map(command).collect()
+    pub(super) fn look(&mut self, device: &Device, now: Instant) -> Vec<Command> {
+        let looked = self.looked.replace(now).unwrap_or(now);
+        let before = std::mem::take(&mut self.peers);
+        let mut news = Vec::new();
+        for peer in &device.peers {
+            let count = before.get(&peer.key);
+            let received = count.and_then(|c| packet(peer.rx_bytes.saturating_sub(c.rx_bytes)));
+            let sent = count.and_then(|c| packet(peer.tx_bytes.saturating_sub(c.tx_bytes)));
+            let quiet_since = count.and_then(|c| c.heard_after).unwrap_or(looked);
+            let count = Count {
+                rx_bytes: peer.rx_bytes,
+                tx_bytes: peer.tx_bytes,
+                heard_after: received.map(|_| looked),
+            };
+            self.peers.insert(peer.key, count);
+            let endpoint = peer.endpoint.filter(|e| !e.ip().is_loopback());
+            if let Some(endpoint) = endpoint.filter(|_| received.is_some() || sent.is_some()) {
+                news.push(Command::Counted {
+                    key: peer.key,
+                    endpoint,
+                    sent,
+                    received,
+                    quiet_since,
+                });
+            }
+        }
+        news
     }
 }
 
@@ -51,7 +75,49 @@ fn packet(bytes: u64) -> Option<WireGuardPacket> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::wireguard::backend::DevicePeer;
+
+    fn device(rx_bytes: u64, tx_bytes: u64) -> Device {
+        Device {
+            private_key: None,
+            public_key: None,
+            listen_port: 51_820,
+            fwmark: 0,
+            peers: vec![DevicePeer {
+                key: PublicKey([7; 32]),
+                endpoint: "192.0.2.7:51820".parse().ok(),
+                last_handshake: None,
+                rx_bytes,
+                tx_bytes,
+                allowed_ips: Vec::new(),
+                keepalive: 0,
+            }],
+        }
+    }
+
+    /// What came at the last look may have come right after the look before.
+    #[test]
+    fn silence_begins_where_it_may_have() {
+        let start = Instant::now();
+        let at = |look: u64| start + Duration::from_millis(500 * look);
+        let mut counted = Counted::default();
+        assert!(counted.look(&device(0, 0), at(0)).is_empty());
+        let mut quiet_since = |look, rx, tx| {
+            let news = counted.look(&device(rx, tx), at(look));
+            match news.as_slice() {
+                [Command::Counted { quiet_since, .. }] => *quiet_since,
+                _ => panic!("{} commands", news.len()),
+            }
+        };
+        assert_eq!(quiet_since(1, 0, 128), at(0));
+        assert_eq!(quiet_since(2, 128, 256), at(1));
+        assert_eq!(quiet_since(3, 128, 384), at(1));
+        assert_eq!(quiet_since(4, 128, 512), at(3));
+        assert!(counted.look(&device(128, 512), at(5)).is_empty());
+    }
 
     #[test]
     fn lengths_tell_what_wants_no_answer() {

@@ -334,11 +334,11 @@ impl Binding {
         };
         self.tell_port(port, base).await?;
         self.tell_problem(problem);
-        for counted in self.counted.look(&device) {
+        let now = Instant::now();
+        for counted in self.counted.look(&device, now) {
             base.pass_on(counted)?;
         }
         base.follow_fwmark(device.fwmark)?;
-        let now = Instant::now();
         self.overhearing.fetch(now);
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();
         self.binder.handle_device(&sightings, now);

@@ -74,7 +74,12 @@ impl PacketLoop {
                 endpoint,
                 sent,
                 received,
-            } => self.node.note_counted(&key, endpoint, sent, received, now),
+                quiet_since,
+            } => {
+                let counted = (sent, received);
+                self.node
+                    .note_counted(&key, endpoint, counted, quiet_since, now);
+            }
             Command::Initiation(key, initiation) => {
                 let Self {
                     node,

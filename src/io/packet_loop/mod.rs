@@ -103,6 +103,8 @@ pub enum Command {
         sent: Option<WireGuardPacket>,
         /// What has come from it, if anything.
         received: Option<WireGuardPacket>,
+        /// If nothing has, since when that may be.
+        quiet_since: Instant,
     },
     /// The mark of all sockets has changed: those that are there take the new one.
     FwmarkChanged,

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What WireGuard sends to say no more than that it is there.
+const KEEPALIVE: u64 = 32;
+
 /// The peer's address by a path from WireGuard's own port.
 fn direct() -> SocketAddr {
     "198.51.100.7:51820".parse().unwrap()
@@ -134,6 +137,22 @@ fn wireguard_that_roams_by_half_a_handshake_was_not_reset() {
     interface.later(RESET_TRIAL);
     assert_eq!(interface.sets(), 0);
     assert_eq!(interface.binder.resets(&KEY), 0);
+    assert_eq!(interface.binder.poll_timeout(interface.now), None);
+}
+
+/// A slot's packets pass through wice, and of an interface at rest nothing is to be learned.
+#[test]
+fn what_wireguard_sends_from_its_own_port_is_looked_at_twice_a_second() {
+    let mut interface = Interface::on_slot();
+    interface.sending(DATA, 1);
+    assert_eq!(interface.binder.poll_timeout(interface.now), None);
+    interface.ready(Some(direct()));
+    interface.sending(DATA, 1);
+    let next = interface.binder.poll_timeout(interface.now);
+    assert_eq!(next, Some(interface.now + LOOK_SENDING));
+    interface.sending(KEEPALIVE, 1);
+    assert_eq!(interface.binder.poll_timeout(interface.now), None);
+    interface.later(SECOND);
     assert_eq!(interface.binder.poll_timeout(interface.now), None);
 }
 
