@@ -51,8 +51,8 @@ pub const RELAY_SILENT: Duration = ms(3_700);
 pub const SILENCE: Duration = secs(1);
 /// Distance of probes; more where the round trip is longer.
 pub const PROBE_INTERVAL: Duration = ms(500);
-/// Probes missed in a row until a path is dead: under loss false in 5 min: 3 misses 34 %, 5: 1.5 %,
-/// 7: 0.05 %.
+/// Probes missed in a row until a path is dead: under loss false in 5 min of a one-way flow, which is probed every second:
+/// 5 misses 6 %, 7: 0.2 %. With packets both ways there is hardly a probe.
 pub const STALL_MISSES: u8 = 7;
 
 /// Consent check of a path that carries data, ± 20 % (RFC 7675 §5.1).

@@ -322,7 +322,7 @@ impl Base {
         })?)
     }
 
-    /// Passes on what signaling says. What has no room is lost, as on the way: the daemon goes on.
+    /// Passes on what may be lost where there is no room: signaling sends it again, or the next look tells it.
     pub(super) fn pass_on(&self, command: Command) -> anyhow::Result<()> {
         match self.inbox.send(command) {
             Err(error @ InboxError::Full) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stun_types::attribute::AttributeStaticType as _;
 use turn_types::attribute::{Data, XorPeerAddress};
-use wice::core::binding::LOOK_SENDING;
+use wice::core::binding::{LOOK_EVERY, LOOK_SENDING};
 use wice::core::node::{
     Arrival, Event, HostSocket, Inbound, PeerId, RelayId, RelayServer, Route, Transmit, Via,
     WireGuardPacket,
@@ -420,11 +420,16 @@ impl World {
         let now = self.now;
         let looked = self.hosts[id].looked.replace(now).unwrap_or(now);
         let mut all = std::mem::take(&mut self.hosts[id].counters);
+        let mut sending = false;
         for (peer, counters) in &mut all {
             let key = self.hosts[*peer].public;
             let (sent, received) = (counters.sent.take(), counters.received.take());
-            let quiet_since = counters.heard_after.unwrap_or(looked);
-            counters.heard_after = received.map(|_| looked);
+            let of_late = counters.heard_after.filter(|at| now < *at + 2 * LOOK_EVERY);
+            let quiet_since = of_late.unwrap_or(looked);
+            if received.is_some() {
+                counters.heard_after = Some(looked);
+            }
+            sending |= sent.is_some();
             let node = self.hosts[id].node.as_mut();
             if let (Some(node), Some(endpoint)) = (node, counters.endpoint)
                 && (sent.is_some() || received.is_some())
@@ -433,7 +438,8 @@ impl World {
             }
         }
         self.hosts[id].counters = all;
-        self.schedule(now + LOOK_SENDING, Happening::Look(id));
+        let next = if sending { LOOK_SENDING } else { LOOK_EVERY };
+        self.schedule(now + next, Happening::Look(id));
         self.drain(id);
     }
 

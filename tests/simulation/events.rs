@@ -328,10 +328,18 @@ fn a_relay_restarts_and_knows_nobody() {
     }
 }
 
+/// Both ways, and one way: then every second begins with a probe.
 #[test]
 fn ten_percent_loss_moves_no_path() {
-    for (seed, homes) in (700..).zip(HOMES) {
+    let both_ways = [true, false].into_iter();
+    let cases = both_ways.flat_map(|both| HOMES.map(|homes| (homes, both)));
+    for (seed, (homes, both)) in (700..).zip(cases) {
         let mut world = connected(seed, homes, Some(TRAFFIC));
+        if !both {
+            for tunnel in world.hosts[B].tunnels.values_mut() {
+                tunnel.set_traffic(None, world.now);
+            }
+        }
         world.conditions = Conditions {
             loss: 0.1,
             ..Conditions::default()

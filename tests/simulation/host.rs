@@ -45,7 +45,7 @@ pub(crate) struct Counters {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) sent: Option<WireGuardPacket>,
     pub(crate) received: Option<WireGuardPacket>,
-    /// Something had come at the last look, after this.
+    /// When something came last, it came after this.
     pub(crate) heard_after: Option<Instant>,
 }
 

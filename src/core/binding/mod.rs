@@ -151,7 +151,8 @@ impl Binder {
         }
     }
 
-    /// The interface as it is now. To be called every [`LOOK_EVERY`], and after endpoints were set.
+    /// The interface as it is now. To be called every [`LOOK_EVERY`], after endpoints were set, and when
+    /// [`Self::poll_timeout`] says.
     pub fn handle_device(&mut self, sightings: &[Sighting], now: Instant) {
         let seen: BTreeSet<PublicKey> = sightings.iter().map(|sighting| sighting.key).collect();
         let gone = self.peers.keys().filter(|key| !seen.contains(key));

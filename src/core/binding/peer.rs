@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Cause, LOOK_SENDING, PathState, Sighting, Standing};
+use super::{Cause, LOOK_EVERY, LOOK_SENDING, PathState, Sighting, Standing};
 
 /// A session older than this carries nothing more (WireGuard paper §6.1, REJECT_AFTER_TIME): an
 /// endpoint with a younger one worked when it was seen first.
@@ -85,8 +85,8 @@ pub(super) struct Peer {
     /// When that was, by our clock.
     handshaken: Option<Instant>,
     looked: Instant,
-    /// Something was sent before the last look that wants an answer.
-    sending: bool,
+    /// The look at which something was seen last that was sent and wants an answer.
+    sending: Option<Instant>,
     resets: u64,
     reset_at: VecDeque<Instant>,
 }
@@ -136,7 +136,7 @@ impl Peer {
             handshake: sighting.handshake,
             handshaken: sighting.handshake_age.and_then(|age| now.checked_sub(age)),
             looked: now,
-            sending: false,
+            sending: None,
             resets: 0,
             reset_at: VecDeque::new(),
         }
@@ -163,7 +163,8 @@ impl Peer {
     pub(super) fn next_look(&self) -> Option<Instant> {
         let ready = self.path.ready?;
         let native = ready != self.slot && self.endpoint == Some(ready);
-        let sending = (native && self.sending).then(|| self.looked + LOOK_SENDING);
+        let sending = self.sending.is_some_and(|at| self.looked < at + LOOK_EVERY);
+        let sending = (native && sending).then(|| self.looked + LOOK_SENDING);
         let trial_ends = self.displaced.map(|at| at + RESET_TRIAL);
         [trial_ends, sending].into_iter().flatten().min()
     }
@@ -247,7 +248,9 @@ impl Peer {
         self.tx_bytes = sighting.tx_bytes;
         self.handshake = sighting.handshake;
         self.looked = now;
-        self.sending = asked;
+        if asked {
+            self.sending = Some(now);
+        }
         if anew || before != sighting.endpoint {
             self.heard = false;
             self.unanswered = asked.then_some(asked_since);

@@ -7,7 +7,7 @@ use wice_signaling::protocol::CandidateKind;
 
 use super::agent::{Agent, AgentEvent};
 use super::candidates::{Origin, canonical};
-use super::pair::{Failure, Pair, PairKey, PairState};
+use super::pair::{Failure, Pair, PairKey, PairState, Use};
 use super::transaction::{Purpose, Transaction};
 use super::{BaseId, RemoteCandidate, Role};
 use crate::core::policy;
@@ -249,7 +249,8 @@ impl Agent {
         let nominate_anew = moved && role == Role::Controlling && pair.nominated.is_some();
         let seen_anew = pair.mapped != Some(mapped);
         pair.mapped = Some(mapped);
-        if !was_valid || moved {
+        // Whatever was answered renews consent.
+        if !was_valid || moved || pair.used == Use::Selected {
             pair.next_check = pair
                 .keepalive_interval(has_traffic)
                 .map(|i| now + i.mul_f64(jitter));

@@ -2,10 +2,12 @@
 //! port nobody else sees the packets.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use wice_signaling::protocol::PublicKey;
 
+use crate::core::binding::LOOK_EVERY;
 use crate::core::node::WireGuardPacket;
 use crate::io::packet_loop::Command;
 use crate::wireguard::backend::Device;
@@ -27,7 +29,8 @@ pub(super) struct Counted {
 struct Count {
     rx_bytes: u64,
     tx_bytes: u64,
-    /// Something had come from it then, at any time after this.
+    endpoint: Option<SocketAddr>,
+    /// When something came from there last, it came at any time after this.
     heard_after: Option<Instant>,
 }
 
@@ -41,11 +44,17 @@ impl Counted {
             let count = before.get(&peer.key);
             let received = count.and_then(|c| packet(peer.rx_bytes.saturating_sub(c.rx_bytes)));
             let sent = count.and_then(|c| packet(peer.tx_bytes.saturating_sub(c.tx_bytes)));
-            let quiet_since = count.and_then(|c| c.heard_after).unwrap_or(looked);
+            let heard_after = count
+                .filter(|c| c.endpoint == peer.endpoint)
+                .and_then(|c| c.heard_after);
+            // Not of what came long ago: who sends after a rest has heard nothing for good reason.
+            let of_late = heard_after.filter(|at| now < *at + 2 * LOOK_EVERY);
+            let quiet_since = of_late.unwrap_or(looked);
             let count = Count {
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
-                heard_after: received.map(|_| looked),
+                endpoint: peer.endpoint,
+                heard_after: received.map_or(heard_after, |_| Some(looked)),
             };
             self.peers.insert(peer.key, count);
             let endpoint = peer.endpoint.filter(|e| !e.ip().is_loopback());
@@ -115,8 +124,34 @@ mod tests {
         assert_eq!(quiet_since(1, 0, 128), at(0));
         assert_eq!(quiet_since(2, 128, 256), at(1));
         assert_eq!(quiet_since(3, 128, 384), at(1));
-        assert_eq!(quiet_since(4, 128, 512), at(3));
-        assert!(counted.look(&device(128, 512), at(5)).is_empty());
+        assert_eq!(quiet_since(6, 128, 512), at(3), "nothing came lately");
+        assert_eq!(quiet_since(7, 256, 640), at(6));
+        assert!(counted.look(&device(256, 640), at(8)).is_empty());
+        let news = counted.look(&device(256, 768), at(9));
+        let [Command::Counted { quiet_since, .. }] = news.as_slice() else {
+            panic!("{} commands", news.len());
+        };
+        assert_eq!(
+            *quiet_since,
+            at(6),
+            "a look at which nothing was to be seen"
+        );
+    }
+
+    #[test]
+    fn what_came_from_elsewhere_says_nothing_of_this_endpoint() {
+        let start = Instant::now();
+        let at = |look: u64| start + Duration::from_millis(500 * look);
+        let mut counted = Counted::default();
+        counted.look(&device(0, 0), at(0));
+        counted.look(&device(128, 128), at(1));
+        let mut moved = device(128, 256);
+        moved.peers[0].endpoint = "192.0.2.8:51820".parse().ok();
+        let news = counted.look(&moved, at(2));
+        let [Command::Counted { quiet_since, .. }] = news.as_slice() else {
+            panic!("{} commands", news.len());
+        };
+        assert_eq!(*quiet_since, at(1));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use culprit::culprit;
 use direct::Sharing;
 use local::LocalChanges;
 use overhear::Overhearing;
-use port::is_bound;
+use port::{is_bound, unbound};
 use underlay::Underlay;
 use watcher::{Report, Watcher};
 
@@ -196,6 +196,13 @@ impl Binding {
             What::Report(Report::Device { device, port }) => {
                 self.handle_device(device, port, base).await
             }
+            What::Report(Report::Between(device)) => {
+                let own = base.key.public_key();
+                if device.public_key.is_none_or(|key| key == own) {
+                    self.handle_peers(&device, base)?;
+                }
+                Ok(Seen::Nothing)
+            }
             What::Report(Report::Lost(error)) => {
                 // What it still does is forwarded as long as its port is there.
                 let port = self.port.filter(|port| is_bound(*port));
@@ -334,11 +341,24 @@ impl Binding {
         };
         self.tell_port(port, base).await?;
         self.tell_problem(problem);
+        base.follow_fwmark(device.fwmark)?;
+        self.handle_peers(&device, base)?;
+        let peers = device
+            .peers
+            .iter()
+            .map(|peer| (peer.key, self.inputs(peer)));
+        let peers: BTreeMap<PublicKey, PeerInputs> = peers.collect();
+        self.with_view(|view| view.peers = peers);
+        self.ask_picture(base)?;
+        Ok(Seen::Device(device))
+    }
+
+    /// What endpoints and counters tell.
+    fn handle_peers(&mut self, device: &Device, base: &Base) -> anyhow::Result<()> {
         let now = Instant::now();
-        for counted in self.counted.look(&device, now) {
+        for counted in self.counted.look(device, now) {
             base.pass_on(counted)?;
         }
-        base.follow_fwmark(device.fwmark)?;
         self.overhearing.fetch(now);
         let sightings: Vec<Sighting> = device.peers.iter().map(sighting).collect();
         self.binder.handle_device(&sightings, now);
@@ -350,14 +370,7 @@ impl Binding {
             base.state.set_endpoints(&self.binder.originals())?;
             base.state.set_given(&self.binder.given())?;
         }
-        let peers = device
-            .peers
-            .iter()
-            .map(|peer| (peer.key, self.inputs(peer)));
-        let peers: BTreeMap<PublicKey, PeerInputs> = peers.collect();
-        self.with_view(|view| view.peers = peers);
-        self.ask_picture(base)?;
-        Ok(Seen::Device(device))
+        Ok(())
     }
 
     fn handle_not_set(&mut self, key: &PublicKey, error: &BackendError) {
@@ -543,7 +556,7 @@ impl Binding {
                 owned: members.map(|(key, owned)| (key, owned.clone())).collect(),
             });
         }));
-        Ok(base.inbox.send(look)?)
+        base.pass_on(look)
     }
 
     /// Changes what the control socket tells.
@@ -577,15 +590,4 @@ pub(super) fn sighting(peer: &DevicePeer) -> Sighting {
         rx_bytes: peer.rx_bytes,
         tx_bytes: peer.tx_bytes,
     }
-}
-
-fn unbound(interface: &str, port: u16) -> String {
-    if port == 0 {
-        return format!(
-            "{interface} has no listen port yet: bring it up (ip link set {interface} up)"
-        );
-    }
-    format!(
-        "WireGuard's port {port} is not open in this network namespace: {interface} is down (ip link set {interface} up), or was made in another namespace, where its socket stays: run wice there"
-    )
 }

@@ -39,6 +39,18 @@ fn local_host() -> String {
     format!("{:08X}", u32::from_ne_bytes([127, 0, 0, 1]))
 }
 
+/// What to do about an interface whose port is not bound here; 0 for one that has none.
+pub(super) fn unbound(interface: &str, port: u16) -> String {
+    if port == 0 {
+        return format!(
+            "{interface} has no listen port yet: bring it up (ip link set {interface} up)"
+        );
+    }
+    format!(
+        "WireGuard's port {port} is not open in this network namespace: {interface} is down (ip link set {interface} up), or was made in another namespace, where its socket stays: run wice there"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,8 @@ pub(super) enum Report {
         /// Its port, if it is bound in this network namespace.
         port: Option<u16>,
     },
+    /// What was wished for between two looks: only endpoints and counters are of interest.
+    Between(Device),
     /// It cannot be asked.
     Lost(BackendError),
     /// A peer's endpoint could not be set.
@@ -115,9 +117,11 @@ impl Asker {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let next = self.next.unwrap_or_else(|| Instant::now() + LOOK_EVERY);
+            let mut between = false;
             tokio::select! {
+                biased;
                 _ = look.tick() => {}
-                () = tokio::time::sleep_until(next.into()) => {}
+                () = tokio::time::sleep_until(next.into()) => between = true,
                 order = self.orders.recv() => {
                     let Some(order) = order else { return };
                     let mut due = self.carry_out(order).await;
@@ -131,6 +135,7 @@ impl Asker {
             }
             self.next = None;
             let report = match self.read().await {
+                Ok(device) if between => Report::Between(device),
                 Ok(device) => {
                     let bound = device.listen_port != 0 && is_bound(device.listen_port);
                     let port = bound.then_some(device.listen_port);
