@@ -129,6 +129,8 @@ pub struct Binder {
     remembered: BTreeMap<PublicKey, SocketAddr>,
     /// What they were given then.
     remembered_given: BTreeMap<PublicKey, SocketAddr>,
+    /// Handshakes before this were another key's.
+    sessions_since: Option<Instant>,
     changed: bool,
     events: VecDeque<Event>,
 }
@@ -146,9 +148,15 @@ impl Binder {
             peers: BTreeMap::new(),
             remembered,
             remembered_given: given,
+            sessions_since: None,
             changed: false,
             events: VecDeque::new(),
         }
+    }
+
+    /// The interface has another key than it had: its sessions are gone, though WireGuard still shows their handshakes.
+    pub fn forget_sessions(&mut self, now: Instant) {
+        self.sessions_since = Some(now);
     }
 
     /// The interface as it is now. To be called every [`LOOK_EVERY`], after endpoints were set, and when
@@ -175,7 +183,9 @@ impl Binder {
                     let slot = (self.slot_of)(&sighting.key);
                     let original = self.remembered.remove(&sighting.key);
                     let given = self.remembered_given.remove(&sighting.key);
-                    let peer = Peer::new(slot, original, given, sighting, now);
+                    let began = sighting.handshake_age.and_then(|age| now.checked_sub(age));
+                    let is_orphan = began < self.sessions_since && sighting.handshake.is_some();
+                    let peer = Peer::new(slot, original, given, sighting, is_orphan, now);
                     self.peers.insert(sighting.key, peer);
                     self.changed = true;
                     self.events.push_back(Event::Added(sighting.key));

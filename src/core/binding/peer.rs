@@ -84,6 +84,8 @@ pub(super) struct Peer {
     handshake: Option<Duration>,
     /// When that was, by our clock.
     handshaken: Option<Instant>,
+    /// The handshake that it came with was another key's: the next is not to cross the peer's.
+    is_orphan: bool,
     looked: Instant,
     /// The look at which something was seen last that was sent and wants an answer.
     sending: Option<Instant>,
@@ -97,6 +99,7 @@ impl Peer {
         remembered: Option<SocketAddr>,
         given: Option<SocketAddr>,
         sighting: &Sighting,
+        is_orphan: bool,
         now: Instant,
     ) -> Self {
         let given = given.filter(|given| sighting.endpoint == Some(*given));
@@ -107,7 +110,8 @@ impl Peer {
             None => None,
             Some(_) => theirs.or(remembered),
         };
-        let in_session = sighting.handshake_age.is_some_and(|age| age < SESSION);
+        let age = sighting.handshake_age.filter(|_| !is_orphan);
+        let in_session = age.is_some_and(|age| age < SESSION);
         // A handshake was sent before we came, and none has ever been answered.
         let asked = sighting.handshake.is_none() && sighting.tx_bytes > 0;
         Self {
@@ -134,7 +138,8 @@ impl Peer {
             rx_bytes: sighting.rx_bytes,
             tx_bytes: sighting.tx_bytes,
             handshake: sighting.handshake,
-            handshaken: sighting.handshake_age.and_then(|age| now.checked_sub(age)),
+            handshaken: age.and_then(|age| now.checked_sub(age)),
+            is_orphan,
             looked: now,
             sending: None,
             resets: 0,
@@ -302,8 +307,8 @@ impl Peer {
         // roams by itself, or the next look finds the session. Two that have crossed all the same are both
         // repeated after 5 s, and would cross again.
         let handshaken = self.handshaken.is_some_and(|at| now < at + SESSION);
-        let crossed = self.unanswered_for(now) >= RESET_TRIAL;
-        if !handshaken && (self.endpoint != Some(ours) || crossed) {
+        let may_cross = self.is_orphan || self.unanswered_for(now) >= RESET_TRIAL;
+        if !handshaken && (self.endpoint != Some(ours) || may_cross) {
             ours = self.slot;
         }
         let Some(endpoint) = self.endpoint else {

@@ -131,9 +131,11 @@ impl Attached {
             }
         };
         // Another key is another node: its sessions begin anew.
-        let kept = state
-            .node()?
-            .filter(|kept| kept.key.as_ref() == Some(&name));
+        let kept = state.node()?;
+        let had_another_key = kept
+            .as_ref()
+            .is_some_and(|kept| kept.key.as_ref() != Some(&name));
+        let kept = kept.filter(|_| !had_another_key);
         let mut node_state = match kept {
             Some(kept) => kept,
             None => NodeState {
@@ -177,6 +179,9 @@ impl Attached {
         );
         let direct = base.settings.direct;
         let mut binding = Binding::start(interface, whose, backend, &base, direct, view);
+        if had_another_key {
+            binding.forget_sessions();
+        }
         binding.hold(guide.guidance().held.clone());
         binding.handle_interfaces(&interfaces, &base).await?;
         let attached = Self {

@@ -232,6 +232,11 @@ impl Binding {
         }
     }
 
+    /// See [`Binder::forget_sessions`].
+    pub(super) fn forget_sessions(&mut self) {
+        self.binder.forget_sessions(Instant::now());
+    }
+
     /// Peers that have come and gone since this was asked last.
     pub(super) fn take_changes(&mut self) -> Vec<PeerChange> {
         std::mem::take(&mut self.changes)

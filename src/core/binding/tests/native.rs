@@ -156,6 +156,27 @@ fn what_wireguard_sends_from_its_own_port_is_looked_at_twice_a_second() {
     assert_eq!(interface.binder.poll_timeout(interface.now), None);
 }
 
+/// WireGuard shows the handshakes of the key that it had before: at WireGuard's own port the next would cross the peer's,
+/// again and again.
+#[test]
+fn with_another_key_the_first_handshake_goes_by_the_slot() {
+    let mut interface = Interface::with(Some(direct()), Some(15 * SECOND), BTreeMap::new());
+    let given = BTreeMap::from([(KEY, direct())]);
+    for is_other_key in [false, true] {
+        interface.binder = Binder::new(slot_of, BTreeMap::new(), given.clone());
+        if is_other_key {
+            interface.binder.forget_sessions(interface.now);
+        }
+        interface.look();
+        interface.ready(Some(direct()));
+        let expected = if is_other_key { slot() } else { direct() };
+        assert_eq!(interface.peer.endpoint, Some(expected));
+    }
+    interface.handshake();
+    interface.later(SECOND);
+    assert_eq!(interface.peer.endpoint, Some(direct()));
+}
+
 /// Two initiations have crossed at WireGuard's own ports: the next go by the slot, where one can wait.
 #[test]
 fn a_native_endpoint_without_a_session_gives_way_to_the_slot() {
