@@ -424,11 +424,7 @@ impl World {
         for (peer, counters) in &mut all {
             let key = self.hosts[*peer].public;
             let (sent, received) = (counters.sent.take(), counters.received.take());
-            let of_late = counters.heard_after.filter(|at| now < *at + 2 * LOOK_EVERY);
-            let quiet_since = of_late.unwrap_or(looked);
-            if received.is_some() {
-                counters.heard_after = Some(looked);
-            }
+            let quiet_since = counters.heard.look(received.is_some(), looked, now);
             sending |= sent.is_some();
             let node = self.hosts[id].node.as_mut();
             if let (Some(node), Some(endpoint)) = (node, counters.endpoint)

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use wice::core::binding::Heard;
 use wice::core::node::{
     Admission, HostAddress, HostSocket, Node, NodeConfig, PeerId, PeerSnapshot, RelayId,
     RelayServer, SharedPorts, StunServer, WireGuardPacket,
@@ -45,8 +46,7 @@ pub(crate) struct Counters {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) sent: Option<WireGuardPacket>,
     pub(crate) received: Option<WireGuardPacket>,
-    /// When something came last, it came after this.
-    pub(crate) heard_after: Option<Instant>,
+    pub(crate) heard: Heard,
 }
 
 /// Several packets are told from none, and not from each other.

@@ -27,6 +27,26 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// dies silently there would be noticed up to two looks late.
 pub const LOOK_SENDING: Duration = Duration::from_millis(500);
 
+/// What looks tell of when a peer was heard at one endpoint.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Heard {
+    /// What came last came at any time after this.
+    after: Option<Instant>,
+}
+
+impl Heard {
+    /// Takes in whether something has come between the look at `looked` and the one that is now. Gives since when the peer
+    /// may be silent if nothing has.
+    pub fn look(&mut self, received: bool, looked: Instant, now: Instant) -> Instant {
+        // Not of what came long ago: who sends after a rest has heard nothing for good reason.
+        let of_late = self.after.filter(|at| now < *at + 2 * LOOK_EVERY);
+        if received {
+            self.after = Some(looked);
+        }
+        of_late.unwrap_or(looked)
+    }
+}
+
 /// A peer as the interface has it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use wice_signaling::protocol::PublicKey;
 
-use crate::core::binding::LOOK_EVERY;
+use crate::core::binding::Heard;
 use crate::core::node::WireGuardPacket;
 use crate::io::packet_loop::Command;
 use crate::wireguard::backend::Device;
@@ -30,8 +30,7 @@ struct Count {
     rx_bytes: u64,
     tx_bytes: u64,
     endpoint: Option<SocketAddr>,
-    /// When something came from there last, it came at any time after this.
-    heard_after: Option<Instant>,
+    heard: Heard,
 }
 
 impl Counted {
@@ -44,17 +43,15 @@ impl Counted {
             let count = before.get(&peer.key);
             let received = count.and_then(|c| packet(peer.rx_bytes.saturating_sub(c.rx_bytes)));
             let sent = count.and_then(|c| packet(peer.tx_bytes.saturating_sub(c.tx_bytes)));
-            let heard_after = count
-                .filter(|c| c.endpoint == peer.endpoint)
-                .and_then(|c| c.heard_after);
-            // Not of what came long ago: who sends after a rest has heard nothing for good reason.
-            let of_late = heard_after.filter(|at| now < *at + 2 * LOOK_EVERY);
-            let quiet_since = of_late.unwrap_or(looked);
+            // Of another endpoint nothing is known yet.
+            let here = count.filter(|c| c.endpoint == peer.endpoint);
+            let mut heard = here.map(|c| c.heard).unwrap_or_default();
+            let quiet_since = heard.look(received.is_some(), looked, now);
             let count = Count {
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
                 endpoint: peer.endpoint,
-                heard_after: received.map_or(heard_after, |_| Some(looked)),
+                heard,
             };
             self.peers.insert(peer.key, count);
             let endpoint = peer.endpoint.filter(|e| !e.ip().is_loopback());
