@@ -28,8 +28,9 @@ pub(super) struct KernelInterface {
     owner: Owner,
     /// With their allowed IPs, sorted.
     peers: BTreeMap<PublicKey, Vec<IpPrefix>>,
-    /// Whom the interface had at the last look.
-    there: BTreeSet<PublicKey>,
+    /// Whom the interface had at the first look since what the core knows was compared with it: the core is
+    /// asked after a look, and a later one may show whom its answer cannot know yet.
+    there: Option<BTreeSet<PublicKey>>,
     /// Whom it lacked then: once may be a look that was on its way when the peer was set.
     missing: BTreeSet<PublicKey>,
     taken_over: Instant,
@@ -46,7 +47,7 @@ impl KernelInterface {
             own,
             owner,
             peers: device.peers.iter().map(of).collect(),
-            there: BTreeSet::new(),
+            there: None,
             missing: BTreeSet::new(),
             taken_over: Instant::now(),
             left: device.peers.iter().map(|peer| peer.key).collect(),
@@ -148,13 +149,14 @@ impl KernelInterface {
 
     /// Whom another program has taken off the interface is not there, whatever was set.
     fn handle_device(&mut self, device: &Device) {
-        self.there = device.peers.iter().map(|peer| peer.key).collect();
-        let missing = self.peers.keys().filter(|key| !self.there.contains(key));
+        let there: BTreeSet<PublicKey> = device.peers.iter().map(|peer| peer.key).collect();
+        let missing = self.peers.keys().filter(|key| !there.contains(key));
         let missing: BTreeSet<PublicKey> = missing.copied().collect();
         for key in missing.intersection(&self.missing) {
             self.peers.remove(key);
         }
         self.missing = missing;
+        self.there.get_or_insert(there);
         let lacks = |peer: &&DevicePeer| peer.keepalive == 0 && peer.last_handshake.is_some();
         for peer in device.peers.iter().filter(lacks) {
             if let Err(error) = self.owner.set_keepalive(peer.key, KEEPALIVE) {
@@ -170,7 +172,7 @@ impl KernelInterface {
         if self.has_settled() {
             self.left.clear();
         }
-        for key in std::mem::take(&mut self.there).difference(&members) {
+        for key in self.there.take().unwrap_or_default().difference(&members) {
             if !self.left.contains(key) {
                 self.set(*key, None);
             }
