@@ -56,6 +56,33 @@ impl Forwarder {
         ))?;
         outward.connect(to)?;
         let local = outward.local_addr()?.ip();
+        Self::spawn(move |running, ready| match kind {
+            Kind::GroGso => gro_gso(&inward, &outward, None, running, ready),
+            Kind::Addressed => gro_gso(&inward, &inward, Some((local, to)), running, ready),
+            Kind::Quinn => quinn(&inward, &outward, to, running, ready),
+            Kind::Tokio => tokio(inward, outward, running, ready),
+        })
+    }
+
+    /// Both ways between a program on this machine and the other machine, [`Kind::GroGso`], a thread each. A side is
+    /// where it is met here, and where it is.
+    pub(crate) fn both_ways(sides: [(SocketAddr, SocketAddr); 2]) -> Result<[Self; 2], Error> {
+        let socket = |(local, remote): (SocketAddr, SocketAddr)| -> io::Result<UdpSocket> {
+            let socket = plain(local)?;
+            socket.connect(remote)?;
+            Ok(socket)
+        };
+        let (near, far) = (socket(sides[0])?, socket(sides[1])?);
+        let (near_too, far_too) = (near.try_clone()?, far.try_clone()?);
+        Ok([
+            Self::spawn(move |running, ready| gro_gso(&near, &far, None, running, ready))?,
+            Self::spawn(move |running, ready| gro_gso(&far_too, &near_too, None, running, ready))?,
+        ])
+    }
+
+    fn spawn(
+        run: impl FnOnce(&Running, &mpsc::Sender<()>) -> io::Result<()> + Send + 'static,
+    ) -> Result<Self, Error> {
         let (stop, cpu) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
@@ -66,15 +93,8 @@ impl Forwarder {
         };
         let (ready, is_ready) = mpsc::channel();
         std::thread::spawn(move || {
-            let running = Running { stop, cpu };
-            let ran = match kind {
-                Kind::GroGso => gro_gso(&inward, &outward, None, &running, &ready),
-                Kind::Addressed => gro_gso(&inward, &inward, Some((local, to)), &running, &ready),
-                Kind::Quinn => quinn(&inward, &outward, to, &running, &ready),
-                Kind::Tokio => tokio(inward, outward, &running, &ready),
-            };
-            if let Err(error) = ran {
-                eprintln!("{kind:?}: {error}");
+            if let Err(error) = run(&Running { stop, cpu }, &ready) {
+                eprintln!("a bare forwarder: {error}");
             }
         });
         is_ready.recv()?;

@@ -25,7 +25,7 @@ const WINDOW: u64 = 512;
 const LOST_AFTER: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(50);
 /// Nothing has come for this long: a forwarder looks at its clock.
-const IDLE_MS: libc::c_int = 50;
+pub(crate) const IDLE: Duration = Duration::from_millis(50);
 /// What is on its way arrives, and clocks have been looked at.
 const SETTLE: Duration = Duration::from_millis(150);
 
@@ -156,7 +156,7 @@ pub(crate) fn wait(fd: i32) -> bool {
         revents: 0,
     };
     // SAFETY: one pollfd that outlives the call.
-    unsafe { libc::poll(&raw mut poll, 1, IDLE_MS) > 0 }
+    unsafe { libc::poll(&raw mut poll, 1, IDLE.as_millis() as libc::c_int) > 0 }
 }
 
 /// A plain socket with buffers that hold the window, for forwarders that bring none of their own.

@@ -19,12 +19,13 @@ use forward::{Forwarder, Kind};
 use load::{Pattern, drive};
 use node::Error;
 use rig::{Pair, Relayed, listen_at};
-use tunnel::{Tunnel, median};
+use tunnel::{Through, Tunnel, median};
 
 /// How long one thing is measured in one round.
 const STEP: Duration = Duration::from_millis(1500);
 const IPERF_SECONDS: u32 = 5;
 const ROUNDS: u32 = 5;
+const TUNNELS: [Through; 3] = [Through::Nothing, Through::Proxies, Through::BareForwarders];
 
 /// What the link does with many packets in one send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,10 +42,11 @@ enum Item {
     Bare(Kind, Link, bool, End),
     /// The client of a relay, towards it and from it.
     ChannelData(End),
-    Rate(bool),
-    WireGuardCpu,
-    ProxyCpu,
-    Rtt(bool),
+    Rate(Through),
+    /// CPU seconds a GB of both ends: WireGuard's, and of what is between it and the link.
+    WireGuardCpu(Through),
+    BetweenCpu(Through),
+    Rtt(Through),
     /// Packets lost, per cent.
     Lost,
 }
@@ -70,7 +72,10 @@ fn main() -> Result<(), Error> {
         .build()?;
     let pair = Pair::new(&runtime)?;
     let relayed = Relayed::new(&runtime)?;
-    let tunnels = [Tunnel::new(&runtime, false)?, Tunnel::new(&runtime, true)?];
+    let mut tunnels = Vec::new();
+    for through in TUNNELS.into_iter().filter(|_| tunneled) {
+        tunnels.push(Tunnel::new(&runtime, through)?);
+    }
     let mut samples = Samples::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
@@ -84,19 +89,15 @@ fn main() -> Result<(), Error> {
                 compare(&pair, &relayed, setting, round, &mut samples)?;
             }
         }
-        let mut turns = [(&tunnels[0], false), (&tunnels[1], true)];
-        if round.is_multiple_of(2) {
-            turns.reverse();
-        }
-        for (tunnel, proxied) in turns.into_iter().filter(|_| tunneled) {
-            let run = tunnel.run(IPERF_SECONDS)?;
-            eprintln!("  proxied {proxied}: {run:?}");
-            add(&mut samples, Item::Rate(proxied), run.rate);
-            add(&mut samples, Item::Rtt(proxied), run.rtt);
-            if proxied {
-                add(&mut samples, Item::WireGuardCpu, run.wireguard);
-                add(&mut samples, Item::ProxyCpu, run.proxy);
-            }
+        // Another is the first in each round.
+        tunnels.rotate_left(usize::from(tunneled));
+        for tunnel in &tunnels {
+            let (run, through) = (tunnel.run(IPERF_SECONDS)?, tunnel.through);
+            eprintln!("  through {through:?}: {run:?}");
+            add(&mut samples, Item::Rate(through), run.rate);
+            add(&mut samples, Item::Rtt(through), run.rtt);
+            add(&mut samples, Item::WireGuardCpu(through), run.wireguard);
+            add(&mut samples, Item::BetweenCpu(through), run.between);
         }
     }
     print(rounds, &mut samples);
@@ -274,7 +275,10 @@ fn print(rounds: u32, samples: &mut Samples) {
         "≤ 1.25",
         channel / proxy <= 1.25,
     ));
-    let (through, direct) = (of(Item::Rate(true)), of(Item::Rate(false)));
+    let (through, direct) = (
+        of(Item::Rate(Through::Proxies)),
+        of(Item::Rate(Through::Nothing)),
+    );
     let what = "wireguard-go, TCP, Mbit/s: through the proxy, direct".to_owned();
     rows.push((
         what,
@@ -284,7 +288,10 @@ fn print(rounds: u32, samples: &mut Samples) {
         "≥ 0.90",
         through / direct >= 0.9,
     ));
-    let (proxy, wireguard) = (of(Item::ProxyCpu), of(Item::WireGuardCpu));
+    let (proxy, wireguard) = (
+        of(Item::BetweenCpu(Through::Proxies)),
+        of(Item::WireGuardCpu(Through::Proxies)),
+    );
     let what = "the same, CPU s/GB of both ends: the proxy's, wireguard-go's".to_owned();
     rows.push((
         what,
@@ -294,7 +301,10 @@ fn print(rounds: u32, samples: &mut Samples) {
         "≤ 0.30",
         proxy / wireguard <= 0.3,
     ));
-    let (through, direct) = (of(Item::Rtt(true)), of(Item::Rtt(false)));
+    let (through, direct) = (
+        of(Item::Rtt(Through::Proxies)),
+        of(Item::Rtt(Through::Nothing)),
+    );
     let what = "the same, ping at rest, ms: through the proxy, direct".to_owned();
     rows.push((
         what,
@@ -351,4 +361,32 @@ fn print(rounds: u32, samples: &mut Samples) {
         "The proxy lost {:.2} % of the packets in the median run.",
         of(Item::Lost)
     );
+    println!();
+    print_tunnels(samples);
+}
+
+fn print_tunnels(samples: &mut Samples) {
+    println!(
+        "| wireguard-go, TCP, one stream | straight | through wice's proxies | through bare GRO and GSO forwarders |"
+    );
+    println!("|---|--:|--:|--:|");
+    let mut line = |name: &str, digits: usize, items: [Item; 3]| {
+        let cells = items.map(|item| {
+            let value = median(samples.entry(item).or_default());
+            format!("{value:.digits$}")
+        });
+        println!("| {name} | {} |", cells.join(" | "));
+    };
+    line("Mbit/s", 0, TUNNELS.map(Item::Rate));
+    line(
+        "CPU of both ends, s/GB: WireGuard's",
+        2,
+        TUNNELS.map(Item::WireGuardCpu),
+    );
+    line(
+        "of what is between it and the link",
+        2,
+        TUNNELS.map(Item::BetweenCpu),
+    );
+    line("ping at rest, ms", 3, TUNNELS.map(Item::Rtt));
 }
