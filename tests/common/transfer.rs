@@ -7,6 +7,8 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -34,18 +36,19 @@ pub(crate) fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duratio
         from.parse::<IpAddr>().unwrap(),
         to.parse::<IpAddr>().unwrap(),
     );
+    // Not by a datagram, which the tunnel may lose.
+    let ended = Arc::new(AtomicBool::new(false));
+    let has_ended = Arc::clone(&ended);
     let echo = namespaces[1].spawn(move || {
         let socket = bind_when_set_up(to, PORT);
         socket
-            .set_read_timeout(Some(Duration::from_secs(10)))
+            .set_read_timeout(Some(Duration::from_millis(20)))
             .unwrap();
         let mut buffer = [0; 64];
-        loop {
-            let (len, client) = socket.recv_from(&mut buffer).unwrap();
-            if buffer[..len] == *b"end" {
-                return;
+        while !has_ended.load(Ordering::Relaxed) {
+            if let Ok((len, client)) = socket.recv_from(&mut buffer) {
+                socket.send_to(&buffer[..len], client).unwrap();
             }
-            socket.send_to(&buffer[..len], client).unwrap();
         }
     });
     let client = namespaces[0].spawn(move || {
@@ -74,10 +77,10 @@ pub(crate) fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duratio
                 break;
             }
         }
-        socket.send_to(b"end", (to, PORT)).unwrap();
         fastest
     });
     let fastest = client.join().unwrap();
+    ended.store(true, Ordering::Relaxed);
     echo.join().unwrap();
     assert!(fastest < Duration::MAX, "no answer from {to}");
     fastest
