@@ -50,6 +50,7 @@ fn main() -> Result<(), Error> {
         } else {
             Some(endpoint.parse()?)
         },
+        rekey_every: None,
     };
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use wice::io::udp::{Coalescer, Destination, ReceiveBuffers, SLOTS, SendFailures, UdpSocket};
 use wice::wireguard::IpPrefix;
 use wice::wireguard::inprocess::{
-    DeviceCounters, Egress, PeerConfig, PeerId, PeerStats, TunRead, TunnelCounters, Tunnels,
-    Verdict,
+    DeviceCounters, Egress, MessageKind, PeerConfig, PeerId, PeerStats, TunRead, TunnelCounters,
+    Tunnels, Verdict,
 };
 use wice::wireguard::netlink::Netlink;
 use wice::wireguard::tun::Tun;
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) addresses: Vec<(IpAddr, u8)>,
     pub(crate) listen: SocketAddr,
     pub(crate) endpoint: Option<SocketAddr>,
+    /// How often a new session is begun, though the old one holds; never, except to try it.
+    pub(crate) rekey_every: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub(crate) struct Report {
     pub(crate) tunnels: TunnelCounters,
     pub(crate) device: DeviceCounters,
     pub(crate) socket: wice::io::udp::Counters,
+    /// Handshakes that it has begun and that were answered.
+    pub(crate) sessions: u32,
     pub(crate) thread_cpu: Duration,
 }
 
@@ -68,6 +72,7 @@ pub(crate) fn run(
         from: None,
     };
     tunnels.start_handshake(peer, Instant::now(), &mut out);
+    let (mut begun, mut sessions) = (Instant::now(), 0);
     while !stop.load(Ordering::Relaxed) {
         let now = Instant::now();
         let due = tunnels.poll_timeout().map_or(MAX_WAIT, |at| {
@@ -87,8 +92,9 @@ pub(crate) fn run(
                         &mut tun,
                         &mut out,
                     );
-                    if let Verdict::Authenticated { .. } = verdict {
+                    if let Verdict::Authenticated { kind, .. } = verdict {
                         out.route = Some(datagram.remote);
+                        sessions += u32::from(kind == MessageKind::Response);
                     }
                 }
                 tunnels.flush(&mut tun);
@@ -101,6 +107,10 @@ pub(crate) fn run(
         if tun_ready && let TunRead::Failed(error) = tunnels.handle_device(&mut tun, &mut out) {
             return Err(error.into());
         }
+        if config.rekey_every.is_some_and(|every| now >= begun + every) {
+            begun = now;
+            tunnels.start_handshake(peer, now, &mut out);
+        }
         tunnels.handle_timeout(now, &mut out);
         out.failures.drain().for_each(drop);
     }
@@ -109,6 +119,7 @@ pub(crate) fn run(
         tunnels: tunnels.counters(),
         device: tunnels.device_counters(),
         socket: socket.counters(),
+        sessions,
         thread_cpu: thread_cpu(),
     })
 }
