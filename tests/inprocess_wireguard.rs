@@ -75,12 +75,11 @@ fn start(namespaces: &[Namespace; 2], outer_v6: bool, offload: [bool; 2]) -> [Ru
 }
 
 fn run(namespaces: &[Namespace; 2], configs: [node::Config; 2]) -> [Running; 2] {
-    let mut configs = configs.into_iter();
-    [0, 1].map(|i| {
-        let config = configs.next().unwrap();
+    let [first, second] = configs;
+    [(&namespaces[0], first), (&namespaces[1], second)].map(|(namespace, config)| {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
-        let node = namespaces[i].spawn(move || node::run(config, &seen).unwrap());
+        let node = namespace.spawn(move || node::run(config, &seen).unwrap());
         Running { stop, node }
     })
 }

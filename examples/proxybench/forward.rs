@@ -56,7 +56,7 @@ impl Forwarder {
         ))?;
         outward.connect(to)?;
         let local = outward.local_addr()?.ip();
-        Self::spawn(move |running, ready| match kind {
+        Self::spawn(kind, move |running, ready| match kind {
             Kind::GroGso => gro_gso(&inward, &outward, None, running, ready),
             Kind::Addressed => gro_gso(&inward, &inward, Some((local, to)), running, ready),
             Kind::Quinn => quinn(&inward, &outward, to, running, ready),
@@ -75,12 +75,17 @@ impl Forwarder {
         let (near, far) = (socket(sides[0])?, socket(sides[1])?);
         let (near_too, far_too) = (near.try_clone()?, far.try_clone()?);
         Ok([
-            Self::spawn(move |running, ready| gro_gso(&near, &far, None, running, ready))?,
-            Self::spawn(move |running, ready| gro_gso(&far_too, &near_too, None, running, ready))?,
+            Self::spawn(Kind::GroGso, move |running, ready| {
+                gro_gso(&near, &far, None, running, ready)
+            })?,
+            Self::spawn(Kind::GroGso, move |running, ready| {
+                gro_gso(&far_too, &near_too, None, running, ready)
+            })?,
         ])
     }
 
     fn spawn(
+        kind: Kind,
         run: impl FnOnce(&Running, &mpsc::Sender<()>) -> io::Result<()> + Send + 'static,
     ) -> Result<Self, Error> {
         let (stop, cpu) = (
@@ -94,7 +99,7 @@ impl Forwarder {
         let (ready, is_ready) = mpsc::channel();
         std::thread::spawn(move || {
             if let Err(error) = run(&Running { stop, cpu }, &ready) {
-                eprintln!("a bare forwarder: {error}");
+                eprintln!("{kind:?}: {error}");
             }
         });
         is_ready.recv()?;

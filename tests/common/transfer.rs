@@ -36,7 +36,7 @@ pub(crate) fn ping(namespaces: &[Namespace; 2], from: &str, to: &str) -> Duratio
         from.parse::<IpAddr>().unwrap(),
         to.parse::<IpAddr>().unwrap(),
     );
-    // Not by a datagram, which the tunnel may lose.
+    // The end is not told by a datagram, which the tunnel may lose.
     let ended = Arc::new(AtomicBool::new(false));
     let has_ended = Arc::clone(&ended);
     let echo = namespaces[1].spawn(move || {
